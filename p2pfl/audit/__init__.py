@@ -1,0 +1,29 @@
+"""The audit log: an append-only, hash-chained, signed record of what one peer did. See docs/audit-log.md."""
+
+from __future__ import annotations
+
+from p2pfl.audit.format import MAX_BODY, MAX_DOCUMENT, MAX_DOCUMENTS, MAX_ENTRIES, Entry, Head, NewEntry
+from p2pfl.audit.kinds import NOTES, Kind, KindNote
+from p2pfl.audit.log import AuditLog
+from p2pfl.audit.show import as_dict, describe
+from p2pfl.audit.store import read_entries
+from p2pfl.audit.verify import Verification, verify_log
+
+__all__ = [
+    "MAX_BODY",
+    "MAX_DOCUMENT",
+    "MAX_DOCUMENTS",
+    "MAX_ENTRIES",
+    "NOTES",
+    "AuditLog",
+    "Entry",
+    "Head",
+    "Kind",
+    "KindNote",
+    "NewEntry",
+    "Verification",
+    "as_dict",
+    "describe",
+    "read_entries",
+    "verify_log",
+]

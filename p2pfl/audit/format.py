@@ -1,0 +1,199 @@
+"""The bytes that hold the log together: entry hashes, bodies, and signed heads. Nothing here touches a file.
+
+Entry hash, for entry i with the hash of entry i - 1 (32 zero bytes before entry 0)::
+
+    hash_i = SHA-256(0x00 || u64 position || u64 time || u16 len(kind) || kind || u32 len(body) || body
+                     || hash_{i-1})
+
+All integers are big-endian. The first byte is the leaf prefix of RFC 6962 section 2.1, so that the same 32
+bytes can become the leaves of a Merkle tree without a new format. Lengths stand before the two variable
+parts, so no two different entries have the same preimage. The body is hashed as the bytes that are stored
+and is never encoded again (msgpack is not canonical).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pfl.crypto.envelope import Envelope, open_envelope, sign_envelope
+from p2pfl.crypto.identity import Identity
+from p2pfl.crypto.packing import pack, unpack
+from p2pfl.errors import ConfigError, MalformedMessage, P2PFLError
+from p2pfl.types import Digest, PeerId
+
+FORMAT = 1
+"""Version of the file format; a reader refuses any other."""
+
+HASH_SIZE = 32
+START = bytes(HASH_SIZE)
+"""Stands in the place of the previous hash in entry 0."""
+
+MAX_BODY = 65535
+"""Bytes of one body: C2SP tlog-tiles allows entries of 65535 bytes, and ours should fit there one day."""
+
+MAX_DOCUMENT = 8 * 1024 * 1024
+"""Bytes of one document: an announcement has at most 64 KiB, a charter of 50 members well below 1 MiB."""
+
+MAX_DOCUMENTS = 64
+"""Documents of one entry: evidence has two; the list must fit into a body (64 x about 60 bytes)."""
+
+MAX_KIND = 40
+"""Characters of a kind: one or two words."""
+
+MAX_ENTRIES = 1024
+"""Entries of one commit: one round of 50 neighbours with a few channels writes about 200."""
+
+MAX_INTEGER = 2**63 - 1
+"""Largest position, size or time: SQLite integers are signed 64-bit."""
+
+HEAD_KIND = "audit-head"
+"""Envelope kind of a head, so that its signature can never pass for another statement of the same key."""
+
+DOCUMENTS = "documents"
+"""Body field that binds the documents: a list of [role, SHA-256 digest]. Callers cannot use this name."""
+
+_LEAF = b"\x00"
+_KIND = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_KIND - 1}}}")
+_ROLE = re.compile(r"[a-z][a-z0-9_]{0,19}")
+_HEAD = struct.Struct(">QQQ32s")
+_HEAD_LIMIT = 1024  # an encoded head envelope has about 250 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewEntry:
+    """What a caller wants written; ``documents`` are (role, content) pairs kept beside the entry."""
+
+    kind: str
+    body: Mapping[str, Any]
+    documents: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry as it stands in the log; ``time`` is Unix milliseconds, documents are (role, digest)."""
+
+    position: int
+    time: int
+    kind: str
+    body: dict[str, Any]
+    hash: bytes
+    documents: tuple[tuple[str, Digest], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A signed statement: ``size`` entries, the last has ``hash``; ``previous`` is the size before."""
+
+    size: int
+    hash: bytes
+    time: int
+    signature: bytes
+    previous: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A new entry, checked and encoded, that only waits for its position."""
+
+    kind: str
+    body: bytes
+    documents: tuple[tuple[str, bytes, bytes], ...] = field(default=())  # role, digest, content
+
+
+def entry_hash(position: int, time: int, kind: str, body: bytes, previous: bytes) -> bytes:
+    """SHA-256 of one entry, 32 bytes; the equation is in the module docstring."""
+    name = kind.encode()
+    start = _LEAF + struct.pack(">QQH", position, time, len(name)) + name + struct.pack(">I", len(body))
+    return hashlib.sha256(start + body + previous).digest()
+
+
+def prepare(new: NewEntry) -> Prepared:
+    """Check and encode a new entry; raises ConfigError for what the format cannot hold."""
+    if not _KIND.fullmatch(new.kind):
+        raise ConfigError(
+            f"an audit entry has the kind {new.kind[:60]!r}; use lower-case letters, digits and _, at most 40"
+        )
+    if DOCUMENTS in new.body:
+        raise ConfigError(
+            f"the body of {new.kind} has a field {DOCUMENTS!r}; that name is the log's own, use another"
+        )
+    if len(new.documents) > MAX_DOCUMENTS:
+        raise ConfigError(
+            f"{new.kind} has {len(new.documents)} documents; split it, {MAX_DOCUMENTS} fit one entry"
+        )
+    documents = []
+    for role, content in new.documents:
+        if not _ROLE.fullmatch(role):
+            raise ConfigError(
+                f"a document of {new.kind} has the role {role[:40]!r}; use a lower-case word of at most 20"
+            )
+        if len(content) > MAX_DOCUMENT:
+            raise ConfigError(
+                f"a document of {new.kind} has {len(content)} bytes; {MAX_DOCUMENT} fit, keep it in a file"
+            )
+        documents.append((role, hashlib.sha256(content).digest(), bytes(content)))
+    fields = dict(new.body)
+    if documents:
+        fields[DOCUMENTS] = [[role, digest] for role, digest, _ in documents]
+    return Prepared(str(new.kind), _encode_body(new.kind, fields), tuple(documents))
+
+
+def _encode_body(kind: str, fields: dict[str, Any]) -> bytes:
+    try:
+        body = pack(fields)
+        decode_body(body)
+    except (TypeError, ValueError, OverflowError, P2PFLError) as error:
+        # Read back before it is signed: what this program cannot read again must never enter the log.
+        raise ConfigError(
+            f"the body of {kind} cannot be logged ({error}); "
+            f"give a map of texts to plain values, at most {MAX_BODY} bytes"
+        ) from None
+    return body
+
+
+def decode_body(body: bytes) -> tuple[dict[str, Any], tuple[tuple[str, bytes], ...]]:
+    """Split a stored body into its fields and the (role, digest) list of its documents.
+
+    Raises MalformedMessage or LimitExceeded.
+    """
+    value = unpack(body, what="audit entry body", limit=MAX_BODY)
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise MalformedMessage("an audit entry body is not a map of named fields")
+    listed = value.pop(DOCUMENTS, [])
+    if not isinstance(listed, list) or len(listed) > MAX_DOCUMENTS:
+        raise MalformedMessage("an audit entry names its documents in a form that no version writes")
+    documents = []
+    for row in listed:
+        match row:
+            case [str(role), bytes(digest)] if _ROLE.fullmatch(role) and len(digest) == HASH_SIZE:
+                documents.append((role, digest))
+            case _:
+                raise MalformedMessage("an audit entry names a document in a form that no version writes")
+    return value, tuple(documents)
+
+
+def _head_payload(log: str, previous: int, size: int, time: int, digest: bytes) -> bytes:
+    return _HEAD.pack(previous, size, time, digest) + log.encode()
+
+
+def sign_head(identity: Identity, previous: int, size: int, time: int, digest: bytes) -> Head:
+    """Sign a head as its owner: an envelope of kind ``audit-head`` over
+
+    ``u64 previous || u64 size || u64 time || 32-byte hash || log id (ASCII)``, integers big-endian.
+
+    ``previous`` is the size of the head before (0 for the first): no head can be taken out of the middle.
+    """
+    payload = _head_payload(identity.peer_id, previous, size, time, digest)
+    return Head(size, digest, time, sign_envelope(identity, HEAD_KIND, payload).signature, previous)
+
+
+def check_head(head: Head, log: str) -> None:
+    """Check a head's signature by the log's owner; raises SignatureRefused or MalformedMessage."""
+    payload = _head_payload(log, head.previous, head.size, head.time, head.hash)
+    envelope = Envelope(PeerId(log), HEAD_KIND, payload, head.signature)
+    open_envelope(envelope.encode(), kinds={HEAD_KIND}, limit=_HEAD_LIMIT)

@@ -1,0 +1,99 @@
+"""The vocabulary of the audit log: what kinds of entries exist, what each means, which fields its body has.
+
+The log itself takes any well-formed kind (it never decides what must be logged), and verification does not
+look at kinds, so a newer peer's log can still be checked by an older program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class Kind(StrEnum):
+    """Name of an entry kind; the value is what stands in the file."""
+
+    LOG_CREATED = "log_created"
+    PEER_STARTED = "peer_started"
+    RECOVERED = "recovered"
+    CHARTER_ACCEPTED = "charter_accepted"
+    DATA_REGISTERED = "data_registered"
+    LINK_UP = "link_up"
+    LINK_DOWN = "link_down"
+    PLAN_PROPOSED = "plan_proposed"
+    PLAN_APPROVED = "plan_approved"
+    START_SIGNED = "start_signed"
+    RUN_STARTED = "run_started"
+    ROUND_STARTED = "round_started"
+    DELTA_SENT = "delta_sent"
+    DELTA_RECEIVED = "delta_received"
+    DELTA_IGNORED = "delta_ignored"
+    REFUSED = "refused"
+    EQUIVOCATION = "equivocation"
+    MIXED = "mixed"
+    EDGE_UNSETTLED = "edge_unsettled"
+    ABSENT = "absent"
+    ACKNOWLEDGED = "acknowledged"
+    RUN_CLOSED = "run_closed"
+
+
+@dataclass(frozen=True, slots=True)
+class KindNote:
+    """What a kind means and the body fields it may have (digests are 64 hexadecimal digits)."""
+
+    meaning: str
+    fields: tuple[str, ...]
+
+
+NOTES: Mapping[Kind, KindNote] = MappingProxyType(
+    {
+        Kind.LOG_CREATED: KindNote("the first entry; binds the log's identity", ("format", "log", "created")),
+        Kind.PEER_STARTED: KindNote("the peer process came up", ("name", "version")),
+        Kind.RECOVERED: KindNote("the peer found work left by a crash and rolled it forward", ("what",)),
+        Kind.CHARTER_ACCEPTED: KindNote("this site accepted a charter version", ("charter", "version")),
+        Kind.DATA_REGISTERED: KindNote("a dataset was registered", ("tag", "fingerprint", "rows")),
+        Kind.LINK_UP: KindNote("an authenticated link to a member came up", ("peer", "transport")),
+        Kind.LINK_DOWN: KindNote("a link went down", ("peer", "reason")),
+        Kind.PLAN_PROPOSED: KindNote("this site proposed a run of a plan", ("run", "plan")),
+        Kind.PLAN_APPROVED: KindNote("this site approved a plan for a run", ("run", "plan", "samples")),
+        Kind.START_SIGNED: KindNote("this site signed the run's start record", ("run", "record")),
+        Kind.RUN_STARTED: KindNote(
+            "the start record is valid; the run begins",
+            ("run", "record", "plan", "charter", "initial", "participants", "signers"),
+        ),
+        Kind.ROUND_STARTED: KindNote("a round began here", ("run", "round", "active")),
+        Kind.DELTA_SENT: KindNote(
+            "a delta may leave; its announcement is the document with role outbox",
+            ("run", "round", "step", "channel", "core", "recipients", "bytes"),
+        ),
+        Kind.DELTA_RECEIVED: KindNote(
+            "a member's delta was opened, checked and taken",
+            ("run", "peer", "round", "step", "channel", "core"),
+        ),
+        Kind.DELTA_IGNORED: KindNote(
+            "a late or repeated delta had no effect", ("run", "origin", "round", "reason")
+        ),
+        Kind.REFUSED: KindNote("a message or a stranger was refused", ("run", "peer", "reason")),
+        Kind.EQUIVOCATION: KindNote(
+            "a member signed two different cores for one place; both are kept as evidence",
+            ("run", "peer", "round", "step", "channel"),
+        ),
+        Kind.MIXED: KindNote(
+            "the model was mixed over these edges", ("run", "round", "step", "edges", "taken_back")
+        ),
+        Kind.EDGE_UNSETTLED: KindNote(
+            "an edge left the window unsettled: recorded bias", ("run", "peer", "round", "step")
+        ),
+        Kind.ABSENT: KindNote(
+            "a site (without the field peer: this one) takes no part",
+            ("run", "peer", "round", "until", "reason"),
+        ),
+        Kind.ACKNOWLEDGED: KindNote("a member has these cores in its own log", ("run", "peer", "cores")),
+        Kind.RUN_CLOSED: KindNote(
+            "this site closed the run",
+            ("run", "finished", "rounds_done", "digest", "missing", "unsettled", "reason"),
+        ),
+    }
+)

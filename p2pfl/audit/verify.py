@@ -1,0 +1,215 @@
+"""Checking a whole log without a key and without trust in its writer; the first bad place is named.
+
+What it proves: every entry, document and head is as it was when the owner's key signed the heads, none is
+missing in the middle, none was added. What it cannot prove: that the tail was not cut off together with its
+heads, that an older copy was not put back, that the owner of the key did not write the whole file anew, or
+that an entry says the truth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from p2pfl.audit import store
+from p2pfl.audit.format import FORMAT, MAX_DOCUMENT, START, check_head, decode_body, entry_hash
+from p2pfl.audit.kinds import Kind
+from p2pfl.audit.wal import wal_problem
+from p2pfl.errors import RemoteError, StoreError
+
+_TEXT = 200  # characters of a damaged value that a message repeats
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The outcome: counts are of what was checked and found good; ``problem`` names the first bad place."""
+
+    ok: bool
+    entries: int
+    heads: int
+    head_hash: str
+    peer_id: str
+    problem: str | None
+
+
+class _Bad(Exception):  # noqa: N818 - an outcome of the check, never seen outside this module
+    """The first bad place and what is wrong there."""
+
+
+def verify_log(path: Path | str, expected_peer: str | None = None) -> Verification:
+    """Check every row of a log, in one snapshot; a running peer may go on writing.
+
+    ``expected_peer`` is the peer id whose log it should be. Memory stays at a few rows. Never raises for a
+    damaged file; raises ConfigError when there is none.
+    """
+    place = Path(path)
+    store.require_file(place)
+    check = _Check()
+    problem = None
+    try:
+        with store.reading(place) as connection:
+            check.run(connection, expected_peer)
+            problem = wal_problem(place)
+    except _Bad as bad:
+        problem = str(bad)
+    except (sqlite3.Error, OSError) as error:
+        problem = f"file, after {check.entries} good entries: {error}"
+    return Verification(problem is None, check.entries, check.heads, check.head_hash, check.log, problem)
+
+
+class _Check:
+    """One pass over entries, documents and heads in step: the first bad place is first in the log's order."""
+
+    def __init__(self) -> None:
+        self.entries = 0
+        self.heads = 0
+        self.head_hash = ""
+        self.log = ""
+        self._previous = START
+        self._covered = 0  # size of the newest good head
+
+    def run(self, connection: sqlite3.Connection, expected_peer: str | None) -> None:
+        problem = store.schema_problem(connection)
+        if problem is not None:
+            raise _Bad(f"file: {problem}")
+        meta = self._meta(connection)
+        documents = _Rows(
+            connection, "SELECT entry, place, role, digest, content FROM documents ORDER BY entry, place"
+        )
+        heads = _Rows(connection, "SELECT size, hash, time, signature, previous FROM heads ORDER BY size")
+        for row in connection.execute(
+            "SELECT position, time, kind, body, previous, hash FROM entries ORDER BY position"
+        ):
+            fields = self._entry(row, documents)
+            if row[0] == 0:
+                self._first_entry(row[2], fields, meta, expected_peer)
+            self._head(heads)
+        self._end(documents, heads)
+        for (message,) in connection.execute("PRAGMA integrity_check(1)"):
+            if message != "ok":
+                raise _Bad(f"file: {_shown(message)}")
+
+    def _meta(self, connection: sqlite3.Connection) -> tuple[Any, ...]:
+        rows = connection.execute("SELECT one, log, format, created FROM meta LIMIT 2").fetchall()
+        if len(rows) != 1 or rows[0][0] != 1:
+            raise _Bad("meta: there must be exactly one row")
+        _, log, version, created = rows[0]
+        if type(log) is not str or not store.is_integer(created):
+            raise _Bad("meta: a value has the wrong type")
+        if version != FORMAT or type(version) is not int:
+            raise _Bad(f"meta: format {_shown(version)} is not {FORMAT}, which this program checks")
+        self.log = _shown(log)
+        return log, version, created
+
+    def _first_entry(
+        self, kind: str, fields: dict[str, Any], meta: tuple[Any, ...], expected: str | None
+    ) -> None:
+        if kind != Kind.LOG_CREATED or set(fields) != {"log", "format", "created"}:
+            raise _Bad(f"entry 0: it is not {Kind.LOG_CREATED}")
+        if (fields["log"], fields["format"], fields["created"]) != meta:
+            raise _Bad("meta: it differs from entry 0")
+        if expected is not None and fields["log"] != expected:
+            raise _Bad(f"meta: the log belongs to {self.log}, not to {_shown(expected)}")
+
+    def _entry(self, row: tuple[Any, ...], documents: _Rows) -> dict[str, Any]:
+        number = self.entries
+        if row[0] != number:
+            raise _Bad(f"entry {number}: missing (the next one is entry {_shown(row[0])})")
+        if not store.entry_row_is_sound(row):
+            raise _Bad(f"entry {number}: a value has the wrong type or size")
+        if row[4] != self._previous:
+            raise _Bad(f"entry {number}: it does not follow the entry before it")
+        if entry_hash(*row[:5]) != row[5]:
+            raise _Bad(f"entry {number}: its hash does not hold (time, kind, body or hash was changed)")
+        try:
+            fields, listed = decode_body(row[3])
+        except RemoteError as error:
+            raise _Bad(f"entry {number}: {error}") from None
+        for place, (role, digest) in enumerate(listed):
+            _check_document(number, place, role, digest, documents)
+        _no_other_document(documents, number)
+        self._previous = row[5]
+        self.entries += 1
+        return fields
+
+    def _head(self, heads: _Rows) -> None:
+        """The head of the size just reached, if the commit ended here."""
+        if heads.next is None:
+            return
+        size = heads.next[0]
+        name = f"head of size {_shown(size)}"
+        if store.is_integer(size) and size > self.entries:
+            return
+        if size != self.entries:
+            raise _Bad(f"{name}: no commit ended there")
+        try:
+            head = store.head_from_row(heads.next)
+            if head.hash != self._previous:
+                raise _Bad(f"{name}: it names another hash than entry {size - 1} has")
+            check_head(head, self.log)
+        except (RemoteError, StoreError) as error:
+            raise _Bad(f"{name}: {error}") from None
+        if head.previous != self._covered:
+            raise _Bad(f"{name}: it follows a head of size {head.previous}, which is missing")
+        self.heads += 1
+        self._covered, self.head_hash = size, head.hash.hex()
+        heads.advance()
+
+    def _end(self, documents: _Rows, heads: _Rows) -> None:
+        if heads.next is not None:
+            size = _shown(heads.next[0])
+            raise _Bad(f"entry {self.entries}: missing (a head of size {size} was signed over it)")
+        if self.entries == 0:
+            raise _Bad("entry 0: missing")
+        if self._covered != self.entries:
+            raise _Bad(
+                f"head of size {self.entries}: missing (entries from {self._covered} on are not signed)"
+            )
+        _no_other_document(documents, None)
+
+
+class _Rows:
+    """A query read one row ahead."""
+
+    def __init__(self, connection: sqlite3.Connection, query: str) -> None:
+        self._cursor: Iterator[tuple[Any, ...]] = connection.execute(query)
+        self.next: tuple[Any, ...] | None = next(self._cursor, None)
+
+    def advance(self) -> None:
+        """Go to the following row; ``next`` is None after the last."""
+        self.next = next(self._cursor, None)
+
+
+def _check_document(number: int, place: int, role: str, digest: bytes, documents: _Rows) -> None:
+    name = f"document {place} of entry {number}"
+    _no_other_document(documents, number, place)
+    if documents.next is None or documents.next[:2] != (number, place):
+        raise _Bad(f"{name}: missing")
+    _, _, found_role, found_digest, content = documents.next
+    if type(content) is not bytes or len(content) > MAX_DOCUMENT:
+        raise _Bad(f"{name}: its content has the wrong type or size")
+    if found_role != role or found_digest != digest:
+        raise _Bad(f"{name}: its role or digest is not what the entry names")
+    if hashlib.sha256(content).digest() != digest:
+        raise _Bad(f"{name}: its content was changed")
+    documents.advance()
+
+
+def _no_other_document(documents: _Rows, number: int | None, place: int = 0) -> None:
+    """Refuse a document row that stands before (number, place) or, without a number, any row at all."""
+    if documents.next is None:
+        return
+    entry, found = documents.next[:2]
+    sound = store.is_integer(entry) and store.is_integer(found)
+    if number is None or not sound or (entry, found) < (number, place):
+        raise _Bad(f"document {_shown(found)} of entry {_shown(entry)}: no entry names it")
+
+
+def _shown(value: Any) -> str:
+    """A value from the file, safe to print: no control characters, bounded length."""
+    text = value[:_TEXT] if isinstance(value, str) else repr(value)[:_TEXT]
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,0 +1,75 @@
+"""Reading SQLite's write-ahead log for damage that SQLite itself passes over in silence.
+
+On open SQLite takes the frames up to the first bad checksum and drops the rest (https://sqlite.org/walformat.html):
+right for a torn last write, but one flipped byte in the middle would cut off durable commits, and the peer would
+forget what it has already sent. Every commit is synced before the next begins, so at most one commit, the last, can
+be torn. Two or more commits behind a bad frame were durable once: that is damage, never a crash.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+HEADER_SIZE = 32
+FRAME_HEADER_SIZE = 24
+
+TORN_COMMITS = 1
+"""Commits that a crash can tear: the one whose sync had not returned."""
+
+_MAGIC = 0x377F0682  # the lowest bit says in which byte order checksums read their words
+_ATTEMPTS = 3  # a running peer can begin the file anew while it is read; then read it again
+_SMALLEST_PAGE = 512
+_LARGEST_PAGE = 65536
+
+
+def wal_problem(database: Path) -> str | None:
+    """What is damaged in the write-ahead log beside ``database``, or None. Raises OSError."""
+    problem = None
+    for _ in range(_ATTEMPTS):
+        try:
+            with database.with_name(database.name + "-wal").open("rb") as file:
+                header = file.read(HEADER_SIZE)
+                problem = _scan(file, header)
+                file.seek(0)
+                if file.read(HEADER_SIZE) == header:
+                    return problem
+        except FileNotFoundError:
+            return None
+    return problem
+
+
+def _scan(file: BinaryIO, header: bytes) -> str | None:
+    """Walk over the frames; only those with the header's salts belong to this generation of the file."""
+    if len(header) < HEADER_SIZE:
+        return None
+    magic, _, page, _ = struct.unpack(">IIII", header[:16])
+    order = ">" if magic & 1 else "<"
+    size = page if _SMALLEST_PAGE <= page <= _LARGEST_PAGE else _SMALLEST_PAGE
+    state = _checksum(order, header[:24], (0, 0))
+    if magic & ~1 != _MAGIC or page != size or struct.pack(">II", *state) != header[24:]:
+        # The header is synced before the first frame is written: with frames behind it, it cannot be torn.
+        return "write-ahead log: its header is damaged" if file.read(FRAME_HEADER_SIZE + size) else None
+    number, bad, lost = 0, 0, 0
+    while len(frame := file.read(FRAME_HEADER_SIZE + size)) == FRAME_HEADER_SIZE + size:
+        number += 1
+        ours = frame[8:16] == header[16:24]
+        if not bad:
+            state = _checksum(order, frame[FRAME_HEADER_SIZE:], _checksum(order, frame[:8], state))
+            if not ours or struct.pack(">II", *state) != frame[16:24]:
+                bad = number
+        if bad and ours and frame[4:8] != bytes(4):  # a commit frame names the size of the database
+            lost += 1
+    if lost > TORN_COMMITS:
+        return f"write-ahead log: frame {bad} is damaged and {lost} commits behind it cannot be read"
+    return None
+
+
+def _checksum(order: str, data: bytes, state: tuple[int, int]) -> tuple[int, int]:
+    """s0 += x[i] + s1; s1 += x[i+1] + s0 over pairs of 32-bit words (walformat, section 4.2)."""
+    first, second = state
+    for left, right in struct.iter_unpack(f"{order}II", data):
+        first = (first + left + second) & 0xFFFFFFFF
+        second = (second + right + first) & 0xFFFFFFFF
+    return first, second

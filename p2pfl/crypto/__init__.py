@@ -1,0 +1,91 @@
+"""Identity and peer ids, key file, signed envelopes, sealing for many recipients, TLS certificates.
+
+This room knows nothing of what it seals or signs, and decides nothing: membership, freshness and policy are
+the callers' questions. Formats byte by byte: docs/cryptography.md.
+"""
+
+from __future__ import annotations
+
+from p2pfl.crypto.certificates import (
+    CERTIFICATE_LIMIT,
+    Certificate,
+    certificate_expiry,
+    certificate_pem,
+    create_certificate,
+)
+from p2pfl.crypto.digests import DIGEST_BYTES, parse_digest, sha256
+from p2pfl.crypto.envelope import DOMAIN, ENVELOPE_OVERHEAD, Envelope, open_envelope, sign_envelope
+from p2pfl.crypto.identity import SIGNATURE_BYTES, Identity, verify_signature
+from p2pfl.crypto.keystore import PassphraseCost, is_sealed, read_key, write_key
+from p2pfl.crypto.merkle import leaf_hash, merkle_root, node_hash, root_of_hashes
+from p2pfl.crypto.packing import pack, read_fields, unpack
+from p2pfl.crypto.peer_ids import (
+    parse_peer_id,
+    peer_id_from_public_key,
+    peer_id_to_cid,
+    public_key_from_peer_id,
+)
+from p2pfl.crypto.prekeys import CONTENT_KEY_BYTES, PREKEY_BYTES, WRAPPED_BYTES, Prekey, wrap_key
+from p2pfl.crypto.sealing import (
+    CHUNK,
+    SIZE_LIMIT,
+    Manifest,
+    Opener,
+    Sealed,
+    ciphertext_size,
+    expected_chunks,
+    open_all,
+    open_all_off_loop,
+    seal,
+    seal_off_loop,
+)
+
+__all__ = [
+    "CERTIFICATE_LIMIT",
+    "CHUNK",
+    "CONTENT_KEY_BYTES",
+    "DIGEST_BYTES",
+    "DOMAIN",
+    "ENVELOPE_OVERHEAD",
+    "PREKEY_BYTES",
+    "SIGNATURE_BYTES",
+    "SIZE_LIMIT",
+    "WRAPPED_BYTES",
+    "Certificate",
+    "Envelope",
+    "Identity",
+    "Manifest",
+    "Opener",
+    "PassphraseCost",
+    "Prekey",
+    "Sealed",
+    "certificate_expiry",
+    "certificate_pem",
+    "ciphertext_size",
+    "create_certificate",
+    "expected_chunks",
+    "is_sealed",
+    "leaf_hash",
+    "merkle_root",
+    "node_hash",
+    "open_all",
+    "open_all_off_loop",
+    "open_envelope",
+    "pack",
+    "parse_digest",
+    "parse_peer_id",
+    "peer_id_from_public_key",
+    "peer_id_to_cid",
+    "public_key_from_peer_id",
+    "read_fields",
+    "read_key",
+    "root_of_hashes",
+    "seal",
+    "seal_off_loop",
+    "sha256",
+    "sign_envelope",
+    "unpack",
+    "verify_signature",
+    "wrap_key",
+    "write_key",
+]

@@ -1,0 +1,23 @@
+"""The sans-IO protocol machine: proposals, start records, rounds, late flows, catch-up, closing.
+
+No I/O, no clock, no thread, no randomness of its own, no tensor.
+"""
+
+from p2pfl.gossip import effects, events
+from p2pfl.gossip.flood import Flood
+from p2pfl.gossip.machine import Machine, Restored
+from p2pfl.gossip.statements import Proposal, open_proposal, record_digest
+from p2pfl.gossip.table import TABLE, State
+
+__all__ = [
+    "TABLE",
+    "Flood",
+    "Machine",
+    "Proposal",
+    "Restored",
+    "State",
+    "effects",
+    "events",
+    "open_proposal",
+    "record_digest",
+]

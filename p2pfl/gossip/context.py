@@ -1,0 +1,127 @@
+"""What the parts of the machine share: who we are, where we stand, and the effects of the event in hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pfl.gossip.effects import CancelTimer, Commit, Effect, LogEntry, SetTimer, Tell
+from p2pfl.gossip.messages import SETTLING_WINDOW, Core, Position
+from p2pfl.gossip.statements import Proposal
+from p2pfl.gossip.table import State
+from p2pfl.topology import Schedule
+from p2pfl.types import PeerId, Roster, StartRecord
+
+REFUSALS_LOGGED = 16  # per peer and run; a member that sends rubbish must not fill the other's log
+
+
+@dataclass(slots=True)
+class Context:
+    """Mutable state of one machine. The parts own their own fields; this holds what all of them read."""
+
+    me: PeerId
+    roster: Roster
+    proposal: Proposal
+    state: State = State.PROPOSING
+    now: float = 0.0
+    start: StartRecord | None = None
+    schedule: Schedule | None = None
+    position: Position = (0, 0)  # the one in work, or the next one
+    linked: set[PeerId] = field(default_factory=set)
+    missing: dict[PeerId, tuple[int, str]] = field(default_factory=dict)
+    effects: list[Effect] = field(default_factory=list)
+    pending: list[LogEntry] = field(default_factory=list)
+    counters: Counter[str] = field(default_factory=Counter)
+    notes: int = 0
+    refusals: Counter[PeerId] = field(default_factory=Counter)
+    ignored: set[tuple[PeerId, int]] = field(default_factory=set)
+    pause_wanted: bool = False
+    away_for_good: str | None = None  # why we take no part in the rest of the run
+
+    @property
+    def running_schedule(self) -> Schedule:
+        """The schedule; only after the start record."""
+        assert self.schedule is not None
+        return self.schedule
+
+    @property
+    def running(self) -> StartRecord:
+        """The start record; only after it is valid."""
+        assert self.start is not None
+        return self.start
+
+    def neighbours(self, position: Position) -> tuple[tuple[PeerId, float], ...]:
+        """Scheduled (peer, weight) at this position, in peer-id order; empty past the end."""
+        round_, step = position
+        if round_ >= self.running_schedule.total:
+            return ()
+        mixings = self.running_schedule.round(round_).mixings
+        return mixings[step].neighbours(self.me) if step < len(mixings) else ()
+
+    def own_steps(self, round_: int) -> tuple[int, ...]:
+        """The mixing steps of a round in which this peer has a neighbour; (0,) if there is none."""
+        mixings = self.running_schedule.round(round_).mixings
+        steps = tuple(step for step, mixing in enumerate(mixings) if mixing.neighbours(self.me))
+        return steps or (0,)
+
+    def partners(self) -> tuple[PeerId, ...]:
+        """All peers this one ever mixes with in the run, in peer-id order."""
+        graph = self.running_schedule.graph
+        return tuple(sorted(graph.neighbors(self.me))) if self.me in graph else ()
+
+    def emit(self, effect: Effect) -> None:
+        """Add an effect to the answer for the event in hand."""
+        self.effects.append(effect)
+
+    def tell(self, topic: str, **facts: Any) -> None:
+        """Show something to the user."""
+        self.emit(Tell(topic, facts))
+
+    def log(self, kind: str, body: Mapping[str, Any], *documents: tuple[str, bytes]) -> None:
+        """Write an entry with the next commit."""
+        self.pending.append(LogEntry(kind, {"run": self.proposal.run, **body}, documents))
+
+    def commit(self, token: str, cores: tuple[Core, ...] = (), recipients: tuple[PeerId, ...] = ()) -> None:
+        """Make everything logged so far durable, with these cores."""
+        entries, self.pending = tuple(self.pending), []
+        self.emit(Commit(token, entries, cores, recipients))
+
+    def log_now(self, kind: str, body: Mapping[str, Any], *documents: tuple[str, bytes]) -> None:
+        """Write an entry without waiting for the round's next commit."""
+        self.log(kind, body, *documents)
+        self.notes += 1
+        self.commit(f"note:{self.notes}")
+
+    def refuse(self, peer: PeerId, reason: str) -> None:
+        """A remote message is refused: count it, name it, write it down (at most so often per peer)."""
+        self.counters["refused"] += 1
+        self.refusals[peer] += 1
+        if self.refusals[peer] <= REFUSALS_LOGGED:
+            self.tell("refused", peer=peer, reason=reason)
+            self.log_now("refused", {"peer": peer, "reason": reason[:400]})
+
+    def ignore(self, origin: PeerId, round_: int, reason: str) -> None:
+        """A harmless message that is of no use: count it; one entry per origin and round at most."""
+        self.counters[reason] += 1
+        recent = round_ >= self.position[0] - 2 * SETTLING_WINDOW
+        if recent and (origin, round_) not in self.ignored and self.state is not State.ABSENT:
+            self.ignored.add((origin, round_))
+            self.log("delta_ignored", {"origin": origin, "round": round_, "reason": reason})
+            if self.state is State.DONE:
+                self.notes += 1
+                self.commit(f"note:{self.notes}")
+
+    def prune_ignored(self) -> None:
+        """Keep the memory of ignored messages as long as the window."""
+        floor = self.position[0] - 2 * SETTLING_WINDOW
+        self.ignored = {key for key in self.ignored if key[1] >= floor}
+
+    def set_timer(self, name: str, seconds: float) -> None:
+        """Fire ``name`` so many seconds from the event in hand."""
+        self.emit(SetTimer(name, self.now + seconds))
+
+    def cancel_timer(self, name: str) -> None:
+        """Stop a timer."""
+        self.emit(CancelTimer(name))

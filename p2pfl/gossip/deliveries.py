@@ -1,0 +1,287 @@
+"""Announcements in and out: checked, held in a bounded window, fetched, acknowledged.
+
+Owns what came from the neighbours and is not mixed yet, what went out and is not acknowledged yet, and the memory
+of which core each origin signed for which place (equivocation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from p2pfl.crypto import Envelope
+from p2pfl.errors import Equivocation, LimitExceeded, SignatureRefused
+from p2pfl.gossip.context import Context
+from p2pfl.gossip.effects import Fetch, Forget, Release, SendAnnouncement, SendStatement
+from p2pfl.gossip.messages import (
+    SETTLING_WINDOW,
+    Announcement,
+    Core,
+    Position,
+    decode_announcement,
+    open_core,
+    open_cover,
+)
+from p2pfl.gossip.statements import Acknowledgement
+from p2pfl.types import Digest, PeerId
+
+LOOK_AHEAD = 1  # rounds for which content is fetched before its round has begun
+
+
+class Content(Enum):
+    """Where the content of an announced core stands."""
+
+    HELD = "held"  # announced, not fetched yet
+    FETCHING = "fetching"
+    READY = "ready"
+    REFUSED = "refused"
+
+
+@dataclass(slots=True)
+class Incoming:
+    """One announced core from a neighbour."""
+
+    origin: PeerId
+    digest: Digest
+    core: Core
+    envelope: bytes
+    wrapped_key: bytes
+    inline: bytes
+    content: Content = Content.HELD
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """One own core, committed, and who has not acknowledged it yet."""
+
+    core: Core
+    waiting: set[PeerId]
+
+
+@dataclass(slots=True)
+class Deliveries:
+    """The inbox and the outbox of one run."""
+
+    context: Context
+    incoming: dict[Digest, Incoming] = field(default_factory=dict)
+    signed: dict[tuple[PeerId, tuple[int, int, str, str]], Incoming] = field(default_factory=dict)
+    outgoing: dict[Digest, Outgoing] = field(default_factory=dict)
+    reached: dict[PeerId, Position] = field(default_factory=dict)  # furthest position heard from each peer
+    to_acknowledge: dict[PeerId, list[Digest]] = field(default_factory=dict)
+    decided_until: Position = (0, 0)  # positions below are mixed, or are being mixed
+
+    # --- in
+
+    def accept(self, peer: PeerId, data: bytes) -> Core | None:
+        """Check an announcement and hold it; None if it is of no use. Raises RemoteError if it is refused.
+
+        The verified core is returned also when its delta comes too late: its edge list still counts.
+        """
+        announcement = decode_announcement(data)
+        envelope, core = open_core(announcement.core)
+        origin = envelope.signer
+        if origin != peer:
+            raise SignatureRefused(f"announcement signed by {origin}, not by the peer that sent it", peer=peer)
+        self._check_place(origin, core)
+        known = self.signed.get((origin, core.key))
+        if known is not None and known.digest != envelope.digest:
+            self._keep_evidence(origin, known, announcement.core)
+        if known is not None:
+            self.context.ignore(origin, core.round, "duplicate")
+            self._renew(known, announcement)
+            return core
+        window = self.context.position[0] + SETTLING_WINDOW
+        self.reached[origin] = max(self.reached.get(origin, (0, 0)), core.position)
+        if core.round > window:
+            raise LimitExceeded(
+                f"round {core.round} is outside the window that ends at round {window}; "
+                "this peer catches up first",
+                peer=peer,
+            )
+        self._check_content(core)
+        held = Incoming(origin, envelope.digest, core, announcement.core, b"", b"")
+        self._cover(held, envelope, announcement)
+        self.signed[(origin, core.key)] = held
+        if core.position < self.context.position or self._decided(core.position):
+            self.context.ignore(origin, core.round, "late")
+            held.content = Content.REFUSED
+            held.inline = b""
+            self.to_acknowledge.setdefault(origin, []).append(held.digest)
+            return core
+        self.incoming[held.digest] = held
+        self.fetch_due()
+        return core
+
+    def _decided(self, position: Position) -> bool:
+        return position < self.decided_until
+
+    def _check_place(self, origin: PeerId, core: Core) -> None:
+        start = self.context.running
+        if core.run != start.run:
+            raise SignatureRefused("core of another run", peer=origin)
+        if origin not in self.context.partners():
+            raise LimitExceeded("announcement from a peer that is no neighbour in this run", peer=origin)
+        if core.recipient not in ("all", self.context.me):
+            raise LimitExceeded("announcement meant for another peer", peer=origin)
+        if core.round >= self.context.running_schedule.total:
+            raise LimitExceeded(f"round {core.round} lies after the end of the run", peer=origin)
+        scheduled = dict(self.context.neighbours(core.position))
+        if origin not in scheduled:
+            raise LimitExceeded(
+                f"no mixing with this peer is scheduled at round {core.round}, step {core.step}", peer=origin
+            )
+        if core.arguments != 0 or core.codec != "raw":
+            raise LimitExceeded(
+                "core names a codec or arguments that this run does not have; use the plan's", peer=origin
+            )
+
+    def _check_content(self, core: Core) -> None:
+        spec = next((item for item in self.context.running.channels if item.name == core.channel), None)
+        if spec is None:
+            raise LimitExceeded(f"the plan has no channel named {core.channel[:32]!r}")
+        if core.manifest.size != spec.size:
+            raise LimitExceeded(
+                f"delta of {core.manifest.size} bytes where the plan's channel {spec.name} has {spec.size}"
+            )
+        if core.base != spec.base:
+            raise SignatureRefused("delta against another base than the run's; the sender has another start")
+
+    def _cover(self, held: Incoming, envelope: Envelope, announcement: Announcement) -> None:
+        cover_envelope, cover = open_cover(announcement.cover)
+        if cover_envelope.signer != envelope.signer or cover.core != envelope.digest:
+            raise SignatureRefused("cover that does not belong to its core", peer=held.origin)
+        wrapped = cover.keys.get(self.context.me)
+        if wrapped is None:
+            raise SignatureRefused("cover holds no key for this peer", peer=held.origin)
+        held.wrapped_key, held.inline = wrapped, announcement.inline
+
+    def _renew(self, known: Incoming, announcement: Announcement) -> None:
+        """A resend of a core we know: its content may be needed after a broken fetch, or its receipt was lost."""
+        if known.digest not in self.incoming:
+            self.to_acknowledge.setdefault(known.origin, []).append(known.digest)
+            return
+        if known.content is Content.HELD:
+            envelope, _ = open_core(announcement.core)
+            self._cover(known, envelope, announcement)
+            self.fetch_due()
+
+    def _keep_evidence(self, origin: PeerId, first: Incoming, second: bytes) -> None:
+        core = first.core
+        self.context.counters["equivocation"] += 1
+        self.context.log_now(
+            "equivocation",
+            {"peer": origin, "round": core.round, "step": core.step, "channel": core.channel},
+            ("evidence", first.envelope),
+            ("evidence", second),
+        )
+        self.context.tell("equivocation", peer=origin, round=core.round)
+        raise Equivocation(
+            f"two different cores for round {core.round}, step {core.step}, channel {core.channel}; "
+            "both are kept as evidence",
+            peer=origin,
+        )
+
+    def fetch_due(self) -> None:
+        """Fetch what is held for the round in work and the next one."""
+        horizon = self.context.position[0] + LOOK_AHEAD
+        for held in self.incoming.values():
+            if held.content is Content.HELD and held.core.round <= horizon:
+                held.content = Content.FETCHING
+                self.context.emit(Fetch(held.origin, held.digest, held.core, held.wrapped_key, held.inline))
+                held.inline = b""
+
+    def received(self, digest: Digest, problem: str | None, again: bool) -> bool:
+        """The shell's answer to a Fetch; False if the core is no longer wanted."""
+        held = self.incoming.get(digest)
+        if held is None or held.content is not Content.FETCHING:
+            self.context.emit(Forget(cores=(digest,)))
+            return False
+        if problem is None:
+            held.content = Content.READY
+        elif again:
+            held.content = Content.HELD
+        else:
+            held.content = Content.REFUSED
+            self.context.refuse(held.origin, problem)
+        return True
+
+    def ready(self, origin: PeerId, position: Position) -> dict[str, Digest] | None:
+        """The core of each channel from ``origin`` at ``position``, once all of them are there."""
+        found = {
+            held.core.channel: held.digest
+            for held in self.incoming.values()
+            if held.origin == origin and held.core.position == position and held.content is Content.READY
+        }
+        return found if set(found) == set(self.channels(position)) else None
+
+    def refused(self, origin: PeerId, position: Position) -> bool:
+        """Whether something from ``origin`` for ``position`` was refused, so that waiting has no use."""
+        return any(
+            held.origin == origin and held.core.position == position and held.content is Content.REFUSED
+            for held in self.incoming.values()
+        )
+
+    def channels(self, position: Position) -> tuple[str, ...]:
+        """The channels in use at a position: all in training rounds, the model's alone while closing."""
+        names = tuple(channel.name for channel in self.context.running.channels)
+        return names if self.context.running_schedule.round(position[0]).training else names[:1]
+
+    def finish(self, position: Position) -> list[Incoming]:
+        """The position is mixed: take its cores out of the window, and all older ones. Returns the used ones."""
+        gone = [held for held in self.incoming.values() if held.core.position <= position]
+        for held in gone:
+            del self.incoming[held.digest]
+            self.to_acknowledge.setdefault(held.origin, []).append(held.digest)
+        floor = position[0] - SETTLING_WINDOW
+        self.signed = {key: held for key, held in self.signed.items() if key[1][0] >= floor}
+        if gone:
+            self.context.emit(Forget(cores=tuple(held.digest for held in gone)))
+        return [held for held in gone if held.content is Content.READY and held.core.position == position]
+
+    def acknowledge(self) -> None:
+        """Tell each origin which of its cores are committed here."""
+        waiting, self.to_acknowledge = self.to_acknowledge, {}
+        for peer, cores in sorted(waiting.items()):
+            if peer in self.context.linked:
+                payload = Acknowledgement(self.context.running.run, tuple(cores[-256:])).encode()
+                self.context.emit(SendStatement(peer, "acknowledgement", payload))
+
+    # --- out
+
+    def sent(self, cores: tuple[Core, ...], digests: tuple[Digest, ...], recipients: tuple[PeerId, ...]) -> None:
+        """Own cores are committed: announce them to every linked recipient."""
+        for core, digest in zip(cores, digests, strict=True):
+            self.outgoing[digest] = Outgoing(core, set(recipients))
+            for peer in recipients:
+                if peer in self.context.linked:
+                    self.context.emit(SendAnnouncement(peer, digest))
+
+    def resend(self, peer: PeerId) -> None:
+        """A link came up: send again what this peer has not acknowledged, oldest first."""
+        for digest, outgoing in self.outgoing.items():
+            if peer in outgoing.waiting:
+                self.context.emit(SendAnnouncement(peer, digest))
+
+    def acknowledged(self, peer: PeerId, cores: tuple[Digest, ...]) -> None:
+        """A receiver has committed these cores; unknown ones are ignored (they may be long released)."""
+        fresh = []
+        for digest in cores:
+            outgoing = self.outgoing.get(digest)
+            if outgoing is None or peer not in outgoing.waiting:
+                continue
+            outgoing.waiting.discard(peer)
+            fresh.append(digest)
+            if not outgoing.waiting:
+                self._release(digest)
+        if fresh:
+            self.context.log("acknowledged", {"peer": peer, "cores": list(fresh)})
+
+    def expire(self, before_round: int) -> None:
+        """Give up cores that are older than the window: nobody can use them any more."""
+        for digest in [key for key, item in self.outgoing.items() if item.core.round < before_round]:
+            self._release(digest)
+
+    def _release(self, digest: Digest) -> None:
+        del self.outgoing[digest]
+        self.context.emit(Release(digest))
+

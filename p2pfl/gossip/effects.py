@@ -1,0 +1,163 @@
+"""What the machine wants done. The shell carries effects out in order; none of them may block the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pfl.gossip.messages import Core, Position
+from p2pfl.types import Digest, PeerId, RunId, StartRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """Anything to be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flood(Effect):
+    """Sign ``payload`` as ``kind``, send it to every linked member, and hand it back as StatementReceived."""
+
+    kind: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendStatement(Effect):
+    """Sign ``payload`` as ``kind`` and send it to one peer."""
+
+    peer: PeerId
+    kind: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendAnnouncement(Effect):
+    """Send a committed announcement to one peer, with its newest cover."""
+
+    peer: PeerId
+    core: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Begin(Effect):
+    """Prepare the worker for a run whose start record is valid: initial parameters, keys, data."""
+
+    start: StartRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Train(Effect):
+    """Run the local steps of ``round``; answer with Trained or TrainingFailed."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encode(Effect):
+    """Encode and seal the messages of (round, step); answer with Encoded."""
+
+    round: int
+    step: int
+    closing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch(Effect):
+    """Get, open and rebuild the content of an announced core; answer with Received."""
+
+    peer: PeerId
+    digest: Digest
+    core: Core
+    wrapped_key: bytes
+    inline: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One neighbour to mix: its weight w_ij and the core of each channel."""
+
+    peer: PeerId
+    weight: float
+    cores: Mapping[str, Digest]
+
+
+@dataclass(frozen=True, slots=True)
+class Mix(Effect):
+    """Mix the edges (in this order) and take back the corrections; answer with Mixed."""
+
+    round: int
+    step: int
+    edges: tuple[Edge, ...]
+    corrections: tuple[tuple[PeerId, Position], ...]
+    last: bool
+    closing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Forget(Effect):
+    """These edges are settled, these contents are no longer needed."""
+
+    edges: tuple[tuple[PeerId, Position], ...] = ()
+    cores: tuple[Digest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One entry for the audit log; ``documents`` are (role, bytes) kept beside it."""
+
+    kind: str
+    body: Mapping[str, Any]
+    documents: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Commit(Effect):
+    """Make entries durable in one transaction, after all earlier commits; answer with Committed.
+
+    ``cores`` are signed, covered for ``recipients`` and stored with an entry each, in the same transaction.
+    """
+
+    token: str
+    entries: tuple[LogEntry, ...] = ()
+    cores: tuple[Core, ...] = ()
+    recipients: tuple[PeerId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Release(Effect):
+    """The ciphertext of this core is no longer needed by anybody."""
+
+    core: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer(Effect):
+    """Fire ``name`` at ``at`` (the shell's clock); replaces an earlier timer of that name."""
+
+    name: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTimer(Effect):
+    """The timer is no longer needed."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tell(Effect):
+    """Something the user wants to see."""
+
+    topic: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatement(Effect):
+    """Keep a verified statement of this run, so that a neighbour that missed it can have it later."""
+
+    run: RunId
+    data: bytes

@@ -1,0 +1,147 @@
+"""What the world tells the machine. Every event carries ``now``: seconds on the shell's own monotonic clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from p2pfl.crypto import Manifest
+from p2pfl.types import Digest, PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Anything that happens."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed(Event):
+    """The proposal this machine was made for is known here and checked by the shell; comes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncementReceived(Event):
+    """An announcement came in over the link to ``peer`` (bytes, unverified)."""
+
+    peer: PeerId
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StatementReceived(Event):
+    """A signed envelope came in: a flooded statement from anybody, or a direct one (bytes, unverified)."""
+
+    peer: PeerId
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp(Event):
+    """A link to ``peer`` is up, after its hello in both directions."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown(Event):
+    """The last link to ``peer`` is gone."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired(Event):
+    """A timer set by the machine is due. A timer that was replaced or cancelled must not fire."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trained(Event):
+    """The local steps of ``round`` are done; ``loss`` is their mean training loss."""
+
+    round: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFailed(Event):
+    """The plan's code or the worker failed in ``round``; the model is as before."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """One channel's message, encoded and sealed by the shell and waiting there."""
+
+    channel: str
+    manifest: Manifest
+    result: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(Event):
+    """The messages of (round, step) are encoded and sealed."""
+
+    round: int
+    step: int
+    parcels: tuple[Parcel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Received(Event):
+    """The content of ``core`` was fetched, opened and rebuilt (``problem`` None), or is refused.
+
+    ``again`` true: the world failed, not the sender; the machine may ask once more after the next link up.
+    """
+
+    core: Digest
+    problem: str | None = None
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed(Event):
+    """The mixing of (round, step) is done; ``digest`` is that of the own model afterwards."""
+
+    round: int
+    step: int
+    digest: Digest
+    distance: float  # root mean square distance to the mixed neighbours, in parameter units
+
+
+@dataclass(frozen=True, slots=True)
+class Committed(Event):
+    """The commit named ``token`` is durable; ``cores`` are the digests of its cores, in their order."""
+
+    token: str
+    cores: tuple[Digest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Approve(Event):
+    """The user approves this run with a prekey (public half) and a number of training examples."""
+
+    samples: int
+    prekey: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pause(Event):
+    """The user wants to stop before the next round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume(Event):
+    """The user wants to go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave(Event):
+    """The user takes no further part in this run."""
+
+    reason: str

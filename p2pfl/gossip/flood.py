@@ -1,0 +1,46 @@
+"""Flooding: every member forwards a verified statement once, so that members without a direct link hear each other."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from p2pfl.crypto import Envelope, open_envelope
+from p2pfl.errors import NotAMember
+from p2pfl.gossip.messages import FLOOD_LIMIT
+from p2pfl.types import Digest, PeerId, Roster
+
+SEEN_LIMIT = 8192  # statements remembered; a run of 50 sites floods about 4 per site
+KINDS = ("proposal", "approval", "start", "start-signature", "closing")
+
+
+@dataclass(slots=True)
+class Flood:
+    """Remembers what was seen and says where a statement goes next."""
+
+    roster: Roster
+    seen: OrderedDict[Digest, None] = field(default_factory=OrderedDict)
+
+    def hear(self, data: bytes) -> Envelope | None:
+        """Verify a statement; None if it was seen before. Raises RemoteError for what must not travel further."""
+        envelope = open_envelope(data, kinds=KINDS, limit=FLOOD_LIMIT)
+        if self.roster.member(envelope.signer) is None:
+            raise NotAMember("statement by a key that the charter does not name", peer=envelope.signer)
+        if not self.remember(envelope.digest):
+            return None
+        return envelope
+
+    def remember(self, digest: Digest) -> bool:
+        """Note a statement as seen; False if it already was."""
+        if digest in self.seen:
+            self.seen.move_to_end(digest)
+            return False
+        self.seen[digest] = None
+        while len(self.seen) > SEEN_LIMIT:
+            self.seen.popitem(last=False)
+        return True
+
+    def targets(self, linked: Collection[PeerId], origin: PeerId | None) -> list[PeerId]:
+        """All linked members but the one it came from, in a fixed order."""
+        return sorted(peer for peer in linked if peer != origin and self.roster.member(peer) is not None)

@@ -1,0 +1,393 @@
+"""The sans-IO machine of one peer in one run: events in, effects out, time passed in.
+
+It reads no clock, opens no socket, draws no randomness and holds no tensor; it sees handles and digests. The asyncio
+shell, the virtual clock and the tests drive this same machine. What is legal where stands in `p2pfl.gossip.table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from p2pfl.crypto import open_envelope
+from p2pfl.errors import IllegalStep, MalformedMessage, NotAMember, P2PFLError, RemoteError
+from p2pfl.gossip import events as ev
+from p2pfl.gossip.closing import ClosingPart
+from p2pfl.gossip.context import Context
+from p2pfl.gossip.deliveries import Deliveries, Outgoing
+from p2pfl.gossip.effects import Begin, Effect, StoreStatement
+from p2pfl.gossip.messages import FLOOD_LIMIT, Core
+from p2pfl.gossip.rounds import Rounds
+from p2pfl.gossip.starting import Starting, schedule_of
+from p2pfl.gossip.statements import (
+    Proposal,
+    open_acknowledgement,
+    open_approval,
+    open_closing,
+    open_settle,
+    open_start,
+    open_start_signature,
+)
+from p2pfl.gossip.table import TABLE, State
+from p2pfl.types import Digest, PeerId, Roster, StartRecord
+
+EARLY_LIMIT = 8  # announcements kept per neighbour before the start record is valid here: one round's channels
+STATEMENTS = ("approval", "start", "start-signature", "settle", "acknowledgement", "closing")
+FLOODED = frozenset({"approval", "start", "start-signature", "closing"})
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restarted peer knows of a run from its log: it stays absent for the rest of a run it had begun."""
+
+    signed: Digest | None = None
+    start: StartRecord | None = None
+    rounds_done: int = 0
+    outgoing: tuple[tuple[Digest, Core, frozenset[PeerId]], ...] = ()
+    closed: bool = False
+
+
+class Machine:
+    """One peer's part in one run.
+
+    Call ``handle`` with each event and carry out the effects it returns, in order. A local event that the table does
+    not allow raises IllegalStep and changes nothing; a remote message never raises.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        roster: Roster,
+        proposal: Proposal,
+        *,
+        sequence: int = 0,
+        restored: Restored | None = None,
+    ) -> None:
+        self.context = Context(me, roster, proposal)
+        self.starting = Starting(self.context)
+        self.deliveries = Deliveries(self.context)
+        self.rounds = Rounds(self.context, self.deliveries, sequence)
+        self.closing = ClosingPart(self.context, self.rounds)
+        self._early: dict[PeerId, list[bytes]] = {}
+        self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
+            ev.Proposed: lambda event: self.starting.proposed(),
+            ev.AnnouncementReceived: self._announcement,
+            ev.StatementReceived: self._statement,
+            ev.LinkUp: self._link_up,
+            ev.LinkDown: self._link_down,
+            ev.TimerFired: self._timer,
+            ev.Trained: self._trained,
+            ev.TrainingFailed: self._training_failed,
+            ev.Encoded: self._encoded,
+            ev.Received: self._received,
+            ev.Mixed: self._mixed,
+            ev.Committed: self._committed,
+            ev.Approve: lambda event: self.starting.approve(event.samples, event.prekey),
+            ev.Pause: lambda event: setattr(self.context, "pause_wanted", True),
+            ev.Resume: self._resume,
+            ev.Leave: self._leave,
+        }
+        if restored is not None:
+            self._restore(restored)
+
+    @property
+    def state(self) -> State:
+        """Where this peer stands."""
+        return self.context.state
+
+    def handle(self, event: ev.Event) -> list[Effect]:
+        """Take one event, return what is to be done, in order.
+
+        Raises IllegalStep (nothing has changed) for a local event that the present state does not allow.
+        """
+        allowed = TABLE[self.context.state].get(type(event))
+        if allowed is None:
+            raise IllegalStep(f"{type(event).__name__} is not possible while {self.context.state}")
+        self.context.now = event.now
+        try:
+            self._handlers[type(event)](event)
+        except P2PFLError:
+            self.context.effects = []
+            raise
+        if self.context.state is State.CLOSING and not self.closing.begun:
+            self.closing.begin()
+        assert self.context.state in allowed, (
+            f"{type(event).__name__} led to {self.context.state}, which the table does not have"
+        )
+        effects, self.context.effects = self.context.effects, []
+        return effects
+
+    def status(self) -> Mapping[str, Any]:
+        """What `p2pfl status` shows of this run."""
+        context, rounds = self.context, self.rounds
+        total = context.schedule.total if context.schedule else context.proposal.rounds
+        return {
+            "run": context.proposal.run,
+            "plan": context.proposal.plan,
+            "state": str(context.state),
+            "round": context.position[0],
+            "of": total,
+            "rounds_done": rounds.rounds_done,
+            "loss": rounds.loss,
+            "distance": rounds.distance,
+            "missing": [
+                {"peer": peer, "from_round": round_, "reason": why}
+                for peer, (round_, why) in sorted(context.missing.items())
+            ],
+            "approvals": sorted(self.starting.approvals),
+            "waiting_for": self.rounds.awaited() if context.state is State.COLLECTING else [],
+            "unacknowledged": len(self.deliveries.outgoing),
+            "unsettled": rounds.biased,
+            "counters": dict(context.counters),
+            "away": context.away_for_good,
+        }
+
+    # --- remote messages: used, buffered, ignored or refused, never raised
+
+    def _announcement(self, event: ev.AnnouncementReceived) -> None:
+        context = self.context
+        if context.start is None:
+            early = self._early.setdefault(event.peer, [])
+            if context.roster.member(event.peer) is not None and len(early) < EARLY_LIMIT:
+                early.append(event.data)
+            return
+        if context.state is State.ABSENT and context.away_for_good:
+            context.counters["while absent"] += 1
+            return
+        try:
+            core = self.deliveries.accept(event.peer, event.data)
+        except RemoteError as error:
+            context.refuse(event.peer, str(error))
+            return
+        if core is not None:
+            self.rounds.heard(core, event.peer)
+        self._progress()
+
+    def _statement(self, event: ev.StatementReceived) -> None:
+        try:
+            envelope = open_envelope(event.data, kinds=STATEMENTS, limit=FLOOD_LIMIT)
+            if self.context.roster.member(envelope.signer) is None:
+                raise NotAMember("statement by a key that the charter does not name", peer=envelope.signer)
+            self._hear(envelope.kind, envelope.signer, event.data)
+        except RemoteError as error:
+            self.context.refuse(PeerId(error.peer or event.peer), str(error))
+            return
+        if envelope.kind in FLOODED:
+            self.context.emit(StoreStatement(self.context.proposal.run, event.data))
+        self._progress()
+
+    def _hear(self, kind: str, signer: PeerId, data: bytes) -> None:
+        run = self.context.proposal.run
+        if kind == "approval":
+            envelope, approval = open_approval(data)
+            self._same_run(approval.run, run, signer)
+            if self.context.state is State.PROPOSING:
+                self.starting.hear_approval(envelope, approval, data)
+        elif kind == "start":
+            envelope, start = open_start(data)
+            self._same_run(start.run, run, signer)
+            self.starting.hear_start(envelope, start)
+        elif kind == "start-signature":
+            _, signature = open_start_signature(data)
+            self._same_run(signature.run, run, signer)
+            self.starting.hear_signature(signer, signature)
+        elif kind == "closing":
+            _, closing = open_closing(data)
+            self._same_run(closing.run, run, signer)
+            if self.context.start is not None:
+                self.closing.hear_closing(signer, closing)
+        elif self.context.start is not None:
+            self._hear_direct(kind, signer, data)
+
+    def _hear_direct(self, kind: str, signer: PeerId, data: bytes) -> None:
+        run = self.context.proposal.run
+        if kind == "settle":
+            _, settle = open_settle(data)
+            self._same_run(settle.run, run, signer)
+            if not self.context.away_for_good:
+                self.closing.hear_settle(signer, settle)
+        else:
+            _, acknowledgement = open_acknowledgement(data)
+            self._same_run(acknowledgement.run, run, signer)
+            self.deliveries.acknowledged(signer, acknowledgement.cores)
+
+    @staticmethod
+    def _same_run(claimed: str, run: str, signer: PeerId) -> None:
+        if claimed != run:
+            raise MalformedMessage("statement about another run", peer=signer)
+
+    def _progress(self) -> None:
+        """After anything heard: does it let the present state go on?"""
+        context = self.context
+        if context.state is State.PROPOSING:
+            self.starting.begin_when_valid()
+        elif context.state is State.COLLECTING:
+            self.rounds.collect()
+        elif context.state is State.CLOSING:
+            self.closing.finish_when_settled()
+        elif context.state is State.ABSENT and not context.away_for_good:
+            reached = max(self.deliveries.reached.values(), default=(0, 0))
+            if reached[0] > context.position[0]:
+                self._absence_over()
+
+    # --- links and timers
+
+    def _link_up(self, event: ev.LinkUp) -> None:
+        context = self.context
+        context.linked.add(event.peer)
+        if context.start is None:
+            return
+        self.deliveries.resend(event.peer)
+        if not context.away_for_good:
+            self.deliveries.fetch_due()
+            if event.peer in self.rounds.ledgers and context.state in (State.CLOSING, State.DONE):
+                self.closing.send(event.peer, question=context.state is State.CLOSING)
+
+    def _link_down(self, event: ev.LinkDown) -> None:
+        context = self.context
+        context.linked.discard(event.peer)
+        if context.start is None or event.peer not in self.rounds.ledgers or context.state is State.DONE:
+            return
+        self.rounds.mark_missing(event.peer, f"link lost: {event.reason}")
+        self._progress()
+
+    def _timer(self, event: ev.TimerFired) -> None:
+        context = self.context
+        if event.name == "approvals" and context.state is State.PROPOSING:
+            self.starting.patience_over()
+            if context.away_for_good:
+                context.state = State.DONE
+                context.tell("expired", reason=context.away_for_good)
+        elif event.name == "deadline" and context.state is State.COLLECTING:
+            self.rounds.deadline()
+        elif event.name == "absent" and context.state is State.ABSENT and not context.away_for_good:
+            self._absence_over()
+        elif event.name == "ask" and context.state is State.CLOSING and not self.closing.finishing:
+            self.closing.ask()
+        elif event.name == "closing" and context.state is State.CLOSING and not self.closing.finishing:
+            self.closing.finish()
+
+    def _absence_over(self) -> None:
+        self.context.cancel_timer("absent")
+        round_ = self.context.position[0]
+        reached = max(self.deliveries.reached.values(), default=(0, 0))[0]
+        total = self.context.running_schedule.total
+        self.rounds.catch_up(round_, min(max(round_, reached) + 1, total))
+
+    # --- answers of the shell
+
+    def _trained(self, event: ev.Trained) -> None:
+        if self.context.state is State.ABSENT:
+            return
+        self._in_work(event.round, self.context.position[1])
+        self.rounds.trained(event.loss)
+
+    def _training_failed(self, event: ev.TrainingFailed) -> None:
+        if self.context.state is State.ABSENT:
+            return
+        self._in_work(event.round, self.context.position[1])
+        self.rounds.failed(event)
+
+    def _encoded(self, event: ev.Encoded) -> None:
+        if self.context.state is State.ABSENT:
+            return
+        self._in_work(event.round, event.step)
+        self.rounds.encoded(event)
+
+    def _mixed(self, event: ev.Mixed) -> None:
+        context = self.context
+        if context.state is State.ABSENT:
+            return
+        if context.state is State.CLOSING:
+            if not self.closing.finishing or self.closing.stated:
+                raise IllegalStep("no mixing is in work")
+            self.rounds.digest = event.digest
+            self.closing.state_own()
+            return
+        self._in_work(event.round, event.step)
+        self.rounds.mixed(event)
+
+    def _in_work(self, round_: int, step: int) -> None:
+        if (round_, step) != self.context.position:
+            raise IllegalStep(f"round {round_}, step {step} is not in work; {self.context.position} is")
+
+    def _received(self, event: ev.Received) -> None:
+        if self.context.start is None:
+            raise IllegalStep("nothing was to be fetched before the run began")
+        if self.deliveries.received(event.core, event.problem, event.again):
+            self._progress()
+
+    def _committed(self, event: ev.Committed) -> None:
+        context = self.context
+        name = event.token.split(":")[0]
+        if name == "approved":
+            self.starting.approved()
+        elif name == "start-signed":
+            self.starting.start_signed()
+        elif name == "run-started":
+            self._begin()
+        elif name == "sent" and context.state is State.ANNOUNCING:
+            self.rounds.committed(event.cores)
+        elif name == "mixed":
+            self.deliveries.acknowledge()
+        elif name == "caught-up" and context.state is State.CATCHING_UP:
+            if context.pause_wanted:
+                context.state = State.PAUSED
+            else:
+                self.rounds.proceed()
+        elif name == "closed":
+            self.deliveries.acknowledge()
+            self.closing.closed()
+
+    def _begin(self) -> None:
+        context, record = self.context, self.starting.record
+        assert record is not None
+        context.start, context.schedule = record, schedule_of(record)
+        context.tell("started", run=record.run, participants=[item.peer_id for item in record.participants])
+        if context.me not in record.shares:
+            context.away_for_good = "not among the participants"
+            context.state = State.ABSENT
+            return
+        context.emit(Begin(record))
+        self.rounds.prepare()
+        self.rounds.enter(0)
+        early, self._early = self._early, {}
+        for peer, announcements in early.items():
+            for data in announcements:
+                self._announcement(ev.AnnouncementReceived(context.now, peer, data))
+
+    # --- the user
+
+    def _resume(self, event: ev.Resume) -> None:
+        self.context.pause_wanted = False
+        if self.context.state is State.PAUSED:
+            self.rounds.proceed()
+
+    def _leave(self, event: ev.Leave) -> None:
+        context = self.context
+        context.away_for_good = event.reason
+        if context.state is State.PROPOSING:
+            context.state = State.DONE
+            context.tell("expired", reason=event.reason)
+            return
+        if context.state in (State.ABSENT, State.CLOSING, State.DONE):
+            return
+        for timer in ("deadline", "absent"):
+            context.cancel_timer(timer)
+        context.state = State.ABSENT
+        context.log_now("absent", {"round": context.position[0], "reason": event.reason[:400]})
+
+    def _restore(self, restored: Restored) -> None:
+        self.starting.signed = restored.signed
+        if restored.start is None:
+            return
+        context = self.context
+        context.start, context.schedule = restored.start, schedule_of(restored.start)
+        self.rounds.prepare()
+        self.rounds.rounds_done = restored.rounds_done
+        for digest, core, waiting in restored.outgoing:
+            self.deliveries.outgoing[digest] = Outgoing(core, set(waiting))
+        context.away_for_good = "this peer was restarted during the run"
+        context.state = State.DONE if restored.closed else State.ABSENT
+        self.closing.begun = self.closing.stated = restored.closed

@@ -1,0 +1,320 @@
+"""The rounds: train, announce, collect until the deadline, mix, and on to the next.
+
+Owns the position in the run and the edge ledgers. A round of (training and) one mixing is
+
+    x_i <- local steps;   x_i <- x_i + sum_j w_ij (x_j - x_i)   over the neighbours j whose message is here,
+
+and the ledgers see to it that both ends of an edge count the same rounds (`p2pfl.gossip.settling`).
+Nobody is waited for twice: a neighbour that misses a deadline or loses its link is not awaited again until it is
+heard from at the present position or a later one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from p2pfl.gossip.context import Context
+from p2pfl.gossip.deliveries import Deliveries
+from p2pfl.gossip.effects import Edge, Encode, Forget, Mix, Train
+from p2pfl.gossip.events import Encoded, Mixed, TrainingFailed
+from p2pfl.gossip.messages import SETTLING_WINDOW, TO_ALL, Core, Position
+from p2pfl.gossip.settling import EdgeLedger, Settled
+from p2pfl.gossip.table import State
+from p2pfl.types import Digest, PeerId
+
+MAX_FAILURES = 3  # local trainings that fail one after the other before the peer leaves the run
+
+
+@dataclass(slots=True)
+class Rounds:
+    """The round in work and everything that must be remembered from round to round."""
+
+    context: Context
+    deliveries: Deliveries
+    sequence: int  # the next core's durable sequence number
+    ledgers: dict[PeerId, EdgeLedger] = field(default_factory=dict)
+    corrections: list[tuple[PeerId, Position]] = field(default_factory=list)
+    mixing: tuple[Edge, ...] = ()
+    announced: bool = False  # own cores of the position in work are committed
+    rounds_done: int = 0
+    failures: int = 0
+    last_mixed: dict[PeerId, int] = field(default_factory=dict)
+    biased: int = 0
+    loss: float | None = None
+    digest: Digest | None = None
+    distance: float = 0.0
+    cores: tuple[Core, ...] = ()  # own cores of the position in work, while they are being committed
+    recipients: tuple[PeerId, ...] = ()
+    corrections_used: tuple[tuple[PeerId, Position], ...] = ()  # taken back by the mixing in work
+
+    def prepare(self) -> None:
+        """The run begins: one ledger per partner."""
+        self.ledgers = {peer: EdgeLedger() for peer in self.context.partners()}
+
+    # --- one round, in order
+
+    def enter(self, round_: int) -> None:
+        """Begin a round, or close when there is none left."""
+        context = self.context
+        if round_ >= context.running_schedule.total:
+            context.position = (context.running_schedule.total, 0)
+            context.state = State.CLOSING
+            return
+        context.position = (round_, context.own_steps(round_)[0])
+        self.announced = False
+        plan = context.running_schedule.round(round_)
+        context.log("round_started", {"round": round_, "active": context.me in plan.active})
+        context.tell("round", round=round_, of=context.running_schedule.total)
+        self._expire(round_)
+        context.prune_ignored()
+        self.deliveries.fetch_due()
+        if plan.training and context.me in plan.active:
+            context.state = State.TRAINING
+            context.emit(Train(round_))
+        else:
+            self._encode()
+
+    def trained(self, loss: float) -> None:
+        """Local steps are done."""
+        self.loss = loss
+        self.failures = 0
+        self._encode()
+
+    def failed(self, event: TrainingFailed) -> None:
+        """Local steps failed: absent in this round, for good after several in a row."""
+        context = self.context
+        self.failures += 1
+        context.state = State.ABSENT
+        context.log_now("absent", {"round": event.round, "reason": event.reason[:400]})
+        context.tell("training failed", round=event.round, reason=event.reason)
+        if self.failures >= MAX_FAILURES:
+            context.away_for_good = f"local training failed {self.failures} times: {event.reason[:300]}"
+            return
+        context.set_timer("absent", context.running.deadline)
+
+    def _encode(self) -> None:
+        context = self.context
+        round_, step = context.position
+        context.state = State.ANNOUNCING
+        context.emit(Encode(round_, step, not context.running_schedule.round(round_).training))
+
+    def encoded(self, event: Encoded) -> None:
+        """The messages are sealed: commit them with what they say about unsettled edges."""
+        context = self.context
+        recipients = tuple(peer for peer, _ in context.neighbours(context.position))
+        if not recipients:
+            context.commit(f"sent:{event.round}:{event.step}")
+            return
+        lists = {peer: self.ledgers[peer].list() for peer in recipients}
+        bases = {channel.name: channel.base for channel in context.running.channels}
+        cores = []
+        for parcel in event.parcels:
+            cores.append(
+                Core(
+                    context.running.run, self.sequence, event.round, event.step, parcel.channel, TO_ALL,
+                    bases[parcel.channel], parcel.result, "raw", parcel.manifest, 0, lists,
+                )
+            )  # fmt: skip
+            self.sequence += 1
+        context.commit(f"sent:{event.round}:{event.step}", tuple(cores), recipients)
+        self.cores = tuple(cores)
+        self.recipients = recipients
+
+    def committed(self, digests: tuple[Digest, ...]) -> None:
+        """The own messages are on the record: let them out, and collect."""
+        context = self.context
+        if digests:
+            self.deliveries.sent(self.cores, digests, self.recipients)
+        self.announced = True
+        context.state = State.COLLECTING
+        if self.awaited():
+            context.set_timer("deadline", context.running.deadline)
+        self.collect()
+
+    def awaited(self) -> list[PeerId]:
+        """Neighbours whose message for the position in work may still come."""
+        context, position = self.context, self.context.position
+        return [
+            peer
+            for peer, _ in context.neighbours(position)
+            if peer not in context.missing
+            and self.deliveries.ready(peer, position) is None
+            and not self.deliveries.refused(peer, position)
+            and self.deliveries.reached.get(peer, (0, 0)) <= position
+            and not self.ledgers[peer].declined(position)
+        ]
+
+    def collect(self) -> None:
+        """Mix as soon as nobody is awaited any more."""
+        if self.context.state is State.COLLECTING and not self.awaited():
+            self.context.cancel_timer("deadline")
+            self._mix()
+
+    def deadline(self) -> None:
+        """Whoever is still awaited is missing from now on."""
+        for peer in self.awaited():
+            self.mark_missing(peer, f"no delta within {self.context.running.deadline:g} s")
+        self.collect()
+
+    def _mix(self) -> None:
+        context, position = self.context, self.context.position
+        edges = []
+        for peer, weight in context.neighbours(position):
+            ready = self.deliveries.ready(peer, position)
+            mixed = ready is not None and not self.ledgers[peer].declined(position)
+            if mixed and ready is not None:
+                edges.append(Edge(peer, weight, ready))
+                self.last_mixed[peer] = position[0]
+            self._apply(peer, self.ledgers[peer].decide(position, mixed))
+        round_, step = position
+        self.mixing = tuple(edges)
+        self.deliveries.decided_until = (round_, step + 1)
+        last = step == context.own_steps(round_)[-1]
+        corrections = self.take_corrections() if last else ()
+        context.state = State.MIXING
+        closing = not context.running_schedule.round(round_).training
+        context.emit(Mix(round_, step, self.mixing, corrections, last, closing))
+        self._log_mixed(position, corrections)
+
+    def take_corrections(self) -> tuple[tuple[PeerId, Position], ...]:
+        """The displacements that the coming mixing takes back, in a fixed order."""
+        self.corrections_used, self.corrections = tuple(sorted(self.corrections)), []
+        return self.corrections_used
+
+    def _log_mixed(self, position: Position, corrections: tuple[tuple[PeerId, Position], ...]) -> None:
+        context = self.context
+        for edge in self.mixing:
+            for channel, digest in sorted(edge.cores.items()):
+                context.log(
+                    "delta_received",
+                    {"peer": edge.peer, "round": position[0], "step": position[1], "channel": channel, "core": digest},
+                )
+        context.log(
+            "mixed",
+            {
+                "round": position[0],
+                "step": position[1],
+                "edges": [[edge.peer, edge.weight] for edge in self.mixing],
+                "taken_back": [[peer, round_, step] for peer, (round_, step) in corrections],
+            },
+        )
+
+    def mixed(self, event: Mixed) -> None:
+        """The model holds the mix: write it down and go on."""
+        context = self.context
+        round_, step = event.round, event.step
+        self.digest, self.distance = event.digest, event.distance
+        self.deliveries.finish(context.position)
+        if self.corrections_used:
+            context.emit(Forget(edges=self.corrections_used))
+            self.corrections_used = ()
+        context.commit(f"mixed:{round_}:{step}")
+        later = [number for number in context.own_steps(round_) if number > step]
+        if later:
+            context.position = (round_, later[0])
+            self.announced = False
+            self._encode()
+            return
+        self.rounds_done += 1
+        context.tell(
+            "mixed",
+            round=round_,
+            loss=self.loss,
+            distance=event.distance,
+            with_peers=[edge.peer for edge in self.mixing],
+        )
+        self.leave_round(round_)
+
+    # --- between rounds
+
+    def leave_round(self, round_: int) -> None:
+        """Go on after ``round_``: pause, catch up, or take the next round."""
+        context = self.context
+        context.position = (round_ + 1, 0)
+        if context.pause_wanted:
+            context.state = State.PAUSED
+            context.log_now("absent", {"round": round_ + 1, "reason": "paused by the user"})
+            context.tell("paused", round=round_ + 1)
+            return
+        self.proceed()
+
+    def proceed(self) -> None:
+        """Take the next round, or catch up with neighbours that are two or more rounds further."""
+        context = self.context
+        round_ = context.position[0]
+        horizon = max((position[0] for position in self.deliveries.reached.values()), default=0)
+        target = min(horizon + 1, context.running_schedule.total)
+        # one round ahead is normal: a neighbour that has mixed our message begins the next round before we do
+        if horizon > round_ and round_ < context.running_schedule.total:
+            self.catch_up(round_, target)
+        else:
+            self.enter(round_)
+
+    def catch_up(self, from_round: int, target: int) -> None:
+        """Skip to ``target``: take no part in the rounds between, say so to the neighbours and to the log."""
+        context = self.context
+        context.state = State.CATCHING_UP
+        context.log("absent", {"round": from_round, "until": target, "reason": "the others are further"})
+        context.tell("catching up", round=from_round, until=target)
+        first = max(from_round, target - SETTLING_WINDOW)
+        for peer in self.ledgers:
+            self._apply_expired(peer, self.ledgers[peer].expire((first, 0)))
+        for round_ in range(first, target):
+            for step in context.own_steps(round_):
+                position = (round_, step)
+                for peer, _ in context.neighbours(position):
+                    if position >= self.deliveries.decided_until:
+                        self._apply(peer, self.ledgers[peer].decide(position, False))
+        context.position = (target, 0)
+        self.deliveries.decided_until = max(self.deliveries.decided_until, (target, 0))
+        self.deliveries.finish((target - 1, 99))
+        context.commit(f"caught-up:{target}")
+
+    # --- edges
+
+    def heard(self, core: Core, origin: PeerId) -> None:
+        """A verified core from a neighbour: it is there, and it says what it knows of our edge."""
+        context = self.context
+        if core.position >= context.position and origin in context.missing:
+            del context.missing[origin]
+            context.tell("back", peer=origin, round=core.round)
+        edges = core.lists.get(context.me)
+        if edges is not None:
+            self._apply(origin, self.ledgers[origin].hear(edges, core.position, self._undecided))
+
+    @property
+    def _undecided(self) -> Position:
+        return self.deliveries.decided_until
+
+    def apply(self, peer: PeerId, settled: Settled) -> None:
+        """Carry out what a ledger asks for."""
+        self._apply(peer, settled)
+
+    def _apply(self, peer: PeerId, settled: Settled) -> None:
+        self.corrections.extend((peer, position) for position in settled.take_back)
+        if settled.keep_no_longer:
+            edges = tuple((peer, position) for position in settled.keep_no_longer)
+            self.context.emit(Forget(edges=edges))
+
+    def _expire(self, round_: int) -> None:
+        before = round_ - SETTLING_WINDOW
+        if before <= 0:
+            return
+        self.deliveries.expire(before)
+        for peer, ledger in self.ledgers.items():
+            self._apply_expired(peer, ledger.expire((before, 0)))
+
+    def _apply_expired(self, peer: PeerId, positions: tuple[Position, ...]) -> None:
+        for position in positions:
+            self.biased += 1
+            self.context.log("edge_unsettled", {"peer": peer, "round": position[0], "step": position[1]})
+        if positions:
+            self.context.emit(Forget(edges=tuple((peer, position) for position in positions)))
+
+    def mark_missing(self, peer: PeerId, reason: str) -> None:
+        """Nobody waits for this neighbour until it is heard again."""
+        context = self.context
+        if peer not in context.missing:
+            context.missing[peer] = (context.position[0], reason)
+            context.log("absent", {"peer": peer, "round": context.position[0], "reason": reason})
+            context.tell("missing", peer=peer, round=context.position[0], reason=reason)

@@ -1,0 +1,227 @@
+"""From a proposal to a run: approvals, the start record, and the signatures of more than half the members.
+
+Safety needs no consensus: a run id belongs to one proposer and one nonce, each member signs at most one start record
+per run id, and two quorums of more than half share a member. If the proposer dies, one proposes anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pfl.crypto import Envelope
+from p2pfl.errors import (
+    ConfigError,
+    Equivocation,
+    IllegalStep,
+    MalformedMessage,
+    NotAMember,
+    PolicyRefusal,
+    RemoteError,
+    SignatureRefused,
+)
+from p2pfl.gossip.context import Context
+from p2pfl.gossip.effects import Flood
+from p2pfl.gossip.statements import (
+    Approval,
+    Proposal,
+    Start,
+    StartSignature,
+    decode_start,
+    open_approval,
+    participants_of,
+    record_digest,
+)
+from p2pfl.topology import Schedule, build_graph
+from p2pfl.types import Digest, PeerId, Roster, StartRecord
+
+MIN_PARTICIPANTS = 2  # one site alone needs no consortium
+
+
+@dataclass(slots=True)
+class Starting:
+    """The collection of approvals and signatures for one proposal."""
+
+    context: Context
+    signed: Digest | None = None  # the one start record this peer has signed, durably
+    approvals: dict[PeerId, tuple[Approval, bytes]] = field(default_factory=dict)
+    own_approval: Approval | None = None
+    start_payload: bytes | None = None
+    record: StartRecord | None = None
+    record_digest: Digest | None = None
+    signatures: dict[PeerId, Digest] = field(default_factory=dict)
+    committing: bool = False
+
+    def proposed(self) -> None:
+        """The proposal is known here; the proposer waits for approvals, but not for ever."""
+        if self.context.proposal.proposer == self.context.me:
+            self.context.set_timer("approvals", self.context.proposal.patience)
+
+    # --- approvals
+
+    def approve(self, samples: int, prekey: bytes) -> None:
+        """The user says yes: durable first, then told to everybody."""
+        context = self.context
+        if self.own_approval is not None or context.me in self.approvals:
+            raise IllegalStep("this peer has already approved the run; nothing more is needed")
+        if samples < 1:
+            raise ConfigError("an approval needs at least one training example; register data for the plan's tag")
+        self.own_approval = Approval(context.proposal.run, context.proposal.plan, samples, prekey)
+        context.log("plan_approved", {"plan": context.proposal.plan, "samples": samples})
+        context.commit("approved")
+
+    def approved(self) -> None:
+        """The own approval is durable."""
+        assert self.own_approval is not None
+        self.context.emit(Flood("approval", self.own_approval.encode()))
+
+    def hear_approval(self, envelope: Envelope, approval: Approval, data: bytes) -> None:
+        """A member approves. Only one approval per member counts."""
+        if approval.plan != self.context.proposal.plan:
+            raise SignatureRefused("approval of another plan under this run's name", peer=envelope.signer)
+        self._require_member(envelope.signer)
+        known = self.approvals.get(envelope.signer)
+        if known is not None and known[0] != approval:
+            raise Equivocation("two different approvals for one run", peer=envelope.signer)
+        self.approvals.setdefault(envelope.signer, (approval, data))
+        self.context.tell("approval", peer=envelope.signer, have=len(self.approvals))
+        if set(self.approvals) == set(self.context.roster.peer_ids):
+            self.make_start()
+
+    def patience_over(self) -> None:
+        """The proposer has waited long enough: start with those who approved, or give up."""
+        if self.start_payload is None:
+            self.make_start()
+
+    def make_start(self) -> None:
+        """The proposer turns the approvals it has into the start record."""
+        context = self.context
+        if context.proposal.proposer != context.me or self.start_payload is not None:
+            return
+        if len(self.approvals) < MIN_PARTICIPANTS:
+            context.away_for_good = (
+                f"only {len(self.approvals)} of {len(context.roster.members)} members approved in time; "
+                "ask them and propose again"
+            )
+            return
+        context.cancel_timer("approvals")
+        try:
+            nodes = tuple(peer for peer in context.roster.peer_ids if peer in self.approvals)
+            build_graph(context.proposal.topology, nodes)
+            check_links(context.proposal.topology, context.roster, nodes)
+        except (ConfigError, PolicyRefusal) as error:
+            context.away_for_good = f"those who approved cannot form the graph: {error}"
+            return
+        ordered = [self.approvals[peer][1] for peer in context.roster.peer_ids if peer in self.approvals]
+        context.emit(Flood("start", Start(context.proposal.run, tuple(ordered)).encode()))
+
+    # --- start record
+
+    def hear_start(self, envelope: Envelope, start: Start) -> None:
+        """The proposer's start record: sign it, if it is the first one and holds what the approvers signed."""
+        context = self.context
+        if envelope.signer != context.proposal.proposer:
+            raise SignatureRefused("start record not signed by its proposer", peer=envelope.signer)
+        digest = record_digest(envelope.payload)
+        if self.signed is not None and self.signed != digest:
+            raise Equivocation("a second, different start record for one run", peer=envelope.signer)
+        if self.record is not None:
+            return
+        self.record = self._check_record(start)
+        self.start_payload, self.record_digest = envelope.payload, digest
+        if self.signed is None:
+            self.signed = digest
+            context.log("start_signed", {"record": digest})
+        context.commit("start-signed")
+
+    def _check_record(self, start: Start) -> StartRecord:
+        approvals: dict[PeerId, Approval] = {}
+        for data in start.approvals:
+            envelope, approval = open_approval(data)
+            self._require_member(envelope.signer)
+            if approval.run != self.context.proposal.run or approval.plan != self.context.proposal.plan:
+                raise SignatureRefused("start record holds an approval of another run", peer=envelope.signer)
+            if envelope.signer in approvals:
+                raise MalformedMessage("start record holds two approvals of one member", peer=envelope.signer)
+            approvals[envelope.signer] = approval
+        if len(approvals) < MIN_PARTICIPANTS:
+            raise MalformedMessage("start record with fewer than two participants")
+        participants = participants_of(self.context.proposal, approvals, self.context.roster.peer_ids)
+        record = self.context.proposal.start_record(participants)
+        try:
+            schedule_of(record).round(0)
+            check_links(record.topology, self.context.roster, tuple(record.shares))
+        except (ConfigError, PolicyRefusal) as error:
+            raise RemoteError(f"start record whose graph cannot be used: {error}") from error
+        return record
+
+    def start_signed(self) -> None:
+        """The own signature is durable: tell everybody."""
+        assert self.record_digest is not None
+        payload = StartSignature(self.context.proposal.run, self.record_digest).encode()
+        self.context.emit(Flood("start-signature", payload))
+
+    def hear_signature(self, signer: PeerId, signature: StartSignature) -> None:
+        """A member signed a start record; each signs at most one."""
+        self._require_member(signer)
+        known = self.signatures.setdefault(signer, signature.record)
+        if known != signature.record:
+            raise Equivocation("signatures under two different start records of one run", peer=signer)
+
+    def begin_when_valid(self) -> None:
+        """More than half of the members signed the record we hold: the run begins."""
+        context = self.context
+        if self.record is None or self.committing:
+            return
+        signers = [peer for peer, digest in self.signatures.items() if digest == self.record_digest]
+        context.tell("signatures", have=len(signers), need=context.roster.quorum)
+        if len(signers) < context.roster.quorum:
+            return
+        self.committing = True
+        context.log(
+            "run_started",
+            {
+                "record": self.record_digest,
+                "plan": self.record.plan,
+                "charter": self.record.charter,
+                "initial": self.record.initial,
+                "participants": [[item.peer_id, item.samples] for item in self.record.participants],
+                "signers": sorted(signers),
+            },
+            ("record", self.start_payload or b""),
+        )
+        context.commit("run-started")
+
+    def _require_member(self, peer: PeerId) -> None:
+        if self.context.roster.member(peer) is None:
+            raise NotAMember("statement by a key that the charter does not name", peer=peer)
+
+
+def check_links(topology: Mapping[str, Any], roster: Roster, nodes: Sequence[PeerId]) -> None:
+    """Refuse a graph with an edge between two sites without a port: neither could dial the other.
+
+    Raises PolicyRefusal naming the two, ConfigError for a graph that cannot be built.
+    """
+    for one, other in build_graph(topology, nodes).edges:
+        first, second = roster.member(one), roster.member(other)
+        if first and second and not first.listens and not second.listens:
+            raise PolicyRefusal(
+                f"the graph has an edge between {first.name} and {second.name}, and neither has a listening port; "
+                "choose another topology or order of members, or open a port at one of them"
+            )
+
+
+def record_from_payload(proposal: Proposal, payload: bytes, order: Sequence[PeerId]) -> StartRecord:
+    """The start record that a payload from the own log stands for; it was checked before it was logged."""
+    approvals = {}
+    for data in decode_start(payload).approvals:
+        envelope, approval = open_approval(data)
+        approvals[envelope.signer] = approval
+    return proposal.start_record(participants_of(proposal, approvals, order))
+
+
+def schedule_of(record: StartRecord) -> Schedule:
+    """The schedule every participant computes from the start record alone. Raises ConfigError."""
+    nodes = tuple(participant.peer_id for participant in record.participants)
+    return Schedule(record.topology, nodes, record.shares, record.rounds, record.closing_rounds)

@@ -1,0 +1,362 @@
+"""Statements about a run as a whole: proposal, approval, start record and its signatures, settling, closing.
+
+Owns their payload schemas. All but ``settle`` and ``acknowledgement`` are flooded: forwarded once by every member.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from p2pfl.crypto import Envelope, open_envelope, pack, read_fields, sha256, unpack
+from p2pfl.errors import LimitExceeded, MalformedMessage, SignatureRefused
+from p2pfl.gossip.messages import (
+    DIRECT_LIMIT,
+    FLOOD_LIMIT,
+    MAX_PARTICIPANTS,
+    MAX_ROUNDS,
+    MAX_TEXT,
+    EdgeList,
+    Position,
+    check_digest,
+    decode_edge_list,
+    run_id,
+)
+from p2pfl.types import ChannelSpec, Digest, Participant, PeerId, RunId, StartRecord
+
+MAX_BUNDLE = 256 * 1024  # bytes of plan code and settings; a plan is a few hundred lines
+MAX_INITIAL = 2**32  # bytes of the initial parameters' file
+MAX_CHANNELS = 8
+MAX_DEADLINE = 24 * 3600.0  # seconds; nobody waits longer than a day for one round
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Everything a run fixes before anybody agreed to it, and the plan's code itself."""
+
+    charter: Digest
+    plan: Digest
+    bundle: bytes
+    proposer: PeerId
+    nonce: bytes
+    initial: Digest
+    initial_size: int  # bytes of the file with the initial parameters
+    channels: tuple[ChannelSpec, ...]
+    seed: int
+    topology: Mapping[str, Any]
+    rounds: int
+    closing_rounds: int
+    deadline: float
+    patience: float  # seconds the proposer waits for approvals
+
+    @property
+    def run(self) -> RunId:
+        """The run's name."""
+        return run_id(self.charter, self.plan, self.proposer, self.nonce)
+
+    def encode(self) -> bytes:
+        """The payload to sign."""
+        return pack(
+            {
+                "charter": self.charter,
+                "plan": self.plan,
+                "bundle": self.bundle,
+                "proposer": self.proposer,
+                "nonce": self.nonce,
+                "initial": self.initial,
+                "initial_size": self.initial_size,
+                "channels": [[channel.name, channel.size, channel.base] for channel in self.channels],
+                "seed": self.seed,
+                "topology": dict(self.topology),
+                "rounds": self.rounds,
+                "closing_rounds": self.closing_rounds,
+                "deadline": self.deadline,
+                "patience": self.patience,
+            }
+        )
+
+    def start_record(self, participants: Sequence[Participant]) -> StartRecord:
+        """The start record this proposal leads to with these participants."""
+        return StartRecord(
+            run=self.run,
+            charter=self.charter,
+            plan=self.plan,
+            proposer=self.proposer,
+            nonce=self.nonce,
+            participants=tuple(participants),
+            seed=self.seed,
+            initial=self.initial,
+            channels=self.channels,
+            topology=self.topology,
+            rounds=self.rounds,
+            closing_rounds=self.closing_rounds,
+            deadline=self.deadline,
+        )
+
+
+_PROPOSAL_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "charter": str,
+    "plan": str,
+    "bundle": bytes,
+    "proposer": str,
+    "nonce": bytes,
+    "initial": str,
+    "initial_size": int,
+    "channels": list,
+    "seed": int,
+    "topology": dict,
+    "rounds": int,
+    "closing_rounds": int,
+    "deadline": float,
+    "patience": float,
+}
+
+
+def open_proposal(data: bytes) -> tuple[Envelope, Proposal]:
+    """Verify and decode a proposal; its signer must be the proposer it names."""
+    envelope = open_envelope(data, kinds=("proposal",), limit=FLOOD_LIMIT)
+    fields = _fields(envelope, "proposal", _PROPOSAL_FIELDS, FLOOD_LIMIT)
+    if fields["proposer"] != envelope.signer:
+        raise SignatureRefused(
+            "proposal: signed by another peer than its proposer; ask the proposer", peer=envelope.signer
+        )
+    for name in ("charter", "plan", "initial"):
+        check_digest(fields[name], f"proposal: {name}")
+    if len(fields["bundle"]) > MAX_BUNDLE or len(fields["nonce"]) != 16:
+        raise LimitExceeded("proposal: plan code over 256 KiB or a nonce that is not 16 bytes")
+    if not 1 <= fields["initial_size"] <= MAX_INITIAL:
+        raise LimitExceeded("proposal: initial parameters over 4 GiB")
+    if not (1 <= fields["rounds"] <= MAX_ROUNDS and 0 <= fields["closing_rounds"] <= 1000):
+        raise LimitExceeded("proposal: rounds or closing rounds out of range")
+    for name, top in (("deadline", MAX_DEADLINE), ("patience", 30 * MAX_DEADLINE)):
+        if not (math.isfinite(fields[name]) and 0 < fields[name] <= top):
+            raise LimitExceeded(f"proposal: {name} must be between 0 and {top:.0f} seconds")
+    fields["channels"] = _decode_channels(fields["channels"])
+    fields["proposer"] = PeerId(fields["proposer"])
+    return envelope, Proposal(**fields)
+
+
+def _decode_channels(rows: list[Any]) -> tuple[ChannelSpec, ...]:
+    channels = []
+    for row in rows:
+        if not (isinstance(row, list) and [type(part) for part in row] == [str, int, str]):
+            raise MalformedMessage("proposal: a channel is not name, size and base")
+        if not (0 < row[1] <= 2**36 and 0 < len(row[0]) <= 32):
+            raise LimitExceeded("proposal: a channel's size or name is out of range")
+        check_digest(row[2], "proposal: base")
+        channels.append(ChannelSpec(row[0], row[1], Digest(row[2])))
+    if not 1 <= len(channels) <= MAX_CHANNELS or len({channel.name for channel in channels}) < len(channels):
+        raise MalformedMessage("proposal: channels must be 1 to 8 with names of their own")
+    return tuple(channels)
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """One site's yes to one run: its sample count and its prekey for this run."""
+
+    run: RunId
+    plan: Digest
+    samples: int
+    prekey: bytes
+
+    def encode(self) -> bytes:
+        """The payload to sign."""
+        return pack({"run": self.run, "plan": self.plan, "samples": self.samples, "prekey": self.prekey})
+
+
+def open_approval(data: bytes) -> tuple[Envelope, Approval]:
+    """Verify and decode an approval."""
+    envelope = open_envelope(data, kinds=("approval",), limit=DIRECT_LIMIT)
+    fields = _fields(
+        envelope, "approval", {"run": str, "plan": str, "samples": int, "prekey": bytes}, DIRECT_LIMIT
+    )
+    if len(fields["prekey"]) != 32 or not 1 <= fields["samples"] <= 2**40:
+        raise MalformedMessage("approval: prekey or sample count out of range", peer=envelope.signer)
+    return envelope, Approval(RunId(fields["run"]), Digest(fields["plan"]), fields["samples"], fields["prekey"])
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The proposer's start record: the approvals it collected, as the approvers signed them."""
+
+    run: RunId
+    approvals: tuple[bytes, ...]
+
+    def encode(self) -> bytes:
+        """The payload to sign."""
+        return pack({"run": self.run, "approvals": list(self.approvals)})
+
+
+def open_start(data: bytes) -> tuple[Envelope, Start]:
+    """Verify and decode a start record's envelope."""
+    envelope = open_envelope(data, kinds=("start",), limit=FLOOD_LIMIT)
+    return envelope, decode_start(envelope.payload)
+
+
+def decode_start(payload: bytes) -> Start:
+    """Decode a start record's payload. Raises MalformedMessage."""
+    value = unpack(payload, what="start record", limit=FLOOD_LIMIT, max_items=8192)
+    fields = read_fields(value, "start record", {"run": str, "approvals": list})
+    approvals = fields["approvals"]
+    if not 1 <= len(approvals) <= MAX_PARTICIPANTS or not all(isinstance(item, bytes) for item in approvals):
+        raise MalformedMessage("start record: approvals are not a short list of envelopes")
+    return Start(RunId(fields["run"]), tuple(approvals))
+
+
+def participants_of(
+    proposal: Proposal, approvals: Mapping[PeerId, Approval], order: Sequence[PeerId]
+) -> tuple[Participant, ...]:
+    """share_i = samples_i / sum of samples; participants in the charter's order."""
+    total = sum(approval.samples for approval in approvals.values())
+    return tuple(
+        Participant(peer, approvals[peer].samples, approvals[peer].samples / total, approvals[peer].prekey)
+        for peer in order
+        if peer in approvals
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StartSignature:
+    """One member's signature under one start record; each member signs at most one per run."""
+
+    run: RunId
+    record: Digest
+
+    def encode(self) -> bytes:
+        """The payload to sign."""
+        return pack({"run": self.run, "record": self.record})
+
+
+def open_start_signature(data: bytes) -> tuple[Envelope, StartSignature]:
+    """Verify and decode a start signature."""
+    envelope = open_envelope(data, kinds=("start-signature",), limit=DIRECT_LIMIT)
+    fields = _fields(envelope, "start signature", {"run": str, "record": str}, DIRECT_LIMIT)
+    check_digest(fields["record"], "start signature: record")
+    return envelope, StartSignature(RunId(fields["run"]), Digest(fields["record"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Direct, after the last round: what the author says about the edge to the reader."""
+
+    run: RunId
+    recipient: PeerId
+    position: Position
+    edges: EdgeList
+    question: bool  # whether the author wants the reader's list in return
+
+    def encode(self) -> bytes:
+        """The payload to sign."""
+        return pack(
+            {
+                "run": self.run,
+                "to": self.recipient,
+                "position": list(self.position),
+                "edges": [list(self.edges.floor), [list(row) for row in self.edges.items]],
+                "question": self.question,
+            }
+        )
+
+
+def open_settle(data: bytes) -> tuple[Envelope, Settle]:
+    """Verify and decode a settle message."""
+    envelope = open_envelope(data, kinds=("settle",), limit=DIRECT_LIMIT)
+    fields = _fields(
+        envelope,
+        "settle",
+        {"run": str, "to": str, "position": list, "edges": list, "question": bool},
+        DIRECT_LIMIT,
+    )
+    position = fields["position"]
+    if [type(part) for part in position] != [int, int] or not 0 <= position[0] <= 2 * MAX_ROUNDS:
+        raise MalformedMessage("settle: position is not a round and a step", peer=envelope.signer)
+    edges = decode_edge_list(fields["edges"])
+    return envelope, Settle(
+        RunId(fields["run"]), PeerId(fields["to"]), (position[0], position[1]), edges, fields["question"]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """Direct: these cores are committed in the author's log."""
+
+    run: RunId
+    cores: tuple[Digest, ...]
+
+    def encode(self) -> bytes:
+        """The payload to sign."""
+        return pack({"run": self.run, "cores": list(self.cores)})
+
+
+def open_acknowledgement(data: bytes) -> tuple[Envelope, Acknowledgement]:
+    """Verify and decode an acknowledgement."""
+    envelope = open_envelope(data, kinds=("acknowledgement",), limit=DIRECT_LIMIT)
+    fields = _fields(envelope, "acknowledgement", {"run": str, "cores": list}, DIRECT_LIMIT)
+    if len(fields["cores"]) > 256 or not all(isinstance(core, str) for core in fields["cores"]):
+        raise MalformedMessage("acknowledgement: cores are not a short list of digests", peer=envelope.signer)
+    for core in fields["cores"]:
+        check_digest(core, "acknowledgement")
+    return envelope, Acknowledgement(
+        RunId(fields["run"]), tuple(Digest(core) for core in fields["cores"])
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """One site's closing statement, or its signed absence (``finished`` false)."""
+
+    run: RunId
+    finished: bool
+    rounds_done: int
+    digest: Digest
+    missing: tuple[tuple[PeerId, int, str], ...]  # (peer, from round, reason) among the author's neighbours
+    unsettled: int  # displacements that stay in the author's model as recorded bias
+
+    def encode(self) -> bytes:
+        """The payload to sign."""
+        return pack(
+            {
+                "run": self.run,
+                "finished": self.finished,
+                "rounds_done": self.rounds_done,
+                "digest": self.digest,
+                "missing": [list(row) for row in self.missing],
+                "unsettled": self.unsettled,
+            }
+        )
+
+
+def open_closing(data: bytes) -> tuple[Envelope, Closing]:
+    """Verify and decode a closing statement."""
+    envelope = open_envelope(data, kinds=("closing",), limit=DIRECT_LIMIT)
+    spec: dict[str, type | tuple[type, ...]] = {
+        "run": str,
+        "finished": bool,
+        "rounds_done": int,
+        "digest": str,
+        "missing": list,
+        "unsettled": int,
+    }
+    fields = _fields(envelope, "closing statement", spec, DIRECT_LIMIT)
+    rows = fields["missing"]
+    if len(rows) > MAX_PARTICIPANTS or not all(
+        isinstance(row, list) and [type(part) for part in row] == [str, int, str] and len(row[2]) <= MAX_TEXT
+        for row in rows
+    ):
+        raise MalformedMessage("closing statement: missing is not a short list", peer=envelope.signer)
+    check_digest(fields["digest"], "closing statement: digest")
+    fields["missing"] = tuple((PeerId(row[0]), row[1], row[2]) for row in rows)
+    return envelope, Closing(**fields)
+
+
+def record_digest(payload: bytes) -> Digest:
+    """What start signatures sign: SHA-256 over the exact start record payload."""
+    return sha256(b"p2pfl start record\n" + payload)
+
+
+def _fields(
+    envelope: Envelope, what: str, spec: Mapping[str, type | tuple[type, ...]], limit: int
+) -> dict[str, Any]:
+    return read_fields(unpack(envelope.payload, what=what, limit=limit, max_items=8192), what, spec)

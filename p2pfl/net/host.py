@@ -1,0 +1,290 @@
+"""A peer's host: its transports, its live links, and the calls the other rooms use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+
+from p2pfl.crypto.identity import Identity
+from p2pfl.errors import ConfigError, IllegalStep, LinkError, P2PFLError, RemoteError
+from p2pfl.net.connection import Connection, Transport
+from p2pfl.net.dialling import Dialler
+from p2pfl.net.handshake import PROCESS, Greeter
+from p2pfl.net.limits import CHUNK_LIMIT, DEFAULT, Limits
+from p2pfl.net.link import Handlers, Link, LinkInfo, NotifyHandler, RequestHandler
+from p2pfl.net.outcomes import SelfConnectionError
+from p2pfl.net.pulls import ContentProvider
+from p2pfl.net.table import LinkTable
+from p2pfl.types import PeerId, Roster
+
+OnLink = Callable[[PeerId, bool, str], None]
+"""(peer, up, the transport's kind or why it went down)."""
+
+OnRefused = Callable[[str, str], None]
+"""(peer id or address, why)."""
+
+_log = logging.getLogger("p2pfl.net")
+
+
+class Host:
+    """Joins transports, hello, links and dialling. All calls belong to one event loop.
+
+    ``on_link`` and ``on_refused`` are called on the loop; they must not block, and an exception in them
+    is logged.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        roster: Roster,
+        transports: Sequence[Transport],
+        *,
+        on_link: OnLink,
+        on_refused: OnRefused | None = None,
+        limits: Limits = DEFAULT,
+    ) -> None:
+        self._own = identity.peer_id
+        self._roster = roster
+        self._transports = tuple(transports)
+        self._on_refused = on_refused
+        self._limits = limits
+        self._handlers = Handlers()
+        self._table = LinkTable(on_link, limits)
+        self._number = 0
+        self._connecting: set[Connection] = set()
+        self._started = False
+        self._refusals: list[float] = []
+        self.refused = 0
+        """All refusals since the start, told to ``on_refused`` or not."""
+        self._greeter = Greeter(
+            identity,
+            roster=lambda: self._roster,
+            protocols=lambda: [*self._handlers.requests, *self._handlers.notifications],
+            needless=self._table.needless,
+            next_number=self._next_number,
+            limits=limits,
+            process=secrets.token_bytes(PROCESS),
+        )
+        self._dialler = Dialler(self._connect, self._table.has, lambda: self._roster, self._handled, limits)
+        self._table.on_change = self._dialler.changed
+        self._table.on_fault = self._report
+
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _transport(self, address: str) -> Transport:
+        for transport in self._transports:
+            if transport.handles(address):
+                return transport
+        kinds = ", ".join(transport.kind for transport in self._transports)
+        raise ConfigError(f"no transport for address {address!r}; this peer has: {kinds}")
+
+    def _handled(self, address: str) -> bool:
+        return any(transport.handles(address) for transport in self._transports)
+
+    async def start(self, listen: Sequence[str]) -> list[str]:
+        """Listen on these addresses (none: dial only) and return the real ones, port 0 replaced.
+
+        Raises ConfigError naming address and remedy; then nothing listens.
+        """
+        for transport in self._transports:
+            transport.trust(self._roster)
+        self._started = True
+        try:
+            return [
+                await self._transport(address).listen(address, self._accept, self._report)
+                for address in listen
+            ]
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Say goodbye on every link and end everything, bounded in time. May be called again."""
+        self._started = False
+        await self._dialler.stop()
+        for transport in self._transports:
+            await transport.close()
+        for connection in list(self._connecting):
+            connection.abort()
+        await self._table.stop("the peer stopped")
+
+    def handle(self, protocol: str, handler: RequestHandler) -> None:
+        """Answer requests of this protocol. The handler runs as a task, cancelled when the link ends.
+
+        RemoteError and Refusal raised in it are told to the requester, anything else only to our own log.
+        """
+        self._handlers.requests[protocol] = handler
+
+    def handle_notify(self, protocol: str, handler: NotifyHandler) -> None:
+        """Take notifications of this protocol, in order, on the loop: the handler must be quick."""
+        self._handlers.notifications[protocol] = handler
+
+    def serve(self, content_provider: ContentProvider) -> None:
+        """Give content to neighbours: (asking peer, content, index) -> chunk of at most CHUNK_LIMIT
+        bytes, or None.
+        """
+        self._handlers.provider = content_provider
+
+    async def dial(self, peer: PeerId) -> None:
+        """Have a link to ``peer``, dialling where there is none. LinkError says why that failed."""
+        if not self._started:
+            raise IllegalStep("the host is not started; call start first")
+        await self._dialler.dial(peer)
+
+    def want(self, peers: Collection[PeerId]) -> None:
+        """Keep links to exactly these members up from now on, redialling with back-off."""
+        if not self._started:
+            raise IllegalStep("the host is not started; call start first")
+        self._dialler.want([peer for peer in peers if peer != self._own])
+
+    def candidate(self, address: str) -> None:
+        """A hint: some member may listen at this address. Tried while a wanted listening member is not
+        linked.
+        """
+        self._dialler.candidate(address)
+
+    async def request(
+        self, peer: PeerId, protocol: str, payload: bytes, timeout: float | None = None
+    ) -> bytes:
+        """Ask and wait for the answer (both at most 1 MiB less a header).
+
+        Raises LinkError (no link, no answer in ``timeout`` seconds, unknown protocol) or Refusal (the
+        handler there says no).
+        """
+        return await self._link(peer).request(
+            protocol, payload, self._limits.request if timeout is None else timeout
+        )
+
+    async def notify(self, peer: PeerId, protocol: str, payload: bytes) -> None:
+        """Send without an answer; returns when the link has taken it. LinkError when there is no link."""
+        await self._link(peer).notify(protocol, payload)
+
+    async def fetch(
+        self, peer: PeerId, content: str, chunks: int, chunk_limit: int, timeout: float | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Pull chunks 0 to ``chunks - 1`` in order, each at most ``chunk_limit`` bytes (LimitExceeded
+        ends the link).
+
+        ``timeout`` bounds the wait for each chunk, in seconds. If the link breaks, the fetch waits for it
+        to come back and goes on with the next chunk, once; then, or when a chunk is missing, LinkError.
+        """
+        if not 0 < chunk_limit <= CHUNK_LIMIT:
+            raise IllegalStep(f"chunk limit {chunk_limit}; links carry chunks of 1 to {CHUNK_LIMIT} bytes")
+        seconds = self._limits.stall if timeout is None else timeout
+        done = 0
+        for last_try in (False, True):
+            link = self._link(peer)
+            try:
+                async with contextlib.aclosing(
+                    link.fetch(content, done, chunks, chunk_limit, seconds)
+                ) as pulled:
+                    async for chunk in pulled:
+                        done += 1
+                        yield chunk
+                return
+            except LinkError:
+                if link.fault is not None:
+                    raise link.fault from None  # what the neighbour did wrong, not that the link ended
+                if last_try or not link.ended:
+                    raise
+            await self._back(peer)
+
+    async def _back(self, peer: PeerId) -> None:
+        """Wait for a broken link to come back, by our dialling or the other side's."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._limits.resume
+        while not self._table.has(peer) and loop.time() < until:
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._dialler.dial(peer)
+            except (LinkError, TimeoutError):
+                await self._table.wait_for(peer, min(self._limits.redial_first, max(until - loop.time(), 0)))
+
+    def _link(self, peer: PeerId) -> Link:
+        link = self._table.get(peer)
+        if link is None:
+            raise LinkError(f"no link to {peer}: {self.why_not(peer)}")
+        return link
+
+    @property
+    def links(self) -> dict[PeerId, LinkInfo]:
+        """All live links."""
+        return {link.peer: link.info for link in self._table.all()}
+
+    def why_not(self, peer: PeerId) -> str:
+        """Why there is no link to ``peer``, in plain words; empty when there is one."""
+        return "" if self._table.has(peer) else self._dialler.why_not(peer)
+
+    def update_roster(self, roster: Roster) -> None:
+        """Follow a new charter version or new member records: trust exactly these, close links of all
+        others.
+        """
+        self._roster = roster
+        for transport in self._transports:
+            transport.trust(roster)
+        for link in self._table.all():
+            if not self._current(link.peer, link.connection):
+                self._table.close(
+                    link.peer, "no longer a member, or its certificate is no longer in its record"
+                )
+        for peer in roster.peer_ids:
+            self._dialler.changed(peer)
+
+    def _current(self, peer: PeerId, connection: Connection) -> bool:
+        member = self._roster.member(peer)
+        return member is not None and connection.remote_certificate in member.certificates
+
+    async def _connect(self, address: str, expected: PeerId | None) -> PeerId:
+        """Dial one address and bring the link up; returns who answered."""
+        try:
+            connection = await self._transport(address).dial(address)
+            return await self._greet(connection, expected)
+        except SelfConnectionError:
+            raise  # a heard address that is our own: no refusal worth a record
+        except RemoteError as error:
+            self._report(error.peer or address, error)
+            raise
+
+    async def _accept(self, connection: Connection) -> None:
+        try:
+            await self._greet(connection, None)
+        except SelfConnectionError:
+            pass
+        except RemoteError as error:
+            self._report(error.peer or connection.address, error)
+        except P2PFLError as error:
+            _log.debug("incoming connection from %s ended: %s", connection.address, error)
+
+    async def _greet(self, connection: Connection, expected: PeerId | None) -> PeerId:
+        self._connecting.add(connection)
+        try:
+            greeting = await self._greeter.greet(connection, expected)
+        finally:
+            self._connecting.discard(connection)
+        peer = greeting.peer
+        if not self._started or not self._current(peer, connection):  # both may have changed during the hello
+            connection.abort()
+            raise LinkError(f"{peer} left the charter, or we stopped, while it connected")
+        if not self._table.has(peer) and len(self._table.all()) >= self._limits.links:
+            connection.abort()
+            raise LinkError(f"{self._limits.links} links are up, no room for {peer}; close some")
+        self._table.adopt(Link(connection, greeting, self._handlers, self._limits))
+        return peer
+
+    def _report(self, who: str, error: RemoteError) -> None:
+        """Tell the owner of a refusal, at a bounded rate."""
+        self.refused += 1
+        now = asyncio.get_running_loop().time()
+        self._refusals = [time for time in self._refusals if now - time < 60]
+        if self._on_refused is None or len(self._refusals) >= self._limits.refusals_per_minute:
+            return
+        self._refusals.append(now)
+        try:
+            self._on_refused(who, str(error))
+        except Exception:
+            _log.exception("on_refused failed")

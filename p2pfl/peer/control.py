@@ -1,0 +1,227 @@
+"""Local control of a running peer over its Unix socket (mode 0600): one JSON line in, one or more out.
+
+Only the home's owner can open the socket; file rights are the whole authentication. Requests are small and bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from p2pfl.errors import ConfigError, IllegalStep, P2PFLError, RemoteError, StoreError
+from p2pfl.governance import read_plan
+from p2pfl.peer.peer import Peer
+
+REQUEST_LIMIT = 64 * 1024  # bytes of one request line
+REQUEST_TIME = 10.0  # seconds until the request line must be there
+ANSWER_LIMIT = 16 * 2**20  # bytes of one answer line; a plan's code and a long status fit
+CONNECTIONS = 32
+
+Handler = Callable[[Peer, dict[str, Any]], Awaitable[Any]]
+
+
+async def _status(peer: Peer, request: dict[str, Any]) -> Any:
+    return peer.status()
+
+
+async def _propose(peer: Peer, request: dict[str, Any]) -> Any:
+    options = {name: request[name] for name in ("seed", "patience", "topology", "rounds") if request.get(name) is not None}
+    run = await peer.propose(read_plan(Path(str(request["plan"]))), **options)
+    return {"run": run.id, "plan": run.plan.digest}
+
+
+async def _list(peer: Peer, request: dict[str, Any]) -> Any:
+    names = {member.peer_id: member.name for member in peer.roster.members}
+    return [
+        {**run.status(), "name": run.plan.settings.plan.name, "proposer": names.get(run.proposer, "?")}
+        for run in peer.runs.values()
+    ]
+
+
+async def _show(peer: Peer, request: dict[str, Any]) -> Any:
+    run = peer.run(str(request["run"]))
+    return {
+        "run": run.id,
+        "plan": run.plan.digest,
+        "status": run.status(),
+        "plan.toml": run.plan.toml.decode(),
+        "plan.py": run.plan.source.decode(),
+    }
+
+
+async def _approve(peer: Peer, request: dict[str, Any]) -> Any:
+    run = peer.run(str(request["run"]))
+    expected = request.get("plan")
+    if expected and not run.plan.digest.startswith(str(expected)):
+        raise ConfigError(f"run {run.id[:12]} carries plan {run.plan.digest[:12]}, not {str(expected)[:12]}; read it again")
+    await peer.join(run.id)
+    return {"run": run.id, "plan": run.plan.digest}
+
+
+async def _pause(peer: Peer, request: dict[str, Any]) -> Any:
+    peer.run(str(request["run"])).pause()
+    return {}
+
+
+async def _resume(peer: Peer, request: dict[str, Any]) -> Any:
+    peer.run(str(request["run"])).resume()
+    return {}
+
+
+HANDLERS: dict[str, Handler] = {
+    "status": _status,
+    "propose": _propose,
+    "list": _list,
+    "show": _show,
+    "approve": _approve,
+    "pause": _pause,
+    "resume": _resume,
+}
+
+
+class ControlServer:
+    """Serves a peer's control socket. Use as an async context manager around a running peer."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._path = peer.home.socket
+        self._server: asyncio.Server | None = None
+        self._open = 0
+
+    async def __aenter__(self) -> ControlServer:
+        with short_path(self._path) as path:
+            _refuse_second(self._path, path)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            previous = os.umask(0o177)
+            try:
+                listener.bind(path)
+            except OSError as error:
+                listener.close()
+                raise StoreError(f"couldn't make {self._path}: {error.strerror}; check the folder") from error
+            finally:
+                os.umask(previous)
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=REQUEST_LIMIT)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open += 1
+        try:
+            if self._open > CONNECTIONS:
+                _answer(writer, {"ok": False, "error": "too many control connections; try again"})
+                return
+            async with asyncio.timeout(REQUEST_TIME):
+                line = await reader.readline()
+            request = json.loads(line)
+            if request.get("verb") == "follow":
+                await self._follow(request, writer)
+            else:
+                _answer(writer, {"ok": True, "value": await self._carry_out(request)})
+        except P2PFLError as error:
+            _answer(writer, {"ok": False, "error": str(error), "fault": type(error).__name__})
+        except (ValueError, KeyError, AttributeError) as error:
+            _answer(writer, {"ok": False, "error": f"not a request of this version: {error!r}", "fault": "ConfigError"})
+        except (TimeoutError, ConnectionError):
+            pass
+        finally:
+            self._open -= 1
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                async with asyncio.timeout(REQUEST_TIME):
+                    await writer.drain()
+            writer.close()
+
+    async def _carry_out(self, request: dict[str, Any]) -> Any:
+        handler = HANDLERS.get(str(request.get("verb")))
+        if handler is None:
+            raise ConfigError(f"unknown verb {request.get('verb')!r}; known: {', '.join(sorted(HANDLERS))}, follow")
+        return await handler(self._peer, request)
+
+    async def _follow(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        run = self._peer.run(str(request["run"]))
+        async for event in run.events():
+            _answer(writer, {"ok": True, "topic": event.topic, "facts": dict(event.facts)})
+            async with asyncio.timeout(REQUEST_TIME):
+                await writer.drain()
+        _answer(writer, {"ok": True, "topic": "over", "facts": run.status()})
+
+
+def _answer(writer: asyncio.StreamWriter, value: dict[str, Any]) -> None:
+    writer.write(json.dumps(value, default=str).encode() + b"\n")
+
+
+def _refuse_second(shown: Path, path: str) -> None:
+    """A socket that answers belongs to a running peer; one that does not was left by a crash."""
+    if not shown.exists():
+        return
+    if not stat.S_ISSOCK(shown.stat().st_mode):
+        raise ConfigError(f"{shown} is not a socket; move it away")
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        probe.connect(path)
+    except OSError:
+        shown.unlink(missing_ok=True)
+    else:
+        raise ConfigError(f"a peer is already running on {shown.parent}; stop it first")
+    finally:
+        probe.close()
+
+
+@contextlib.contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """A name for a socket that fits into the 108 bytes of sockaddr_un however deep the home lies."""
+    if len(os.fsencode(path)) < 100:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+async def ask(home: Path, verb: str, timeout: float = 3700.0, **arguments: Any) -> Any:
+    """Ask a running peer. Raises ConfigError when none runs on this home, or what the peer answered."""
+    async with asyncio.timeout(timeout):
+        async for answer in _conversation(home, {"verb": verb, **arguments}):
+            return answer.get("value")
+    raise ConfigError(f"the peer on {home} gave no answer; look at its output")
+
+
+async def follow(home: Path, run: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """All events of a run at a running peer, until its part is over."""
+    async for answer in _conversation(home, {"verb": "follow", "run": run}):
+        yield str(answer["topic"]), answer["facts"]
+
+
+async def _conversation(home: Path, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    try:
+        with short_path(home / "control.sock") as path:
+            reader, writer = await asyncio.open_unix_connection(path, limit=ANSWER_LIMIT)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no peer is running on {home}; start it with `p2pfl up {home}`") from error
+    try:
+        writer.write(json.dumps(request).encode() + b"\n")
+        await writer.drain()
+        while line := await reader.readline():
+            answer = json.loads(line)
+            if not answer.get("ok"):
+                raise _FAULTS.get(answer.get("fault"), ConfigError)(answer.get("error"))
+            yield answer
+    finally:
+        writer.close()
+
+
+_FAULTS: dict[Any, type[P2PFLError]] = {
+    kind.__name__: kind for kind in (IllegalStep, RemoteError, StoreError, ConfigError)
+}

@@ -1,0 +1,232 @@
+"""A peer's home folder: where everything one hospital owns lies, and how it is made.
+
+    home.toml       name, listening address, discovery interface (made by `p2pfl init`)
+    identity.key    Ed25519 key, sealed under a passphrase, or bare with mode 0600
+    tls.key         the certificate's own key, sealed under a key derived from the identity
+    member.record   the newest own member record
+    charter         the accepted charter
+    data.json       registered datasets           approvals.json   approved plan hashes
+    audit.db        log and outbox                outbox/          ciphertexts, until acknowledged
+    runs/<run>/     proposal, statements, prekey, model and report of one run
+    contents/       files named by their SHA-256
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from p2pfl.crypto import Identity, create_certificate, read_key, write_key
+from p2pfl.data import Registry
+from p2pfl.errors import ConfigError, StoreError
+from p2pfl.governance import (
+    ApprovalBook,
+    Charter,
+    make_record,
+    open_record,
+    parse_charter,
+    record_from_text,
+    record_to_text,
+)
+from p2pfl.net import parse_address
+from p2pfl.types import Member
+
+RECORD_LIFETIME = 366 * 24 * 3600  # seconds; a record and its certificate are renewed within a year
+
+
+class HomeSettings(BaseModel):
+    """The contents of home.toml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=64)
+    listen: str | None = None  # a multiaddr such as /ip4/10.1.2.3/tcp/4101; absent: no listening port
+    discover: str | None = None  # IPv4 of the interface for zeroconf; absent: no discovery
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths and settings of one home; holds no secret."""
+
+    path: Path
+    settings: HomeSettings
+
+    @property
+    def audit(self) -> Path:
+        """The audit database."""
+        return self.path / "audit.db"
+
+    @property
+    def charter_file(self) -> Path:
+        """The accepted charter."""
+        return self.path / "charter"
+
+    @property
+    def socket(self) -> Path:
+        """The control socket of a running `p2pfl up`."""
+        return self.path / "control.sock"
+
+    @property
+    def registry(self) -> Registry:
+        """The registered datasets."""
+        return Registry(self.path / "data.json")
+
+    @property
+    def approvals(self) -> ApprovalBook:
+        """The approved plan hashes."""
+        return ApprovalBook(self.path / "approvals.json")
+
+    def run_folder(self, run: str) -> Path:
+        """The folder of one run; made when first asked for."""
+        folder = self.path / "runs" / run
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
+
+    def identity(self, passphrase: str | None) -> Identity:
+        """The identity key. Raises ConfigError for a missing or wrong passphrase."""
+        return read_key(self.path / "identity.key", passphrase)
+
+    def record(self) -> bytes:
+        """The newest own member record."""
+        try:
+            return record_from_text((self.path / "member.record").read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{self.path}: no readable member.record; restore it or make a new home") from error
+
+    def member(self) -> Member:
+        """The own member record, opened."""
+        return open_record(self.record())
+
+    def charter(self) -> Charter:
+        """The accepted charter. Raises ConfigError when none is accepted."""
+        if not self.charter_file.exists():
+            raise ConfigError(
+                f"{self.path}: no charter accepted yet; run `p2pfl charter accept {self.path} CHARTER "
+                "--fingerprint ...` with the fingerprint you were told"
+            )
+        return parse_charter(read_text(self.charter_file))
+
+
+def init_home(
+    path: Path,
+    *,
+    name: str,
+    listen: str | None,
+    discover: str | None = None,
+    passphrase: str | None,
+) -> str:
+    """Make a home: key, certificate, member record, settings. Returns the record's text.
+
+    ``passphrase`` None keeps the key bare with mode 0600. Raises ConfigError; an existing home is never touched.
+    """
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        raise ConfigError(f"{path} already exists and is not empty; choose another folder for the new home")
+    settings = _checked_settings(path, {"name": name, "listen": listen, "discover": discover})
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.chmod(0o700)
+    except OSError as error:
+        raise StoreError(f"couldn't make {path}: {error.strerror}; choose a folder you may write to") from error
+    identity = Identity.generate()
+    write_key(path / "identity.key", identity, passphrase)
+    now = int(time.time())
+    expires = now + RECORD_LIFETIME
+    certificate = create_certificate(
+        identity.peer_id[-12:], not_before=now - 3600, not_after=expires, password=tls_password(identity)
+    )
+    write_private(path / "tls.key", certificate.key_pem)
+    addresses = [] if listen is None or needs_discovery(listen) else [listen]
+    record = make_record(
+        identity,
+        name=name,
+        addresses=addresses,
+        listens=listen is not None,
+        certificates=[certificate.der],
+        sequence=now,
+        expires=expires,
+    )
+    text = record_to_text(record)
+    write_private(path / "member.record", text.encode())
+    lines = [f"{key} = {_toml_string(value)}" for key, value in settings.model_dump().items() if value is not None]
+    write_private(path / "home.toml", ("\n".join(lines) + "\n").encode())
+    return text
+
+
+def open_home(path: Path) -> Home:
+    """Read a home's settings. Raises ConfigError when this is no home."""
+    try:
+        raw = tomllib.loads(read_text(path / "home.toml"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path / 'home.toml'} is not valid TOML: {error}; mend the file") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path} is no p2pfl home; make one with `p2pfl init {path} --name NAME`") from error
+    return Home(path, _checked_settings(path, raw))
+
+
+def _checked_settings(path: Path, raw: dict[str, object]) -> HomeSettings:
+    try:
+        settings = HomeSettings.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path / 'home.toml'}: {where}: {first['msg']}; mend this setting") from error
+    if settings.listen is not None:
+        needs_discovery(settings.listen)
+    return settings
+
+
+def needs_discovery(listen: str) -> bool:
+    """Whether an address has port 0: it is known only once bound, so discovery must tell it. Raises ConfigError."""
+    return not listen.startswith("/memory/") and parse_address(listen).port == 0
+
+
+def tls_password(identity: Identity) -> bytes:
+    """The password of tls.key: derived, so that the certificate's key is sealed wherever the identity is."""
+    return identity.derive("p2pfl tls key").hex().encode()
+
+
+def read_text(path: Path, limit: int = 4 * 2**20) -> str:
+    """Read a text file of bounded size. Raises ConfigError in plain words."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise ConfigError(f"couldn't read {path}: {error.strerror}; check the name and the rights") from error
+    if len(data) > limit:
+        raise ConfigError(f"{path} is larger than {limit} bytes; this is not the file meant here")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file; check the name") from error
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file with mode 0600 so that it is either whole or absent after a crash."""
+    temporary = path.with_name(path.name + ".new")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StoreError(f"couldn't write {path}: {error.strerror}; check space and rights") from error
+
+
+def _toml_string(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in escaped) + '"'

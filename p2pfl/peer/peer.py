@@ -1,0 +1,393 @@
+"""One hospital: joins host, machines, worker, audit log and governance. ``async with Peer(home)`` is all it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from p2pfl.audit import AuditLog, NewEntry
+from p2pfl.crypto import Certificate, sha256
+from p2pfl.errors import ConfigError, LinkError, P2PFLError, RemoteError
+from p2pfl.gossip import State, events
+from p2pfl.gossip.messages import ANNOUNCEMENT_LIMIT, DIRECT_LIMIT, decode_announcement, open_frame
+from p2pfl.governance import Plan, check_charter, read_plan
+from p2pfl.net import Discovery, Host, MemoryNetwork, MemoryTransport, TcpTransport, parse_address
+from p2pfl.peer.contents import Contents
+from p2pfl.peer.home import Home, open_home, tls_password
+from p2pfl.peer.journal import Journal, unix_milliseconds
+from p2pfl.peer.run import Run
+from p2pfl.peer.runner import ANNOUNCE, DIRECT, FLOOD, Runner, Services
+from p2pfl.peer.runs import PATIENCE, Runs
+from p2pfl.topology import build_graph
+from p2pfl.types import PeerId, Roster
+
+NO_MODEL_STATES = (State.ABSENT, State.PROPOSING)
+
+
+class Peer:
+    """A peer on its home folder: key, charter, registry, log.
+
+    Use it as ``async with Peer("homes/lille") as peer``; it runs inside the caller's event loop (a notebook's, too).
+    ``network`` joins peers of one process in memory instead of tcp. Raises ConfigError, StoreError or LinkError when
+    it cannot start, and leaves nothing open then.
+    """
+
+    def __init__(
+        self, home: str | Path, *, passphrase: str | None = None, network: MemoryNetwork | None = None
+    ) -> None:
+        self.home: Home = open_home(Path(home))
+        self._identity = self.home.identity(passphrase)
+        self._network = network
+        self._runs: dict[str, Run] = {}
+        self._stack = contextlib.AsyncExitStack()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._new_run = asyncio.Event()
+        self.failure: P2PFLError | None = None
+        self.failed = asyncio.Event()
+        self.addresses: list[str] = []
+        self.discovery_problem: str | None = None
+
+    @property
+    def peer_id(self) -> PeerId:
+        """This peer's libp2p peer id."""
+        return self._identity.peer_id
+
+    @property
+    def name(self) -> str:
+        """The hospital's name in its home settings."""
+        return self.home.settings.name
+
+    @property
+    def roster(self) -> Roster:
+        """The members under the accepted charter."""
+        return self._roster
+
+    # --- life
+
+    async def __aenter__(self) -> Peer:
+        charter = self.home.charter()
+        self._roster = check_charter(charter, now=int(time.time()))
+        if self._roster.member(self.peer_id) is None:
+            raise ConfigError(
+                f"{self.home.path}: the accepted charter does not name this peer; accept the right one"
+            )
+        self._charter = charter
+        async with contextlib.AsyncExitStack() as stack:
+            await self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> None:
+        log = self._open_log()
+        self._journal = Journal(log, self._fail)
+        stack.callback(self._journal.close)
+        self._contents = Contents(self.home.path)
+        self._host = Host(
+            self._identity, self._roster, [self._transport()], on_link=self._on_link, on_refused=self._on_refused
+        )
+        services = Services(
+            self._identity, self._host, self._journal, self._contents,
+            flood=lambda data: self._book.flood_own(data),
+            store_statement=lambda run, data: self._book.store_statement(run, data),
+            told=self._told, failed=self._fail,
+        )  # fmt: skip
+        self._book = Runs(self.home, self._roster, services)
+        self._host.handle_notify(FLOOD, self._on_flood)
+        self._host.handle_notify(ANNOUNCE, self._on_announcement)
+        self._host.handle_notify(DIRECT, self._on_direct)
+        self._host.serve(self._contents.chunk)
+        first = log.head.size <= 1
+        entries = [NewEntry("peer_started", {"peer": self.peer_id, "name": self.name})]
+        if first:
+            entries.append(NewEntry("charter_accepted", {"charter": self._roster.charter}))
+        await self._journal.commit(entries)
+        stack.push_async_callback(self._stop_tasks)
+        stack.push_async_callback(self._stop_runs)
+        self._restore()
+        listen = [self.home.settings.listen] if self.home.settings.listen else []
+        stack.push_async_callback(self._host.stop)
+        self.addresses = await self._host.start(listen)
+        self._host.want(self._wanted())
+        await self._discover(stack)
+
+    def _open_log(self) -> AuditLog:
+        path = self.home.audit
+        if path.exists():
+            return AuditLog.open(path, self._identity)
+        return AuditLog.create(path, self._identity, unix_milliseconds())
+
+    def _transport(self) -> MemoryTransport | TcpTransport:
+        member = self.home.member()
+        if self._network is not None:
+            return self._network.transport(self.name, member.certificates[0])
+        key = (self.home.path / "tls.key").read_bytes()
+        return TcpTransport(Certificate(member.certificates[0], key), tls_password(self._identity))
+
+    async def _discover(self, stack: contextlib.AsyncExitStack) -> None:
+        interface = self.home.settings.discover
+        if interface is None or self._network is not None:
+            return
+        port = parse_address(self.addresses[0]).port if self.addresses else None
+        discovery = Discovery(sha256(self._roster.charter.encode())[:16], interface, port, self._host.candidate)
+        try:
+            await discovery.start()
+        except LinkError as error:
+            self.discovery_problem = str(error)  # addresses from the charter remain
+            return
+        stack.push_async_callback(discovery.stop)
+
+    def _restore(self) -> None:
+        self._book.restore()
+        for run in self._book.runners:
+            self._adopt(run)
+        self._contents.prune()
+
+    async def _stop_runs(self) -> None:
+        for runner in self._book.runners.values():
+            await runner.stop()
+        for run in self._runs.values():
+            run.end(None, {}, self.failure or ConfigError("the peer was stopped before the run was over"))
+
+    async def _stop_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _fail(self, error: P2PFLError) -> None:
+        """Nothing can go on safely (the log cannot be written, or a bug): say so and stop everything."""
+        if self.failure is None:
+            self.failure = error
+            self.failed.set()
+            for run in self._runs.values():
+                run.end(None, {}, error)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- links
+
+    def _wanted(self) -> set[PeerId]:
+        """Neighbours in the charter's default topology and in every open run."""
+        graphs = [build_graph(self._charter.topology, self._roster.peer_ids)]
+        for runner in self._book.runners.values():
+            context = runner.machine.context
+            nodes = tuple(context.start.shares) if context.start else self._roster.peer_ids
+            graphs.append(build_graph(context.proposal.topology, nodes))
+        wanted = {PeerId(peer) for graph in graphs if self.peer_id in graph for peer in graph.neighbors(self.peer_id)}
+        return wanted - {self.peer_id}
+
+    def _on_link(self, peer: PeerId, up: bool, detail: str) -> None:
+        body = {"peer": peer, "kind": detail} if up else {"peer": peer, "reason": detail}
+        self._spawn(self._journal.commit([NewEntry("link_up" if up else "link_down", body)]))
+        for runner in self._book.runners.values():
+            now = runner.now()
+            runner.post(events.LinkUp(now, peer) if up else events.LinkDown(now, peer, detail))
+        if up:
+            self._book.resend(peer)
+
+    def _on_refused(self, who: str, why: str) -> None:
+        self._spawn(self._journal.commit([NewEntry("refused", {"peer": who, "reason": why[:400]})]))
+
+    def _on_flood(self, peer: PeerId, data: bytes) -> None:
+        try:
+            self._book.hear(peer, data)
+        except P2PFLError as error:
+            blamed = error.peer if isinstance(error, RemoteError) and error.peer else peer
+            self._on_refused(str(blamed), str(error))
+
+    def _on_announcement(self, peer: PeerId, data: bytes) -> None:
+        if len(data) > ANNOUNCEMENT_LIMIT:
+            self._on_refused(peer, f"announcement of {len(data)} bytes, the limit is {ANNOUNCEMENT_LIMIT}")
+            return
+        try:
+            runner = self._book.runners.get(decode_announcement(data).run)
+        except RemoteError as error:
+            self._on_refused(peer, str(error))
+            return
+        if runner is not None:
+            runner.post(events.AnnouncementReceived(runner.now(), peer, data))
+
+    def _on_direct(self, peer: PeerId, data: bytes) -> None:
+        try:
+            run, envelope = open_frame(data, DIRECT_LIMIT)
+        except RemoteError as error:
+            self._on_refused(peer, str(error))
+            return
+        runner = self._book.runners.get(run)
+        if runner is not None:
+            runner.post(events.StatementReceived(runner.now(), peer, envelope))
+
+    # --- runs
+
+    async def propose(
+        self,
+        plan: str | Path | Plan,
+        *,
+        seed: int | None = None,
+        patience: float = PATIENCE,
+        topology: Mapping[str, Any] | None = None,
+        rounds: int | None = None,
+    ) -> Run:
+        """Propose a plan folder (or a read plan) to all members, and approve it here.
+
+        Raises PlanError, DataError, ConfigError or PolicyRefusal; nothing has left the building then.
+        """
+        read = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+        runner = await self._book.propose(read, seed=seed, patience=patience, topology=topology, rounds=rounds)
+        return self._adopt(runner.machine.context.proposal.run)
+
+    async def join(self, run: str) -> Run:
+        """Approve a proposal of another member after reading its plan; the run begins when enough have."""
+        runner = await self._book.approve(run)
+        return self.run(runner.machine.context.proposal.run)
+
+    def run(self, run: str) -> Run:
+        """A known run by its id or the beginning of it. Raises ConfigError."""
+        return self._adopt(self._book.runner(run).machine.context.proposal.run)
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """All runs known here, by id."""
+        return dict(self._runs)
+
+    async def next_proposal(self) -> Run:
+        """Wait for the next proposal that this peer has neither approved nor made."""
+        while True:
+            for run in self._runs.values():
+                runner = self._book.runners[run.id]
+                if run.state is State.PROPOSING and runner.worker is None:
+                    return run
+            self._new_run.clear()
+            await self._new_run.wait()
+
+    def _adopt(self, run: str) -> Run:
+        if run not in self._runs:
+            self._runs[run] = Run(self._book.runners[run], self._book.plans[run])
+            self._new_run.set()
+            if hasattr(self, "_host"):
+                self._host.want(self._wanted())
+        return self._runs[run]
+
+    def _told(self, run: str, topic: str, facts: dict[str, Any]) -> None:
+        if run in self._book.runners:
+            handle = self._adopt(run)
+            handle.tell(topic, facts)
+            if topic == "closed":
+                self._spawn(self._close(self._book.runners[run], handle))
+            elif topic in ("complete", "expired"):
+                self._spawn(self._complete(self._book.runners[run], handle, topic))
+            elif topic == "started":
+                self._host.want(self._wanted())
+
+    async def _close(self, runner: Runner, handle: Run) -> None:
+        """The own part is over: keep model and report, end the worker."""
+        model: bytes | None = None
+        home_metrics: dict[str, float] = {}
+        worker, runner.worker = runner.worker, None
+        if worker is not None:
+            if not runner.machine.context.away_for_good:
+                model = await worker.call("result", timeout=600.0)
+                home_metrics = await worker.call("evaluate", timeout=3600.0, part="test")
+            await worker.stop()
+        report = self._report_of(runner, home_metrics)
+        self._book.close_files(handle.id, model, report)
+        handle.end(model, report)
+
+    async def _complete(self, runner: Runner, handle: Run, topic: str) -> None:
+        if topic == "expired":
+            if runner.worker is not None:
+                await runner.worker.stop()
+            reason = runner.machine.context.away_for_good or "the proposal expired"
+            handle.end(None, {}, ConfigError(f"run {handle.id[:12]} did not start: {reason}"))
+        self._book.mark_over(handle.id)
+
+    def _report_of(self, runner: Runner, home_metrics: Mapping[str, float]) -> dict[str, Any]:
+        machine = runner.machine
+        closing, rounds = machine.closing, machine.rounds
+        names = {member.peer_id: member.name for member in self._roster.members}
+        start = machine.context.running
+        missing = {peer: (since, why) for peer, since, why in (closing.statement.missing if closing.statement else ())}
+        missing = {**closing.named_missing, **missing}
+        return {
+            "run": start.run,
+            "plan": start.plan,
+            "charter": start.charter,
+            "peer": self.peer_id,
+            "name": self.name,
+            "participants": [
+                {"peer": item.peer_id, "name": names.get(item.peer_id, ""), "samples": item.samples, "share": item.share}
+                for item in start.participants
+            ],
+            "rounds_done": rounds.rounds_done,
+            "finished": machine.context.away_for_good is None,
+            "away": machine.context.away_for_good,
+            "digest": rounds.digest,
+            "consensus_distance": rounds.distance,
+            "loss": rounds.loss,
+            "unsettled": rounds.biased,
+            "missing": [
+                {"peer": peer, "name": names.get(peer, ""), "from_round": since, "reason": why}
+                for peer, (since, why) in sorted(missing.items())
+            ],
+            "at_home": dict(home_metrics),
+            "bytes_sent": self.bytes_sent(),
+            "timings": {name: getattr(runner.timings, name) for name in runner.timings.__slots__},
+            "counters": dict(machine.context.counters),
+        }
+
+    # --- what people ask
+
+    def bytes_sent(self) -> int:
+        """Bytes sent over all links since the start."""
+        return self._host.bytes_sent
+
+    def links(self) -> dict[str, str]:
+        """Name of each linked member -> the link's type."""
+        found = {}
+        for peer, info in self._host.links.items():
+            member = self._roster.member(peer)
+            found[member.name if member else peer] = info.kind
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """Everything `p2pfl status` shows."""
+        members = []
+        for member in self._roster.members:
+            if member.peer_id == self.peer_id:
+                continue
+            info = self._host.links.get(member.peer_id)
+            members.append(
+                {
+                    "name": member.name,
+                    "peer": member.peer_id,
+                    "link": info.kind if info else None,
+                    "why_not": None if info else self._host.why_not(member.peer_id),
+                    "bytes_in": info.bytes_in if info else 0,
+                    "bytes_out": info.bytes_out if info else 0,
+                }
+            )
+        head = self._journal.head
+        return {
+            "name": self.name,
+            "peer": self.peer_id,
+            "charter": self._roster.charter,
+            "addresses": list(self.addresses),
+            "discovery_problem": self.discovery_problem,
+            "members": members,
+            "runs": [run.status() for run in self._runs.values()],
+            "log": {"entries": head.size, "head": head.hash.hex(), "commits": self._journal.commits},
+            "failure": str(self.failure) if self.failure else None,
+        }
+
+    def wanted_names(self) -> Sequence[str]:
+        """Names of the members this peer keeps links to."""
+        return sorted(member.name for member in self._roster.members if member.peer_id in self._wanted())

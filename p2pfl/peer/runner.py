@@ -1,0 +1,381 @@
+"""Carries out the machine's effects for one run: worker, sealing, log, links, timers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from p2pfl.audit import NewEntry
+from p2pfl.crypto import Identity, Opener, Prekey, Sealed, seal_off_loop, sign_envelope, wrap_key
+from p2pfl.errors import LinkError, P2PFLError, RemoteError, StoreError
+from p2pfl.gossip import Machine, effects, events
+from p2pfl.gossip.messages import (
+    INLINE_LIMIT,
+    TO_ALL,
+    Announcement,
+    Core,
+    Cover,
+    Position,
+    decode_announcement,
+    envelope_frame,
+    sealing_context,
+)
+from p2pfl.net import Host
+from p2pfl.peer.contents import SEALED_CHUNK, Contents
+from p2pfl.peer.journal import Journal
+from p2pfl.peer.worker import Worker
+from p2pfl.types import Digest, PeerId, StartRecord
+
+ANNOUNCE = "/p2pfl/announce/1"
+DIRECT = "/p2pfl/direct/1"
+FLOOD = "/p2pfl/flood/1"
+QUEUE_LIMIT = 4096  # remote events waiting for the machine; a run of 50 sites needs some hundred
+TRAIN_LIMIT = 24 * 3600.0  # seconds; no round trains longer than a day
+CALL_LIMIT = 3600.0  # seconds for every other call of the worker
+FETCH_LIMIT = 600.0  # seconds for the content of one delta
+
+
+@dataclass(slots=True)
+class Services:
+    """What a runner uses of its peer."""
+
+    identity: Identity
+    host: Host
+    journal: Journal
+    contents: Contents
+    flood: Callable[[bytes], None]  # send an own statement (framed) to all linked members
+    store_statement: Callable[[str, bytes], None]
+    told: Callable[[str, str, dict[str, Any]], None]  # (run, topic, facts)
+    failed: Callable[[P2PFLError], None]
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds spent per part, for the benchmark and the status; waits of parallel parts overlap."""
+
+    training: float = 0.0
+    encoding: float = 0.0
+    sealing: float = 0.0
+    log: float = 0.0
+    fetching: float = 0.0
+    mixing: float = 0.0
+    sent_bytes: int = 0
+
+
+@dataclass(slots=True)
+class RunKeys:
+    """The secrets of one run: the prekey, the sampling key and the initial parameters' file."""
+
+    prekey: Prekey | None = None
+    sampling: bytes = b""
+    initial: bytes = b""
+    local_steps: int = 0
+
+
+class Runner:
+    """One machine and the task that drives it."""
+
+    def __init__(self, machine: Machine, services: Services, keys: RunKeys) -> None:
+        self.machine = machine
+        self.keys = keys
+        self.worker: Worker | None = None
+        self.timings = Timings()
+        self._services = services
+        self._run = machine.context.proposal.run
+        self._queue: deque[events.Event] = deque()
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._commit_lock = asyncio.Lock()
+        self._sealed: dict[tuple[Position, str], Sealed] = {}
+        self._announcements: dict[Digest, Announcement] = {}
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._drive(), name=f"run {self._run[:8]}")
+
+    # --- events in
+
+    def now(self) -> float:
+        """The clock the machine is shown."""
+        return self._loop.time()
+
+    def post(self, event: events.Event) -> bool:
+        """Hand an event to the machine; False when the queue is full (remote events only come again)."""
+        if len(self._queue) >= QUEUE_LIMIT:
+            self.machine.context.counters["queue full"] += 1
+            return False
+        self._queue.append(event)
+        self._wake.set()
+        return True
+
+    def do(self, event: events.Event) -> None:
+        """Carry out a user's command at once. Raises IllegalStep or ConfigError; nothing has changed then."""
+        self._perform_all(self.machine.handle(event))
+
+    async def _drive(self) -> None:
+        while True:
+            while self._queue:
+                event = self._queue.popleft()
+                try:
+                    self._perform_all(self.machine.handle(event))
+                except P2PFLError as error:
+                    self._services.failed(error)
+                    return
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def stop(self) -> None:
+        """Stop the task, the timers and the worker; the log has everything that counts."""
+        for timer in self._timers.values():
+            timer.cancel()
+        tasks = [self._task, *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.worker is not None:
+            await self.worker.stop()
+
+    # --- effects out
+
+    def _perform_all(self, todo: list[effects.Effect]) -> None:
+        for effect in todo:
+            self._perform(effect)
+
+    def _perform(self, effect: effects.Effect) -> None:
+        match effect:
+            case effects.Train(round=round_):
+                self._spawn(self._train(round_))
+            case effects.Encode():
+                self._spawn(self._encode(effect))
+            case effects.Commit():
+                self._spawn(self._commit(effect))
+            case effects.Fetch():
+                self._spawn(self._fetch(effect))
+            case effects.Mix():
+                self._spawn(self._mix(effect))
+            case effects.Forget():
+                self._spawn(self._forget(effect))
+            case effects.Begin(start=start):
+                self._spawn(self._begin(start))
+            case effects.SendAnnouncement(peer=peer, core=core):
+                self._spawn(self._send_announcement(peer, core))
+            case effects.SendStatement(peer=peer, kind=kind, payload=payload):
+                envelope = sign_envelope(self._services.identity, kind, payload).encode()
+                self._spawn(self._notify(peer, DIRECT, envelope_frame(self._run, envelope)))
+            case _:
+                self._perform_at_once(effect)
+
+    def _perform_at_once(self, effect: effects.Effect) -> None:
+        match effect:
+            case effects.Flood(kind=kind, payload=payload):
+                envelope = sign_envelope(self._services.identity, kind, payload).encode()
+                self._services.flood(envelope_frame(self._run, envelope))
+                self.post(events.StatementReceived(self.now(), self._services.identity.peer_id, envelope))
+            case effects.StoreStatement(data=data):
+                self._services.store_statement(self._run, data)
+            case effects.Release(core=core):
+                self._announcements.pop(core, None)
+                self._services.contents.release(core)
+            case effects.SetTimer(name=name, at=at):
+                self._cancel(name)
+                self._timers[name] = self._loop.call_at(at, self._fire, name)
+            case effects.CancelTimer(name=name):
+                self._cancel(name)
+            case effects.Tell(topic=topic, facts=facts):
+                self._services.told(self._run, topic, dict(facts))
+            case _:
+                raise AssertionError(f"no way to carry out {effect}")
+
+    def _fire(self, name: str) -> None:
+        self._timers.pop(name, None)
+        self.post(events.TimerFired(self.now(), name))
+
+    def _cancel(self, name: str) -> None:
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        if isinstance(error, StoreError):
+            self._services.failed(error)
+        elif isinstance(error, P2PFLError):
+            self.post(events.Leave(self.now(), f"{error}"))
+        else:
+            self._services.failed(P2PFLError(f"internal error ({error!r}); please report it"))
+
+    # --- worker
+
+    async def _call(self, operation: str, limit: float = CALL_LIMIT, **arguments: Any) -> Any:
+        if self.worker is None:
+            raise P2PFLError("no worker runs for this run; it was not approved here")
+        return await self.worker.call(operation, timeout=limit, **arguments)
+
+    async def _begin(self, start: StartRecord) -> None:
+        share = start.shares[self._services.identity.peer_id]
+        await self._call(
+            "begin", initial=self.keys.initial, run=bytes.fromhex(start.run), key=self.keys.sampling, share=share
+        )
+
+    async def _train(self, round_: int) -> None:
+        started = self.now()
+        try:
+            value = await self._call("train", TRAIN_LIMIT, round=round_, steps=self.keys.local_steps)
+        except P2PFLError as error:
+            self.post(events.TrainingFailed(self.now(), round_, str(error)))
+            return
+        self.timings.training += self.now() - started
+        self.post(events.Trained(self.now(), round_, float(value["loss"])))
+
+    async def _encode(self, effect: effects.Encode) -> None:
+        started = self.now()
+        messages = await self._call("encode", round=effect.round, step=effect.step, closing=effect.closing)
+        self.timings.encoding += self.now() - started
+        me = self._services.identity.peer_id
+        parcels = []
+        started = self.now()
+        for message in messages:
+            position = (effect.round, effect.step)
+            context = sealing_context(self._run, me, position, message["channel"], TO_ALL)
+            sealed = await seal_off_loop(message["payload"], context)
+            self._sealed[(position, message["channel"])] = sealed
+            parcels.append(events.Parcel(message["channel"], sealed.manifest, Digest(message["result"])))
+        self.timings.sealing += self.now() - started
+        self.post(events.Encoded(self.now(), effect.round, effect.step, tuple(parcels)))
+
+    async def _mix(self, effect: effects.Mix) -> None:
+        started = self.now()
+        value = await self._call(
+            "mix",
+            round=effect.round,
+            step=effect.step,
+            edges=[[edge.peer, edge.weight, dict(edge.cores)] for edge in effect.edges],
+            corrections=[[peer, round_, step] for peer, (round_, step) in effect.corrections],
+            last=effect.last,
+            closing=effect.closing,
+        )
+        self.timings.mixing += self.now() - started
+        self.post(
+            events.Mixed(self.now(), effect.round, effect.step, Digest(value["digest"]), float(value["distance"]))
+        )
+
+    async def _forget(self, effect: effects.Forget) -> None:
+        if self.worker is None:
+            return
+        if effect.edges:
+            await self._call("forget", pairs=[[peer, round_, step] for peer, (round_, step) in effect.edges])
+        if effect.cores:
+            await self._call("drop", keys=list(effect.cores))
+
+    # --- log
+
+    async def _commit(self, effect: effects.Commit) -> None:
+        async with self._commit_lock:
+            started = self.now()
+            entries = [NewEntry(entry.kind, entry.body, entry.documents) for entry in effect.entries]
+            digests = []
+            for core in effect.cores:
+                digest, entry = await self._commit_core(core, effect.recipients)
+                digests.append(digest)
+                entries.append(entry)
+            if entries:
+                await self._services.journal.commit(entries)
+            self.timings.log += self.now() - started
+        self.post(events.Committed(self.now(), effect.token, tuple(digests)))
+
+    async def _commit_core(self, core: Core, recipients: tuple[PeerId, ...]) -> tuple[Digest, NewEntry]:
+        """Sign a core, wrap its key, store its ciphertext; the entry lets it out once it is committed."""
+        sealed = self._sealed.pop((core.position, core.channel))
+        identity = self._services.identity
+        signed = sign_envelope(identity, "core", core.encode())
+        context = sealing_context(self._run, identity.peer_id, core.position, core.channel, core.recipient)
+        prekeys = {item.peer_id: item.prekey for item in self.machine.context.running.participants}
+        keys = {peer: wrap_key(sealed.key, prekeys[peer], context) for peer in recipients}
+        head = self._services.journal.head
+        cover = sign_envelope(
+            identity, "cover", Cover(signed.digest, keys, head.size, Digest(head.hash.hex())).encode()
+        )
+        announcement = Announcement(self._run, signed.encode(), cover.encode(), b"")
+        await self._services.contents.put_ciphertext(signed.digest, sealed.chunks, frozenset(recipients))
+        self._announcements[signed.digest] = announcement
+        body = {
+            "run": self._run,
+            "sequence": core.sequence,
+            "round": core.round,
+            "step": core.step,
+            "channel": core.channel,
+            "core": signed.digest,
+            "to": list(recipients),
+            "bytes": core.manifest.size,
+        }
+        return signed.digest, NewEntry("delta_sent", body, (("outbox", announcement.encode()),))
+
+    def restore_announcement(self, core: Digest, stored: bytes) -> None:
+        """An announcement from the outbox of before a restart."""
+        self._announcements[core] = decode_announcement(stored)
+
+    # --- links
+
+    async def _send_announcement(self, peer: PeerId, core: Digest) -> None:
+        announcement = self._announcements.get(core)
+        if announcement is None:
+            return
+        try:
+            chunk = await asyncio.to_thread(self._services.contents.first_chunk, core)
+        except OSError:
+            return  # released meanwhile
+        inline = chunk if len(chunk) <= INLINE_LIMIT + 16 else b""
+        data = Announcement(announcement.run, announcement.core, announcement.cover, inline).encode()
+        self.timings.sent_bytes += len(data)
+        await self._notify(peer, ANNOUNCE, data)
+
+    async def _notify(self, peer: PeerId, protocol: str, data: bytes) -> None:
+        try:
+            await self._services.host.notify(peer, protocol, data)
+        except LinkError:
+            self.machine.context.counters["not sent"] += 1  # sent again when the link is back
+
+    async def _fetch(self, effect: effects.Fetch) -> None:
+        started = self.now()
+        core = effect.core
+        try:
+            payload = await self._open(effect)
+            await self._call(
+                "receive", key=effect.digest, channel=core.channel, payload=payload, result=core.result
+            )
+        except RemoteError as error:
+            self.post(events.Received(self.now(), effect.digest, str(error)))
+            return
+        except (LinkError, TimeoutError) as error:
+            self.post(events.Received(self.now(), effect.digest, f"couldn't fetch: {error}", again=True))
+            return
+        self.timings.fetching += self.now() - started
+        self.post(events.Received(self.now(), effect.digest))
+
+    async def _open(self, effect: effects.Fetch) -> bytes:
+        assert self.keys.prekey is not None
+        core = effect.core
+        context = sealing_context(self._run, effect.peer, core.position, core.channel, core.recipient)
+        key = self.keys.prekey.unwrap(effect.wrapped_key, context)
+        opener = Opener(core.manifest, key, context)
+        if effect.inline:
+            parts = [opener.open(0, effect.inline)]
+        else:
+            parts = []
+            async with asyncio.timeout(FETCH_LIMIT):
+                chunks = self._services.host.fetch(effect.peer, effect.digest, core.manifest.chunks, SEALED_CHUNK)
+                async for chunk in chunks:
+                    parts.append(await asyncio.to_thread(opener.open, len(parts), chunk))
+        opener.finish()
+        return b"".join(parts)
+

@@ -1,0 +1,317 @@
+"""The runs a peer knows: proposals heard and made, approvals, statements kept for neighbours, restarts.
+
+Owns which runs exist here. Each run has one machine and one runner; what is decided about a run is decided there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nacl.exceptions import CryptoError
+from nacl.secret import SecretBox
+
+from p2pfl.audit import NewEntry
+from p2pfl.crypto import CHUNK, Prekey, open_envelope, sha256, sign_envelope
+from p2pfl.errors import ConfigError, LinkError, RemoteError, StoreError
+from p2pfl.gossip import Flood, Machine, Proposal, events, open_proposal
+from p2pfl.gossip.messages import FLOOD_LIMIT, envelope_frame, open_frame
+from p2pfl.gossip.starting import check_links
+from p2pfl.gossip.table import State
+from p2pfl.governance import Plan, plan_from_bundle
+from p2pfl.peer.home import Home, write_private
+from p2pfl.peer.restore import restored_run
+from p2pfl.peer.runner import FLOOD, RunKeys, Runner, Services
+from p2pfl.peer.worker import START_LIMIT, Worker
+from p2pfl.topology import Schedule
+from p2pfl.types import ChannelSpec, Digest, PeerId, Roster
+
+OPEN_PROPOSALS = 4  # per proposer; a member cannot fill the others' disks with proposals
+STATEMENTS_LIMIT = 256  # kept per run: four per member
+PATIENCE = 24 * 3600.0  # seconds a proposer waits for approvals unless told otherwise
+
+
+class Runs:
+    """All runs of one peer under one charter."""
+
+    def __init__(self, home: Home, roster: Roster, services: Services) -> None:
+        self.runners: dict[str, Runner] = {}
+        self.plans: dict[str, Plan] = {}
+        self._home = home
+        self._roster = roster
+        self._services = services
+        self._flood = Flood(roster)
+        self._statements: dict[str, list[bytes]] = {}
+        self._proposals: dict[str, bytes] = {}
+        self.me = services.identity.peer_id
+
+    # --- statements
+
+    def hear(self, peer: PeerId, data: bytes) -> None:
+        """A flooded statement from a neighbour: verify, keep, hand on. Raises RemoteError."""
+        run, statement = open_frame(data, FLOOD_LIMIT)
+        envelope = self._flood.hear(statement)
+        if envelope is None:
+            return
+        if envelope.kind == "proposal":
+            self._hear_proposal(statement)
+        elif run in self.runners:
+            self.runners[run].post(events.StatementReceived(self.runners[run].now(), peer, statement))
+        self.forward(data, peer)
+
+    def forward(self, data: bytes, origin: PeerId | None) -> None:
+        """Send a framed statement to all linked members but its origin."""
+        for target in self._flood.targets(self._services.host.links, origin):
+            asyncio.ensure_future(self._send(target, data))  # noqa: RUF006 - bounded by the link's own limit
+
+    async def _send(self, peer: PeerId, data: bytes) -> None:
+        try:
+            await self._services.host.notify(peer, FLOOD, data)
+        except LinkError:
+            pass  # the statement is sent again when a link is up: see resend
+
+    def flood_own(self, data: bytes) -> None:
+        """An own statement: remember it, so that it is not taken for news when it comes back."""
+        _, statement = open_frame(data, FLOOD_LIMIT)
+        self._flood.remember(open_envelope(statement, kinds=(*_OWN_KINDS,), limit=FLOOD_LIMIT).digest)
+        self.forward(data, None)
+
+    def resend(self, peer: PeerId) -> None:
+        """A link came up: the neighbour may have missed statements of open runs."""
+        for run, runner in self.runners.items():
+            if runner.machine.closing.complete:
+                continue
+            for statement in (self._proposals.get(run), *self._statements.get(run, ())):
+                if statement is not None:
+                    asyncio.ensure_future(self._send(peer, envelope_frame(run, statement)))  # noqa: RUF006
+
+    def store_statement(self, run: str, data: bytes) -> None:
+        """Keep a verified statement for neighbours that missed it, and for a restart."""
+        known = self._statements.setdefault(run, [])
+        if data in known or len(known) >= STATEMENTS_LIMIT:
+            return
+        known.append(data)
+        folder = self._home.run_folder(run) / "statements"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{len(known):04d}-{sha256(data)[:16]}").write_bytes(data)
+
+    # --- proposals
+
+    def _hear_proposal(self, statement: bytes) -> None:
+        _, proposal = open_proposal(statement)
+        if proposal.run in self.runners:
+            return
+        if proposal.charter != self._roster.charter:
+            raise RemoteError("proposal under another charter", peer=proposal.proposer)
+        mine = [
+            runner
+            for runner in self.runners.values()
+            if runner.machine.context.proposal.proposer == proposal.proposer
+            and runner.machine.state is State.PROPOSING
+        ]
+        if len(mine) >= OPEN_PROPOSALS:
+            raise RemoteError(f"{OPEN_PROPOSALS} open proposals already", peer=proposal.proposer)
+        plan = plan_from_bundle(proposal.bundle)
+        if plan.digest != proposal.plan:
+            raise RemoteError("proposal whose code does not have the plan hash it names", peer=proposal.proposer)
+        check_links(proposal.topology, self._roster, self._roster.peer_ids)
+        self._adopt(proposal, statement, plan)
+
+    def _adopt(self, proposal: Proposal, statement: bytes, plan: Plan, *, restart: bool = False) -> Runner:
+        run = proposal.run
+        folder = self._home.run_folder(run)
+        if not restart:
+            write_private(folder / "proposal", statement)
+        restored = restored_run(self._services.journal.log, proposal, self._roster) if restart else None
+        machine = Machine(
+            self.me,
+            self._roster,
+            proposal,
+            sequence=restored.sequence if restored else 0,
+            restored=restored.state if restored else None,
+        )
+        runner = Runner(machine, self._services, RunKeys(local_steps=plan.settings.training.local_steps))
+        for digest, announcement in restored.announcements if restored else ():
+            runner.restore_announcement(digest, announcement)
+        self.runners[run], self.plans[run] = runner, plan
+        self._proposals[run] = statement
+        for peer in self._services.host.links:
+            runner.post(events.LinkUp(runner.now(), peer))
+        if machine.state is State.PROPOSING:
+            runner.do(events.Proposed(runner.now()))
+        self._services.told(run, "proposal", {"proposer": proposal.proposer, "plan": plan.settings.plan.name})
+        return runner
+
+    def restore(self) -> None:
+        """After a restart: take up the runs of which this home has a proposal."""
+        folder = self._home.path / "runs"
+        for path in sorted(folder.glob("*/proposal")) if folder.is_dir() else ():
+            if (path.parent / "over").exists():
+                continue
+            statement = path.read_bytes()
+            try:
+                _, proposal = open_proposal(statement)
+                if proposal.charter != self._roster.charter or proposal.run != path.parent.name:
+                    continue
+                runner = self._adopt(proposal, statement, plan_from_bundle(proposal.bundle), restart=True)
+            except RemoteError as error:
+                raise StoreError(f"{path} is damaged ({error}); move it away and start again") from error
+            for kept in sorted((path.parent / "statements").glob("*")):
+                data = kept.read_bytes()
+                self._statements.setdefault(proposal.run, []).append(data)
+                runner.post(events.StatementReceived(runner.now(), self.me, data))
+
+    async def propose(
+        self,
+        plan: Plan,
+        *,
+        seed: int | None = None,
+        patience: float = PATIENCE,
+        topology: Mapping[str, Any] | None = None,
+        rounds: int | None = None,
+    ) -> Runner:
+        """Make a proposal, flood it, and approve it here. Raises PlanError, PolicyRefusal, DataError, ConfigError."""
+        settings = plan.settings
+        graph = dict(topology or settings.topology_spec())
+        total = rounds or settings.training.rounds
+        check_links(graph, self._roster, self._roster.peer_ids)
+        shares = {peer: 1 / len(self._roster.members) for peer in self._roster.peer_ids}
+        Schedule(graph, self._roster.peer_ids, shares, total, settings.training.closing_rounds).round(0)
+        seed = secrets.randbelow(2**31) if seed is None else seed
+        worker, facts = await self.ready_worker(plan)
+        try:
+            initial = await worker.call("initial", timeout=START_LIMIT, seed=seed)
+            digest = self._services.contents.put_file(initial)
+            begun = await worker.call(
+                "begin", timeout=START_LIMIT, initial=initial, run=bytes(32), key=bytes(32), share=1.0
+            )
+        except BaseException:
+            await worker.stop()
+            raise
+        channels = tuple(ChannelSpec(row["name"], row["size"], Digest(row["base"])) for row in begun)
+        proposal = Proposal(
+            charter=self._roster.charter, plan=plan.digest, bundle=plan.bundle(), proposer=self.me,
+            nonce=secrets.token_bytes(16), initial=digest, initial_size=len(initial), channels=channels, seed=seed,
+            topology=graph, rounds=total, closing_rounds=settings.training.closing_rounds,
+            deadline=float(settings.training.deadline), patience=float(patience),
+        )  # fmt: skip
+        statement = sign_envelope(self._services.identity, "proposal", proposal.encode()).encode()
+        open_proposal(statement)
+        await self._services.journal.commit(
+            [NewEntry("plan_proposed", {"run": proposal.run, "plan": plan.digest, "seed": seed})]
+        )
+        runner = self._adopt(proposal, statement, plan)
+        self.flood_own(envelope_frame(proposal.run, statement))
+        await self._approve(runner, plan, worker, facts["train"], initial)
+        return runner
+
+    # --- approval
+
+    async def ready_worker(self, plan: Plan) -> tuple[Worker, dict[str, int]]:
+        """A worker that has the plan and the granted data loaded and checked. Raises PlanError or DataError."""
+        dataset = self._home.registry.resolve(plan.settings.data.tag)
+        worker = Worker()
+        try:
+            await worker.call(
+                "open", timeout=START_LIMIT, plan_source=plan.source, settings=plan.session_settings()
+            )
+            facts = await worker.call("load_data", timeout=3600.0, path=str(dataset.path))
+            problems = await worker.call("check", timeout=3600.0)
+            if problems:
+                raise ConfigError("the plan does not run on this site's data: " + "; ".join(problems))
+        except BaseException:
+            await worker.stop()
+            raise
+        return worker, facts
+
+    async def approve(self, run: str) -> Runner:
+        """The site's yes: fetch the initial parameters, try the plan on the granted data, sign the approval."""
+        runner = self.runner(run)
+        context = runner.machine.context
+        if runner.machine.state is not State.PROPOSING:
+            raise ConfigError(f"run {run[:12]} is {runner.machine.state}; only an open proposal can be approved")
+        if context.me in runner.machine.starting.approvals or runner.worker is not None:
+            raise ConfigError(f"run {run[:12]} is already approved here; nothing more is needed")
+        initial = await self._initial(context.proposal)
+        worker, facts = await self.ready_worker(self.plans[run])
+        await self._approve(runner, self.plans[run], worker, facts["train"], initial)
+        return runner
+
+    async def _approve(self, runner: Runner, plan: Plan, worker: Worker, samples: int, initial: bytes) -> None:
+        run = runner.machine.context.proposal.run
+        runner.worker = worker
+        prekey = self._prekey(run)
+        runner.keys.prekey = prekey
+        runner.keys.initial = initial
+        runner.keys.sampling = self._services.identity.derive("p2pfl sampling", bytes.fromhex(run))
+        self._home.approvals.approve(plan.digest, at=int(time.time()))
+        runner.do(events.Approve(runner.now(), samples, prekey.public))
+
+    def _prekey(self, run: str) -> Prekey:
+        """This run's X25519 key, kept sealed in the run's folder until the run is over."""
+        path = self._home.run_folder(run) / "prekey"
+        box = SecretBox(self._services.identity.derive("p2pfl prekey", bytes.fromhex(run)))
+        if path.exists():
+            try:
+                return Prekey.from_secret(box.decrypt(path.read_bytes()))
+            except CryptoError as error:
+                raise StoreError(f"{path} is damaged; leave this run and ask for a new proposal") from error
+        prekey = Prekey.generate()
+        write_private(path, bytes(box.encrypt(prekey.secret)))
+        return prekey
+
+    async def _initial(self, proposal: Proposal) -> bytes:
+        known = self._services.contents.file(proposal.initial)
+        if known is not None:
+            return known
+        tried = []
+        for peer in sorted(self._services.host.links):
+            try:
+                parts = []
+                chunks = -(-proposal.initial_size // CHUNK)
+                async for chunk in self._services.host.fetch(peer, proposal.initial, chunks, CHUNK):
+                    parts.append(chunk)
+                data = b"".join(parts)
+            except (LinkError, RemoteError) as error:
+                tried.append(f"{peer[-6:]}: {error}")
+                continue
+            if sha256(data) == proposal.initial:
+                self._services.contents.put_file(data)
+                return data
+            tried.append(f"{peer[-6:]}: sent other bytes than the proposal names")
+        raise LinkError(
+            "couldn't get the initial parameters from any neighbour "
+            f"({'; '.join(tried) or 'no link is up'}); try again when a neighbour that approved is linked"
+        )
+
+    # --- ends
+
+    def runner(self, run: str) -> Runner:
+        """The runner of a run, by its id or an unambiguous beginning of it."""
+        found = [key for key in self.runners if key.startswith(run)]
+        if len(found) != 1:
+            known = ", ".join(key[:12] for key in self.runners) or "none"
+            raise ConfigError(f"no single run is called {run[:12]!r}; known runs: {known}")
+        return self.runners[found[0]]
+
+    def close_files(self, run: str, model: bytes | None, report: Mapping[str, Any]) -> Path:
+        """Keep the result of a closed run."""
+        folder = self._home.run_folder(run)
+        if model is not None:
+            write_private(folder / "model.safetensors", model)
+        write_private(folder / "report.json", json.dumps(report, indent=1, sort_keys=True).encode())
+        return folder
+
+    def mark_over(self, run: str) -> None:
+        """Complete: nothing of this run needs to be taken up after a restart; its prekey is deleted."""
+        folder = self._home.run_folder(run)
+        (folder / "prekey").unlink(missing_ok=True)
+        write_private(folder / "over", b"")
+
+
+_OWN_KINDS = ("proposal", "approval", "start", "start-signature", "closing")

@@ -1,0 +1,128 @@
+"""The worker process: a fresh interpreter that trains. It holds no identity key and inherits no descriptor.
+
+One request at a time over its standard input and output; everything that touches tensors happens in there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+import sys
+import tempfile
+from typing import Any
+
+import msgpack
+
+from p2pfl.errors import DataError, LocalError, MalformedMessage, P2PFLError, PlanError, SignatureRefused
+
+FRAME_LIMIT = 2**31  # bytes; a delta of 500 million float32 parameters
+START_LIMIT = 120.0  # seconds until a fresh interpreter has imported torch, on a slow disk
+ERROR_TAIL = 2000  # bytes of the worker's standard error shown when it dies
+_FAULTS: dict[str, type[P2PFLError]] = {
+    "plan": PlanError,
+    "data": DataError,
+    "malformed": MalformedMessage,
+    "signature": SignatureRefused,
+}
+_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "SYSTEMROOT")
+
+
+class Worker:
+    """One worker process. Calls are carried out one after the other, in the order they were made."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._lock = asyncio.Lock()
+        self._log = tempfile.TemporaryFile()
+        self._broken: str | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running worker."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Start the interpreter. Its first answer comes when torch is imported."""
+        environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+        # one thread: results do not depend on the number of cores, and several peers share a laptop
+        environment.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": "0"})
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-m", "p2pfl.train.worker",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=self._log,
+            env=environment, close_fds=True, start_new_session=True, limit=2**20,
+        )  # fmt: skip
+
+    async def call(self, operation: str, /, timeout: float | None = None, **arguments: Any) -> Any:
+        """Carry out one operation in the worker.
+
+        Raises PlanError, DataError, MalformedMessage or SignatureRefused as the worker judged, LocalError when the
+        worker died or took longer than ``timeout`` seconds (it is ended then: its answer could not be told apart).
+        """
+        async with self._lock:
+            if self._broken is not None:
+                raise LocalError(self._broken)
+            try:
+                reply = await asyncio.wait_for(self._exchange(operation, arguments), timeout)
+            except TimeoutError as error:
+                await self._end()
+                self._broken = f"the worker took longer than {timeout:g} s for {operation!r} and was ended"
+                raise LocalError(self._broken) from error
+            except (asyncio.IncompleteReadError, ConnectionError, OSError) as error:
+                await self._end()
+                self._broken = f"the worker process ended during {operation!r}: {self._tail()}"
+                raise LocalError(self._broken) from error
+            except asyncio.CancelledError:
+                self._broken = "the worker was stopped"
+                raise
+        if reply.get("ok"):
+            return reply.get("value")
+        raise _FAULTS.get(str(reply.get("fault")), LocalError)(str(reply.get("error")))
+
+    async def _exchange(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if self._process is None:
+            await self.start()
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        body = msgpack.packb({"op": operation, "args": arguments}, use_bin_type=True)
+        process.stdin.write(struct.pack(">I", len(body)))
+        process.stdin.write(body)
+        await process.stdin.drain()
+        (size,) = struct.unpack(">I", await process.stdout.readexactly(4))
+        if size > FRAME_LIMIT:
+            raise ConnectionError("an answer larger than any delta")
+        reply = msgpack.unpackb(await process.stdout.readexactly(size), max_bin_len=FRAME_LIMIT, strict_map_key=False)
+        if not isinstance(reply, dict):
+            raise ConnectionError("an answer that is not a map")
+        return reply
+
+    def _tail(self) -> str:
+        try:
+            self._log.seek(0, os.SEEK_END)
+            self._log.seek(max(0, self._log.tell() - ERROR_TAIL))
+            lines = self._log.read(ERROR_TAIL).decode("utf-8", "replace").strip().splitlines()
+        except (OSError, ValueError):
+            lines = []
+        return lines[-1] if lines else "no message; it may have been killed for memory"
+
+    async def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), 3)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        transport = getattr(process, "_transport", None)
+        if transport is not None:
+            transport.close()
+
+    async def stop(self) -> None:
+        """End the worker; a call in progress fails."""
+        if self._broken is None:
+            self._broken = "the worker was stopped"
+        await self._end()
+        self._log.close()

@@ -1,0 +1,142 @@
+"""One peer's messages of one run: what it sends, what arrived, which displacements may still be taken back.
+
+The displacement of edge j in step s is d = w_ij (m_j - m_i), per channel. It is kept under (origin, round,
+step) until the edge is settled: either forgotten (both ends counted it) or taken back (only this end did).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p2pfl.errors import IllegalStep, LimitExceeded
+from p2pfl.train import deltas
+
+Tag = tuple[str, int, int]  # origin, round, step
+Edge = tuple[str, float, Mapping[str, str]]  # origin, weight, channel -> key of the received message
+
+# 16 unsettled rounds (DESIGN.md, "Flows settle") of 50 members with two steps each.
+KEPT_LIMIT = 16 * 50 * 2
+# Two rounds' messages of 50 members on a few channels; more can only be a caller that never drops.
+RECEIVED_LIMIT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Received:
+    channel: str
+    value: Tensor
+
+
+class Exchange:
+    """Messages [S] of each channel against their bases (None = zero)."""
+
+    def __init__(self, bases: Mapping[str, Tensor | None], size: int, dtype: torch.dtype) -> None:
+        self._bases = bases
+        self._size = size
+        self._dtype = dtype
+        self._received: dict[str, _Received] = {}
+        self._kept: dict[Tag, dict[str, Tensor]] = {}
+        self._own: dict[str, Tensor] = {}
+        self._total: dict[str, Tensor] = {}
+
+    @property
+    def own(self) -> Mapping[str, Tensor]:
+        """The own messages as they stand in this round; empty before the first encoding."""
+        return self._own
+
+    def start_round(self) -> None:
+        """Leave the messages of a round that was never finished; what it mixed counts with the next one."""
+        self._own = {}
+
+    def encode(self, messages: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        """Payload and result digest of each message; the own messages become what receivers rebuild."""
+        answers, adopted = [], {}
+        for channel, value in messages.items():
+            payload, adopted[channel], digest = deltas.encode(value, self._bases[channel])
+            answers.append({"channel": channel, "payload": payload, "result": digest})
+        self._own = adopted
+        return answers
+
+    def receive(self, key: str, channel: str, payload: bytes, result: str) -> None:
+        """Check, rebuild and store under ``key``; a refused message leaves nothing behind."""
+        if channel not in self._bases:
+            raise IllegalStep(f"no channel {channel!r} in this run; ask for {', '.join(self._bases)}")
+        if key not in self._received and len(self._received) >= RECEIVED_LIMIT:
+            raise LimitExceeded(f"{RECEIVED_LIMIT} received messages are waiting; mix or drop some first")
+        value = deltas.rebuild(payload, self._bases[channel], self._size, self._dtype, result)
+        self._received[key] = _Received(channel, value)
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Forget received messages; unknown keys are nothing to forget."""
+        for key in keys:
+            self._received.pop(key, None)
+
+    def forget(self, tags: Sequence[Tag]) -> None:
+        """These edges are settled: both ends counted them, so their displacements stay."""
+        for tag in tags:
+            self._kept.pop(tag, None)
+
+    def check(self, tags: Sequence[Tag], edges: Sequence[Edge], corrections: Sequence[Tag]) -> None:
+        """Refuse, before anything changes, a mix that names what is not here; IllegalStep."""
+        used: set[str] = set()
+        for tag, (origin, weight, keys) in zip(tags, edges, strict=True):
+            if tag in self._kept or tags.count(tag) > 1:
+                raise IllegalStep(
+                    f"the edge to {origin} of round {tag[1]}, step {tag[2]} is mixed already; mix it once"
+                )
+            if not 0.0 < weight <= 1.0:
+                raise IllegalStep(f"weight {weight} for {origin}; take it from the mixing matrix")
+            if set(keys) != set(self._own):
+                raise IllegalStep(
+                    f"channels {sorted(keys)} from {origin}, own {sorted(self._own)}; encode first"
+                )
+            for channel, key in keys.items():
+                if key in used:
+                    raise IllegalStep(f"message {key!r} is named twice; mix each message once")
+                used.add(key)
+                if key not in self._received or self._received[key].channel != channel:
+                    raise IllegalStep(f"no message of channel {channel} under {key!r}; receive it first")
+        for tag in corrections:
+            if tag not in self._kept or corrections.count(tag) > 1:
+                raise IllegalStep(
+                    f"no displacement of {tag[0]} in round {tag[1]}, step {tag[2]}; settle it once"
+                )
+        if len(self._kept) + len(tags) > KEPT_LIMIT:
+            raise LimitExceeded(f"{KEPT_LIMIT} displacements are unsettled; forget those outside the window")
+
+    def mix(self, tags: Sequence[Tag], edges: Sequence[Edge]) -> float:
+        """Move the own messages by the sum of the edges' displacements, in the given order; keep each one.
+
+        Returns the root mean square of m_j - m_i over edges and entries of the first channel, 0 without
+        edges. Received messages that were mixed are dropped.
+        """
+        squares = []
+        totals: dict[str, Tensor] = {}
+        for tag, (_, weight, keys) in zip(tags, edges, strict=True):
+            kept = self._kept.setdefault(tag, {})
+            for channel, own in self._own.items():
+                gap = self._received.pop(keys[channel]).value - own
+                if channel == next(iter(self._own)):
+                    squares.append(float(gap.square().mean()))
+                kept[channel] = gap.mul_(weight)
+                before = totals.get(channel)
+                totals[channel] = kept[channel] if before is None else before + kept[channel]
+        for channel, displacement in totals.items():
+            self._own[channel] = self._own[channel] + displacement
+            before = self._total.get(channel)
+            self._total[channel] = displacement if before is None else before + displacement
+        return (sum(squares) / len(squares)) ** 0.5 if squares else 0.0
+
+    def finish(self, corrections: Sequence[Tag]) -> dict[str, Tensor]:
+        """Every channel's displacement [S] of the round, less what is taken back; ends the round."""
+        zero = torch.zeros(self._size, dtype=self._dtype)
+        pulls = {channel: self._total.get(channel, zero) for channel in self._bases}
+        for tag in corrections:
+            for channel, displacement in self._kept.pop(tag).items():
+                pulls[channel] = pulls[channel] - displacement
+        self._own, self._total = {}, {}
+        return pulls

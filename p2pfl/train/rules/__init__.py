@@ -1,0 +1,86 @@
+"""The update rules by name, and which combinations are refused before a run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from p2pfl.errors import ConfigError
+from p2pfl.train.optimisers import Optimiser
+from p2pfl.train.rules.dpsgd import DPSGD
+from p2pfl.train.rules.interface import (
+    Channel,
+    Context,
+    Gradient,
+    Graph,
+    Inbox,
+    Messages,
+    Needs,
+    Oracle,
+    Rule,
+    State,
+)
+from p2pfl.train.rules.kgt import KGT
+from p2pfl.train.rules.relaysgd import RelaySGD
+
+__all__ = [
+    "DPSGD",
+    "KGT",
+    "RULES",
+    "Channel",
+    "Context",
+    "Gradient",
+    "Graph",
+    "Inbox",
+    "Messages",
+    "Needs",
+    "Oracle",
+    "RelaySGD",
+    "Rule",
+    "State",
+    "check_combination",
+    "rule_named",
+]
+
+RULES: Mapping[str, type[DPSGD] | type[KGT] | type[RelaySGD]] = {
+    "dpsgd": DPSGD,
+    "kgt": KGT,
+    "relaysgd": RelaySGD,
+}
+
+
+def rule_named(name: str, optimiser: Optimiser) -> Rule:
+    """The rule with this name; ConfigError if it is unknown or does not go with the optimiser."""
+    _known(name)
+    check_combination(name, optimiser.name)
+    return RULES[name](optimiser)
+
+
+def check_combination(
+    rule: str, optimiser: str, *, sites: int | None = None, edges: int | None = None, peers: bool = False
+) -> None:
+    """Refuse what does not go together; ConfigError gives the reason.
+
+    ``sites`` and ``edges`` (undirected) of the connected graph are checked where they are known; ``peers``
+    is True for a run through real peers, which need messages that one displacement can take back.
+    """
+    needs = _known(rule).needs
+    if optimiser not in needs.optimisers:
+        allowed = " or ".join(sorted(needs.optimisers))
+        why = f": {needs.reason}" if needs.reason else ""
+        raise ConfigError(f"rule {rule} does not go with optimiser {optimiser}{why}; choose {allowed}")
+    if needs.mixing == "tree" and sites is not None and edges is not None and edges != sites - 1:
+        raise ConfigError(
+            f"rule {rule} needs a tree, and {edges} edges between {sites} sites make cycles; "
+            f"choose a spanning tree of the graph, or another rule"
+        )
+    if peers and not needs.linear:
+        raise ConfigError(
+            f"rule {rule} runs in simulations only so far: a lost relay cannot be taken back yet; "
+            f"choose {' or '.join(name for name, kind in RULES.items() if kind.needs.linear)}"
+        )
+
+
+def _known(name: str) -> type[DPSGD] | type[KGT] | type[RelaySGD]:
+    if name not in RULES:
+        raise ConfigError(f"unknown update rule {name!r}; choose one of {', '.join(RULES)}")
+    return RULES[name]

@@ -1,0 +1,119 @@
+"""The update-rule interface: what a rule is given and what it answers. Owns no algorithm.
+
+Tensors are ``[..., P]``: ``...`` is empty in a peer and ``(n,)`` in a simulator; scalars are ``[..., 1]``.
+A rule reduces over ``dim=-1`` only, never branches on values, and never changes a tensor in place,
+so the same lines serve both worlds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+Messages = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a rule asks of its surroundings; :func:`p2pfl.train.rules.check_combination` refuses the rest."""
+
+    mixing: Literal["doubly", "tree"]  # "doubly": pi_i w_ij = pi_j w_ji; "tree": a graph without cycles
+    optimisers: frozenset[str]
+    linear: bool  # ``merge`` adds the pulls and nothing else: a displacement can be taken back later
+    reason: str = ""  # why an optimiser outside ``optimisers`` is refused
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One named message. ``base`` says what a delta of it is taken against."""
+
+    name: str
+    base: Literal["model", "zero"]
+    per_edge: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Facts of one round: its number, the learning rate, the number K of local steps."""
+
+    round: int
+    lr: float
+    steps: int
+
+
+class Gradient(NamedTuple):
+    """What the oracle found in local step k."""
+
+    grad: Tensor  # [..., P]
+    loss: Tensor  # [...], mean over the batch
+    buffers: Tensor | None = None  # [..., B]: new values of the last B entries of the vector
+
+
+class Oracle(Protocol):
+    """Gradient of the mean loss of the batch of local step ``k`` at ``x`` [..., P]."""
+
+    def __call__(self, x: Tensor, k: int) -> Gradient: ...
+
+
+class Graph(Protocol):
+    """The edges of one round as a rule sees them; ``E`` directed edges."""
+
+    @property
+    def share(self) -> Tensor:
+        """Sample share pi of each site, [..., 1]; all shares sum to 1."""
+        ...
+
+    def at_sender(self, x: Tensor) -> Tensor:
+        """[..., p] -> [E, p]: for each edge the row of the site that sends along it."""
+        ...
+
+    def rev(self, m: Tensor) -> Tensor:
+        """[E, p] -> [E, p]: for each edge the message of the opposite edge."""
+        ...
+
+    def total(self, m: Tensor) -> Tensor:
+        """[E, p] -> [..., p]: sum of the messages that arrive at each site."""
+        ...
+
+
+class Inbox(Protocol):
+    """What arrived in one round."""
+
+    def pull(self, channel: str) -> Tensor:
+        """Displacement sum_j w_ij (m_j - m_i), [..., p]."""
+        ...
+
+    def edges(self, channel: str) -> Tensor:
+        """The single messages, [E, p], in the graph's order of edges."""
+        ...
+
+    def total(self, channel: str) -> Tensor:
+        """Sum of the single messages that arrived at each site, [..., p]."""
+        ...
+
+
+class Rule(Protocol):
+    """One update rule. A round is local -> send -> merge."""
+
+    name: str
+    needs: Needs
+    channels: tuple[Channel, ...]
+
+    def init(self, x: Tensor, graph: Graph) -> State:
+        """State before the first round."""
+        ...
+
+    def local(self, state: State, x: Tensor, ctx: Context, oracle: Oracle) -> tuple[State, Tensor]:
+        """All ``ctx.steps`` local steps."""
+        ...
+
+    def send(self, state: State, x: Tensor, ctx: Context, graph: Graph) -> tuple[State, Messages]:
+        """One message per channel: [..., p], or [E, p] for a channel per edge."""
+        ...
+
+    def merge(self, state: State, x: Tensor, ctx: Context, inbox: Inbox) -> tuple[State, Tensor]:
+        """The parameters and state after the round's messages."""
+        ...

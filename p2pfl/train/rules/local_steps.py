@@ -1,0 +1,37 @@
+"""The K local steps that several rules share: an elementwise optimiser on the oracle's gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from p2pfl.train.optimisers import Optimiser, OptimiserState
+from p2pfl.train.rules.interface import Context, Gradient, Oracle, State
+
+_PREFIX = "optimiser."
+
+
+def optimiser_state(optimiser: Optimiser, x: Tensor) -> State:
+    """The optimiser's first state under names that cannot collide with a rule's own."""
+    return {_PREFIX + name: value for name, value in optimiser.init(x).items()}
+
+
+def local_steps(
+    optimiser: Optimiser, state: State, x: Tensor, ctx: Context, oracle: Oracle
+) -> tuple[State, Tensor]:
+    """x <- optimiser(x, grad f(x; batch k)) for k = 0 .. K-1. Optimiser state stays with the site."""
+    own: OptimiserState = {
+        name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)
+    }
+    for k in range(ctx.steps):
+        gradient = oracle(x, k)
+        own, x = optimiser.step(own, x, gradient.grad, ctx.lr)
+        x = with_buffers(x, gradient)
+    return {**state, **{_PREFIX + name: value for name, value in own.items()}}, x
+
+
+def with_buffers(x: Tensor, gradient: Gradient) -> Tensor:
+    """Running statistics are measured, not descended: their entries take the oracle's new values."""
+    if gradient.buffers is None:
+        return x
+    return torch.cat((x[..., : -gradient.buffers.shape[-1]], gradient.buffers), dim=-1)

@@ -1,0 +1,275 @@
+"""All tensor work of one peer in one run. No network, no keys but the site's sampling key, no clock.
+
+A round is ``train`` -> ``encode`` -> ``receive`` (per message) -> ``mix``; a schedule with several mixings
+in one round repeats the last three with step 1, 2, ...; closing rounds have no ``train`` and send parameters
+only.
+Used by the worker process, by simulations and by tests; it takes and gives plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p2pfl.errors import ConfigError, DataError, IllegalStep, PlanError
+from p2pfl.train import model_files
+from p2pfl.train.checks import plan_problems
+from p2pfl.train.exchange import Edge, Exchange, Tag
+from p2pfl.train.layout import Layout
+from p2pfl.train.mixing import PeerGraph, PeerInbox
+from p2pfl.train.oracle import ModuleOracle, put
+from p2pfl.train.plan_code import Batch, PlanCode
+from p2pfl.train.rules import Context, Messages, State
+from p2pfl.train.sampling import batch_indices, noise_seed
+from p2pfl.train.settings import read_settings
+
+EVALUATION_BATCH = 1024  # examples per forward pass of an evaluation; bounds its memory, not its result
+
+
+class Session:
+    """One plan, one site's data, one run. Not thread-safe; dropout draws from torch's global generator."""
+
+    def __init__(self, plan_source: bytes, settings: Mapping[str, Any]) -> None:
+        """Load the plan and build its model. Raises PlanError, or ConfigError for a wrong setting."""
+        self._settings = read_settings(settings)
+        self._plan = PlanCode(bytes(plan_source))
+        self._module = self._new_module(seed=0)
+        self._layout = Layout(
+            self._module,
+            dtype=self._settings.dtype,
+            buffers=self._settings.buffers,
+            batch_norm=self._settings.batch_norm,
+        )
+        self._rule = self._settings.rule
+        self._data: dict[str, Batch] = {}
+        self._x: Tensor | None = None
+        self._state: State = {}
+        self._exchange: Exchange | None = None
+        self._run, self._key = b"", b""
+        self._trained: Context | None = None
+        self._encoded: tuple[int, int] | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Number of parameters P, dtype, and each channel's name, size in bytes and kind of base."""
+        size = self._layout.shared_size * self._settings.dtype.itemsize
+        channels = [{"name": c.name, "size": size, "base": c.base} for c in self._rule.channels]
+        dtype = str(self._settings.dtype).removeprefix("torch.")
+        return {"parameters": self._layout.size, "dtype": dtype, "channels": channels}
+
+    def initial(self, seed: int) -> bytes:
+        """The model's first parameters and buffers as a safetensors file, drawn with ``seed``."""
+        return model_files.initial_file(self._new_module(seed))
+
+    def load_data(self, path: str) -> dict[str, int]:
+        """Read the granted file through the plan's loader; number of examples of "train" and "test"."""
+        self._data = self._plan.load(path, self._settings.dtype)
+        return {part: len(self._data[part][0]) if part in self._data else 0 for part in ("train", "test")}
+
+    def check(self) -> list[str]:
+        """What is wrong with plan and data, in plain words; empty if a run can start. Changes nothing."""
+        if "train" not in self._data:
+            return ["no data are loaded; register a file for the plan's tag"]
+        parts = {part: self._data[part] for part in self._data}
+        return plan_problems(
+            self._plan, self._new_module(seed=0), self._layout, parts, self._settings.batch_size
+        )
+
+    def begin(self, initial: bytes, run: bytes, key: bytes, share: float) -> list[dict[str, Any]]:
+        """Take the run's initial parameters; the channels with size in bytes and digest of their base.
+
+        ``key`` is the site's secret for this run (16 to 64 bytes). Raises MalformedMessage for a file that
+        does not fit the model.
+        """
+        noise_seed(key, run, 0, 0)  # refuses a key of a wrong size before anything changes
+        self._x = model_files.load(initial, self._module, self._layout)
+        self._run, self._key = run, key
+        graph = PeerGraph(share, dtype=self._settings.dtype)
+        self._state = self._rule.init(self._x, graph)
+        base = self._layout.select_shared(self._x)
+        bases = {c.name: base if c.base == "model" else None for c in self._rule.channels}
+        self._exchange = Exchange(bases, self._layout.shared_size, self._settings.dtype)
+        self._trained, self._encoded = None, None
+        digests = {
+            "model": model_files.vector_digest(base),
+            "zero": model_files.vector_digest(torch.zeros_like(base)),
+        }
+        return [{**channel, "base": digests[channel["base"]]} for channel in self.describe()["channels"]]
+
+    def train(self, round: int, steps: int) -> dict[str, float | int]:
+        """The rule's local steps of one round; mean loss over them, and examples seen.
+
+        With ``steps=0`` nothing changes, and the loss is 0 over 0 examples. Raises PlanError if the loss
+        is no longer finite; then nothing has changed either, but for private buffers.
+        """
+        x, _ = self._begun()
+        if self._trained is not None and self._trained.round == round:
+            raise IllegalStep(f"round {round} is trained already; encode and mix it")
+        data = self._part("train")
+        context = Context(round, self._settings.learning_rate, steps)
+        count = len(data[0])
+
+        def batch(step: int) -> Batch:
+            torch.default_generator.manual_seed(noise_seed(self._key, self._run, round, step))
+            chosen = batch_indices(self._key, self._run, round, step, count, self._settings.batch_size)
+            return tuple(tensor.index_select(0, chosen) for tensor in data)
+
+        self._module.train()
+        oracle = ModuleOracle(self._plan, self._module, self._layout, batch)
+        before = torch.get_rng_state()
+        try:
+            state, trained = self._rule.local(self._state, x, context, oracle)
+        finally:
+            torch.set_rng_state(before)
+        loss = float(torch.stack(oracle.losses).mean()) if oracle.losses else 0.0
+        if not bool(torch.isfinite(trained).all()):
+            raise PlanError(
+                f"training diverged in round {round} (loss {loss}); lower learning_rate in the plan"
+            )
+        self._state, self._x, self._trained = state, trained, context
+        return {"loss": loss, "examples": oracle.examples}
+
+    def encode(self, round: int, step: int, closing: bool) -> list[dict[str, Any]]:
+        """Each channel's name, payload bytes and result digest; the session adopts what receivers rebuild.
+
+        Step 0 sends what the rule says; a later step the messages as mixed so far. Closing rounds send the
+        model channel only. Raises IllegalStep for a second encoding of one step.
+        """
+        x, exchange = self._begun()
+        if self._encoded == (round, step):
+            raise IllegalStep(f"round {round}, step {step} is encoded already; send what was encoded then")
+        if self._encoded is None or self._encoded[0] != round:
+            exchange.start_round()
+        first = not exchange.own
+        messages = self._first_messages(x, round, closing) if first else dict(exchange.own)
+        answers = exchange.encode(messages)
+        if first:
+            name = self._model_channel
+            self._x = self._layout.replace_shared(x, exchange.own[name])
+        self._encoded = (round, step)
+        return answers
+
+    def receive(self, key: str, channel: str, payload: bytes, result: str) -> None:
+        """Rebuild a partner's message and store it under ``key``.
+
+        Raises MalformedMessage (size, NaN, infinity) or SignatureRefused (digest); nothing is stored then.
+        """
+        self._begun()[1].receive(key, channel, payload, result)
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Forget received messages that will not be mixed; mixed ones are gone already."""
+        self._begun()[1].drop(keys)
+
+    def forget(self, pairs: Sequence[Sequence[Any]]) -> None:
+        """These (origin, round, step) are settled: their displacements stay for good."""
+        self._begun()[1].forget([_tag(pair) for pair in pairs])
+
+    def mix(
+        self,
+        round: int,
+        step: int,
+        edges: Sequence[Sequence[Any]],
+        corrections: Sequence[Sequence[Any]],
+        last: bool,
+        closing: bool,
+    ) -> dict[str, Any]:
+        """m_i + sum_j w_ij (m_j - m_i) per channel, over ``edges`` (origin, weight, {channel: key}).
+
+        ``corrections`` (origin, round, step) are taken back with the round's last mixing. On the last one the
+        rule merges; in a closing round its state moves by corrections only. A mix with corrections alone, and
+        no training or encoding before it, is allowed. Returns the digest of the own parameters and the root
+        mean square distance to the mixed neighbours. Raises IllegalStep, with nothing changed, for an
+        unknown key or correction.
+        """
+        x, exchange = self._begun()
+        named: list[Edge] = [(str(origin), float(weight), dict(keys)) for origin, weight, keys in edges]
+        tags: list[Tag] = [(origin, round, step) for origin, _, _ in named]
+        taken_back = [_tag(pair) for pair in corrections]
+        if taken_back and not last:
+            raise IllegalStep(
+                f"corrections in step {step} of round {round}; give them with the round's last mixing"
+            )
+        if tags and self._encoded != (round, step):
+            raise IllegalStep(f"round {round}, step {step} is mixed before it is encoded; encode first")
+        exchange.check(tags, named, taken_back)
+        distance = exchange.mix(tags, named)
+        if last:
+            pulls = {c: self._layout.spread_shared(pull) for c, pull in exchange.finish(taken_back).items()}
+            context = self._context(round, closing)
+            self._state, self._x = self._rule.merge(self._state, x, context, PeerInbox(pulls))
+            self._trained = None
+        return {"digest": self.digest(), "distance": distance}
+
+    def evaluate(self, part: str) -> dict[str, float]:
+        """The plan's metrics of the current model on "train" or "test", with "loss" and "examples"."""
+        x, _ = self._begun()
+        data = self._part(part)
+        put(x, self._module, self._layout)
+        self._module.eval()
+        with torch.no_grad():
+            starts = range(0, len(data[0]), EVALUATION_BATCH)
+            pieces = [tuple(tensor[start : start + EVALUATION_BATCH] for tensor in data) for start in starts]
+            loss = torch.cat([self._plan.loss(self._module, piece) for piece in pieces]).mean()
+            figures = self._plan.metrics(self._module, data)
+        return {**figures, "loss": float(loss), "examples": len(data[0])}
+
+    def result(self) -> bytes:
+        """The current model as a safetensors file of its ``state_dict``, buffers included."""
+        put(self._begun()[0], self._module, self._layout)
+        return model_files.state_file(self._module)
+
+    def digest(self) -> str:
+        """SHA-256 of the current vector [P], as hexadecimal digits."""
+        return model_files.vector_digest(self._begun()[0])
+
+    @property
+    def vector(self) -> Tensor:
+        """The current vector [P]; not to be changed in place."""
+        return self._begun()[0]
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """The rule's state, for tests of its invariants."""
+        return self._state
+
+    @property
+    def _model_channel(self) -> str:
+        return next(channel.name for channel in self._rule.channels if channel.base == "model")
+
+    def _begun(self) -> tuple[Tensor, Exchange]:
+        if self._x is None or self._exchange is None:
+            raise IllegalStep("the session has no run yet; call begin first")
+        return self._x, self._exchange
+
+    def _part(self, part: str) -> Batch:
+        if part not in self._data or len(self._data[part][0]) == 0:
+            raise DataError(f'there are no "{part}" examples; let the plan\'s load() return some')
+        return self._data[part]
+
+    def _context(self, round: int, closing: bool) -> Context:
+        if self._trained is not None and self._trained.round == round and not closing:
+            return self._trained
+        return Context(round, self._settings.learning_rate, 0)
+
+    def _first_messages(self, x: Tensor, round: int, closing: bool) -> Messages:
+        if closing:
+            return {self._model_channel: self._layout.select_shared(x)}
+        if self._trained is None or self._trained.round != round:
+            self.train(round, 0)  # a site that did not train this round has moved by nothing
+        graph = PeerGraph(1.0, dtype=self._settings.dtype)
+        self._state, messages = self._rule.send(self._state, x, self._context(round, closing), graph)
+        return {channel: self._layout.select_shared(message) for channel, message in messages.items()}
+
+    def _new_module(self, seed: int) -> torch.nn.Module:
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"seed {seed} is not in 0 to 2^63 - 1; choose another")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self._plan.model().to(self._settings.dtype)
+
+
+def _tag(pair: Sequence[Any]) -> Tag:
+    origin, round, step = pair
+    return str(origin), int(round), int(step)
