@@ -19,8 +19,8 @@ from typing import Any
 
 from p2pfl.audit import store
 from p2pfl.audit.format import MAX_ENTRIES, Entry, Head, NewEntry, Prepared, prepare
-from p2pfl.audit.writing import AFTER_FAILURE, WriterLock, build, check_end, damaged, insert, require_time
 from p2pfl.audit.wal import wal_problem
+from p2pfl.audit.writing import AFTER_FAILURE, WriterLock, build, check_end, damaged, insert, require_time
 from p2pfl.crypto.identity import Identity
 from p2pfl.errors import ConfigError, IllegalStep, StoreError
 
@@ -269,7 +269,7 @@ class AuditLog:
 
 
 def _connect(path: Path, identity: Identity) -> tuple[sqlite3.Connection, Head]:
-    # Before SQLite looks: it would drop everything behind a damaged frame and overwrite it with the next commit.
+    # Before SQLite looks: it drops everything behind a damaged frame, and the next commit overwrites it.
     problem = wal_problem(path)
     if problem is not None:
         raise damaged(path, problem)

@@ -120,8 +120,14 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
         cached_statements=32,
     )
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _ROW_LIMIT)
+    # All texts of ours are ASCII. Damaged ones must reach the checks that name the row, not fail on the way.
+    connection.text_factory = _text
     connection.execute("PRAGMA trusted_schema = OFF")
     return connection
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:
@@ -208,7 +214,8 @@ def is_hash(value: Any) -> bool:
 def entry_row_is_sound(row: tuple[Any, ...]) -> bool:
     """Types and sizes of (position, time, kind, body, previous, hash); the hash itself is not checked."""
     position, time, kind, body, previous, digest = row
-    sound = is_integer(position) and is_integer(time) and type(kind) is str and len(kind) <= MAX_KIND
+    sound = is_integer(position) and is_integer(time) and type(kind) is str
+    sound = sound and kind.isascii() and len(kind) <= MAX_KIND
     return sound and type(body) is bytes and len(body) <= MAX_BODY and is_hash(previous) and is_hash(digest)
 
 
@@ -246,7 +253,7 @@ def load_head(connection: sqlite3.Connection) -> Head | None:
 
 
 def head_from_row(row: tuple[Any, ...]) -> Head:
-    """(size, hash, time, signature, previous) as a Head. Raises StoreError for a row that no version writes."""
+    """(size, hash, time, signature, previous) as a Head. Raises StoreError for what no version writes."""
     size, digest, time, signature, previous = row
     sound = is_integer(size) and is_hash(digest) and is_integer(time) and is_integer(previous)
     if not sound or type(signature) is not bytes:

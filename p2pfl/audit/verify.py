@@ -57,7 +57,7 @@ def verify_log(path: Path | str, expected_peer: str | None = None) -> Verificati
     except _Bad as bad:
         problem = str(bad)
     except (sqlite3.Error, OSError) as error:
-        problem = f"file, after {check.entries} good entries: {error}"
+        problem = f"file, after {check.entries} good entries: {_shown(str(error))}"
     return Verification(problem is None, check.entries, check.heads, check.head_hash, check.log, problem)
 
 

@@ -1,9 +1,10 @@
 """Reading SQLite's write-ahead log for damage that SQLite itself passes over in silence.
 
-On open SQLite takes the frames up to the first bad checksum and drops the rest (https://sqlite.org/walformat.html):
-right for a torn last write, but one flipped byte in the middle would cut off durable commits, and the peer would
-forget what it has already sent. Every commit is synced before the next begins, so at most one commit, the last, can
-be torn. Two or more commits behind a bad frame were durable once: that is damage, never a crash.
+On open SQLite takes the frames up to the first bad checksum and drops the rest
+(https://sqlite.org/walformat.html): right for a torn last write, but one flipped byte in the middle would
+cut off durable commits, and the peer would forget what it has already sent. Every commit is synced before
+the next begins, so at most one commit, the last, can be torn. Two or more commits behind a bad frame were
+durable once: that is damage, never a crash.
 """
 
 from __future__ import annotations

@@ -261,6 +261,8 @@ class Machine:
                 context.tell("expired", reason=context.away_for_good)
         elif event.name == "deadline" and context.state is State.COLLECTING:
             self.rounds.deadline()
+        elif event.name == "nudge" and context.state is State.COLLECTING:
+            self.rounds.nudge()
         elif event.name == "absent" and context.state is State.ABSENT and not context.away_for_good:
             self._absence_over()
         elif event.name == "ask" and context.state is State.CLOSING and not self.closing.finishing:
@@ -373,7 +375,7 @@ class Machine:
             return
         if context.state in (State.ABSENT, State.CLOSING, State.DONE):
             return
-        for timer in ("deadline", "absent"):
+        for timer in ("deadline", "nudge", "absent"):
             context.cancel_timer(timer)
         context.state = State.ABSENT
         context.log_now("absent", {"round": context.position[0], "reason": event.reason[:400]})

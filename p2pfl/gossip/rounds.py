@@ -129,7 +129,14 @@ class Rounds:
         context.state = State.COLLECTING
         if self.awaited():
             context.set_timer("deadline", context.running.deadline)
+            context.set_timer("nudge", context.running.deadline / 3)
         self.collect()
+
+    def nudge(self) -> None:
+        """Whoever keeps us waiting may be waiting for us: send again what it has not acknowledged."""
+        for peer in self.awaited():
+            if peer in self.context.linked:
+                self.deliveries.resend(peer)
 
     def awaited(self) -> list[PeerId]:
         """Neighbours whose message for the position in work may still come."""
@@ -148,6 +155,7 @@ class Rounds:
         """Mix as soon as nobody is awaited any more."""
         if self.context.state is State.COLLECTING and not self.awaited():
             self.context.cancel_timer("deadline")
+            self.context.cancel_timer("nudge")
             self._mix()
 
     def deadline(self) -> None:
@@ -256,10 +264,8 @@ class Rounds:
         context.state = State.CATCHING_UP
         context.log("absent", {"round": from_round, "until": target, "reason": "the others are further"})
         context.tell("catching up", round=from_round, until=target)
-        first = max(from_round, target - SETTLING_WINDOW)
-        for peer in self.ledgers:
-            self._apply_expired(peer, self.ledgers[peer].expire((first, 0)))
-        for round_ in range(first, target):
+        self._expire(target)
+        for round_ in range(max(from_round, target - SETTLING_WINDOW), target):
             for step in context.own_steps(round_):
                 position = (round_, step)
                 for peer, _ in context.neighbours(position):
@@ -275,7 +281,8 @@ class Rounds:
     def heard(self, core: Core, origin: PeerId) -> None:
         """A verified core from a neighbour: it is there, and it says what it knows of our edge."""
         context = self.context
-        if core.position >= context.position and origin in context.missing:
+        # One round behind counts as present: it is on its way, and waiting for it brings both back in step.
+        if core.round >= context.position[0] - 1 and origin in context.missing:
             del context.missing[origin]
             context.tell("back", peer=origin, round=core.round)
         edges = core.lists.get(context.me)

@@ -165,9 +165,10 @@ class TcpTransport:
 
     async def _admit(self, stream: socket.socket, address: str, accept: Accept, refused: Refused) -> None:
         loop = asyncio.get_running_loop()
+        protocol = FrameProtocol()  # made here: uvloop returns its own TLS layer in the protocol's place
         try:
-            transport, protocol = await loop.connect_accepted_socket(
-                FrameProtocol,
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol,
                 stream,
                 ssl=self._server_context,
                 ssl_handshake_timeout=self._limits.handshake,
@@ -193,10 +194,11 @@ class TcpTransport:
         if self._client_context is None:
             raise IllegalStep("the tcp transport was told no roster before dialling; call trust first")
         loop = asyncio.get_running_loop()
+        protocol = FrameProtocol()
         try:
             async with asyncio.timeout(self._limits.connect + self._limits.handshake):
-                transport, protocol = await loop.create_connection(
-                    FrameProtocol,
+                transport, _ = await loop.create_connection(
+                    lambda: protocol,
                     wanted.host,
                     wanted.port,
                     ssl=self._client_context,

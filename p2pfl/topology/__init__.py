@@ -1,10 +1,17 @@
-"""Graphs, mixing matrices, schedules over rounds, spectral analysis. Knows no address and no tensor."""
+"""Who mixes with whom, and with which weight: graphs, mixing matrices, schedules over rounds, spectral facts.
 
-from p2pfl.topology.graphs import KINDS, build_graph, spec_from_graph
+Everything here is a pure function of the topology's spec, the order of the sites, their sample shares and the
+round number, so all peers compute the same numbers from the start record alone. No addresses, no tensors.
+The page with the equations is docs/topology.md.
+"""
+
+from __future__ import annotations
+
+from p2pfl.topology.graphs import KINDS, build_graph, check_spec, spec_from_graph
 from p2pfl.topology.mixing import Mixing, metropolis_hastings, stationary_weights
 from p2pfl.topology.resilience import absences_that_disconnect
 from p2pfl.topology.schedule import Round, Schedule
-from p2pfl.topology.spectral import spectral_gap
+from p2pfl.topology.spectral import closing_rounds_for, spectral_gap
 
 __all__ = [
     "KINDS",
@@ -13,6 +20,8 @@ __all__ = [
     "Schedule",
     "absences_that_disconnect",
     "build_graph",
+    "check_spec",
+    "closing_rounds_for",
     "metropolis_hastings",
     "spec_from_graph",
     "spectral_gap",

@@ -1,8 +1,21 @@
-"""Graphs: who mixes with whom. A spec is plain data, so that it can travel in plans and start records."""
+"""Graphs from a spec (what plans, charters and proposals carry) and specs from networkx graphs.
+
+A spec is a small mapping that survives TOML, JSON and msgpack:
+
+    {"kind": "ring"}                                    each site and the next one, in the order of the sites
+    {"kind": "full"}                                    every pair
+    {"kind": "hierarchical", "clusters": 2}             so many clusters of consecutive sites, or
+    {"kind": "hierarchical", "clusters": [[0, 2], [1]]}     the clusters themselves, by position of the sites
+    {"kind": "edges", "edges": [[0, 1], [1, 2]]}        any connected graph, by position of the sites
+
+Specs come from other peers, so each entry is checked before it is used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from math import gcd
 from typing import Any
 
 import networkx as nx
@@ -10,116 +23,176 @@ import networkx as nx
 from p2pfl.errors import ConfigError
 from p2pfl.types import PeerId
 
-KINDS = ("ring", "full", "hierarchical", "edges")
+Pair = tuple[int, int]
 
 
 def build_graph(spec: Mapping[str, Any], nodes: Sequence[PeerId]) -> nx.Graph:
-    """The graph a spec describes over ``nodes``, in their order.
+    """The undirected graph of ``spec`` on ``nodes``; of a hierarchical one the union over all rounds.
 
-    ``{"kind": "ring"}``; ``{"kind": "full"}``; ``{"kind": "hierarchical", "clusters": 3}`` or with lists of
-    positions; ``{"kind": "edges", "edges": [[0, 1], ...]}`` by position. Raises ConfigError.
+    Nodes are added in the given order. One site alone is a graph without edges. Raises ConfigError if the
+    spec is unknown, does not fit the number of sites, has a loop, or leaves the graph unconnected.
     """
-    kind = spec.get("kind")
-    if len(nodes) < 1 or len(set(nodes)) != len(nodes):
-        raise ConfigError("a topology needs at least one site, and every site once; check the list of members")
+    check_spec(spec)
+    if not nodes:
+        raise ConfigError("couldn't build a graph of no sites; name at least one")
+    if len(set(nodes)) != len(nodes):
+        raise ConfigError("couldn't build the graph: a site is named twice; name each one once")
     graph = nx.Graph()
     graph.add_nodes_from(nodes)
-    if kind == "ring":
-        _only(spec, kind, ())
-        graph.add_edges_from(_ring(nodes))
-    elif kind == "full":
-        _only(spec, kind, ())
-        graph.add_edges_from((one, other) for i, one in enumerate(nodes) for other in nodes[i + 1 :])
-    elif kind == "hierarchical":
-        _only(spec, kind, ("clusters",))
-        for members in clusters_of(spec, nodes):
-            graph.add_edges_from((one, other) for i, one in enumerate(members) for other in members[i + 1 :])
-        _add_heads(graph, clusters_of(spec, nodes))
-    elif kind == "edges":
-        _only(spec, kind, ("edges",))
-        graph.add_edges_from(_edges(spec, nodes))
-    else:
-        raise ConfigError(f"unknown topology {kind!r}; known ones are {', '.join(KINDS)}")
-    if len(nodes) > 1 and not nx.is_connected(graph):
-        parts = sorted(len(part) for part in nx.connected_components(graph))
-        raise ConfigError(f"the graph falls into {len(parts)} parts of {parts} sites; add edges between them")
+    pairs = KINDS[spec["kind"]](spec, len(nodes))
+    graph.add_edges_from((nodes[one], nodes[other]) for one, other in pairs)
+    if not nx.is_connected(graph):
+        apart = sorted(nodes.index(node) for node in min(nx.connected_components(graph), key=len))
+        raise ConfigError(
+            f"the graph is not connected: site number {_listed(apart)} (counted from 0) cannot reach "
+            "all others; add an edge"
+        )
     return graph
 
 
-def _only(spec: Mapping[str, Any], kind: str, options: tuple[str, ...]) -> None:
-    unknown = sorted(set(spec) - {"kind", *options})
-    if unknown:
-        known = f"known: {', '.join(options)}" if options else "it has none"
-        raise ConfigError(f"topology {kind} has no option {unknown[0]!r}; {known}")
+def check_spec(spec: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless ``kind`` is known and the spec has exactly the keys of that kind."""
+    if not isinstance(spec, Mapping) or "kind" not in spec:
+        raise ConfigError(f'the topology has no "kind"; choose one of {_known()}')
+    kind = spec["kind"]
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ConfigError(f"unknown topology {str(kind)[:40]!r}; choose one of {_known()}")
+    wanted = {"kind"} | KEYS[kind]
+    if set(spec) != wanted:
+        raise ConfigError(
+            f"the topology {kind!r} has the keys {_listed(sorted(map(str, spec)))[:200]}; "
+            f"give it exactly {_listed(sorted(wanted))}"
+        )
 
 
-def _ring(nodes: Sequence[PeerId]) -> list[tuple[PeerId, PeerId]]:
-    if len(nodes) < 3:
-        return [(nodes[0], nodes[1])] if len(nodes) == 2 else []
-    return [(node, nodes[(i + 1) % len(nodes)]) for i, node in enumerate(nodes)]
+def spec_from_graph(graph: nx.Graph, nodes: Sequence[Hashable]) -> dict[str, Any]:
+    """The spec of any undirected networkx graph whose nodes are ``nodes`` themselves or their positions.
 
-
-def clusters_of(spec: Mapping[str, Any], nodes: Sequence[PeerId]) -> list[list[PeerId]]:
-    """The clusters of a hierarchical spec: neighbours in the order of nodes, or as listed by position."""
-    value = spec.get("clusters")
-    if isinstance(value, int) and not isinstance(value, bool):
-        if not 1 <= value <= len(nodes):
-            raise ConfigError(f"clusters = {value}: choose between 1 and the number of sites, {len(nodes)}")
-        size, extra = divmod(len(nodes), value)
-        bounds = [0]
-        for number in range(value):
-            bounds.append(bounds[-1] + size + (number < extra))
-        return [list(nodes[low:high]) for low, high in zip(bounds, bounds[1:], strict=False)]
-    if not (isinstance(value, list | tuple) and all(isinstance(part, list | tuple) and part for part in value)):
-        raise ConfigError("clusters must be a number, or lists of positions such as [[0, 1], [2, 3]]")
-    positions = [position for part in value for position in part]
-    if sorted(positions, key=str) != sorted(range(len(nodes)), key=str):
-        raise ConfigError(f"clusters must name every position from 0 to {len(nodes) - 1} exactly once")
-    return [[nodes[position] for position in part] for part in value]
-
-
-def head_ring(clusters: Sequence[Sequence[PeerId]], round_: int) -> list[tuple[PeerId, PeerId]]:
-    """The ring of heads in a round: the head of a cluster is its member number ``round mod size``."""
-    return _ring([cluster[round_ % len(cluster)] for cluster in clusters])
-
-
-def _add_heads(graph: nx.Graph, clusters: Sequence[Sequence[PeerId]]) -> None:
-    """Every pair of members of neighbouring clusters can be heads in one round; which ones follows from sizes."""
-    for one, other in _ring([PeerId(str(number)) for number in range(len(clusters))]):
-        first, second = clusters[int(one)], clusters[int(other)]
-        for round_ in range(len(first) * len(second)):
-            graph.add_edge(first[round_ % len(first)], second[round_ % len(second)])
-
-
-def _edges(spec: Mapping[str, Any], nodes: Sequence[PeerId]) -> list[tuple[PeerId, PeerId]]:
-    edges = spec.get("edges")
-    if not isinstance(edges, list | tuple):
-        raise ConfigError("a topology of kind edges needs edges = [[0, 1], ...] by position in the list of sites")
-    found = []
-    for edge in edges:
-        if not (isinstance(edge, list | tuple) and len(edge) == 2 and all(type(end) is int for end in edge)):
-            raise ConfigError(f"edge {edge!r} is not a pair of positions; write it as [0, 1]")
-        one, other = edge
-        if one == other:
-            raise ConfigError(f"edge {edge!r} joins a site to itself; remove it")
-        if not (0 <= one < len(nodes) and 0 <= other < len(nodes)):
-            raise ConfigError(f"edge {edge!r} names a site that is not there; positions are 0 to {len(nodes) - 1}")
-        found.append((nodes[one], nodes[other]))
-    return found
-
-
-def spec_from_graph(graph: nx.Graph, nodes: Sequence[str]) -> dict[str, Any]:
-    """Any undirected networkx graph as a spec; its nodes are the sites' names or ids, or positions 0 to n - 1."""
+    Ids or names win where both readings are possible. Raises ConfigError for a directed graph, a loop, nodes
+    that are neither, or a graph that is not connected.
+    """
     if graph.is_directed() or graph.is_multigraph():
-        raise ConfigError("only simple undirected graphs can be used; convert it with networkx.Graph(graph)")
-    names = {name: position for position, name in enumerate(nodes)}
-    positions: dict[Any, int] = {}
-    for node in graph.nodes:
-        position = names.get(node) if isinstance(node, str) else node
-        if type(position) is not int or not 0 <= position < len(nodes):
-            raise ConfigError(f"graph node {node!r} is no site; use names of sites or positions 0 to {len(nodes) - 1}")
-        positions[node] = position
-    edges = sorted(sorted((positions[one], positions[other])) for one, other in graph.edges)
+        raise ConfigError(
+            "couldn't use the graph: mixing goes both ways over one edge; pass a plain nx.Graph"
+        )
+    places: dict[Hashable, int] = {node: place for place, node in enumerate(nodes)}
+    if not set(graph.nodes) <= set(places):
+        places = {place: place for place in range(len(nodes))}
+    strangers = [node for node in graph.nodes if node not in places]
+    if strangers:
+        raise ConfigError(
+            f"couldn't use the graph: its node {str(strangers[0])[:60]!r} is neither a site nor a position "
+            f"from 0 to {len(nodes) - 1}; rename the nodes (networkx.convert_node_labels_to_integers)"
+        )
+    edges = sorted(sorted((places[one], places[other])) for one, other in graph.edges)
     spec = {"kind": "edges", "edges": edges}
-    build_graph(spec, [PeerId(name) for name in nodes])
+    build_graph(spec, [PeerId(str(place)) for place in range(len(nodes))])
     return spec
+
+
+def clusters_of(spec: Mapping[str, Any], sites: int) -> tuple[tuple[int, ...], ...]:
+    """The clusters of a hierarchical spec, as positions. ConfigError unless they partition the sites."""
+    clusters = spec["clusters"]
+    if _is_whole(clusters):
+        if not 1 <= clusters <= sites:
+            raise ConfigError(f"{clusters} clusters for {sites} sites; choose a number from 1 to {sites}")
+        starts = [place * sites // clusters for place in range(clusters + 1)]
+        return tuple(tuple(range(one, two)) for one, two in pairwise(starts))
+    if not _is_list(clusters) or not all(_is_list(cluster) and cluster for cluster in clusters):
+        raise ConfigError(
+            '"clusters" must be a number or a list of lists of positions, none empty; write it so'
+        )
+    members = [_position(place, sites, "a cluster") for cluster in clusters for place in cluster]
+    if sorted(members) != list(range(sites)):
+        raise ConfigError(f"the clusters must hold each of the {sites} sites exactly once; mend the lists")
+    return tuple(tuple(cluster) for cluster in clusters)
+
+
+def ring_pairs(sites: Sequence[int]) -> list[Pair]:
+    """The edges of the ring through ``sites``: none for one site, one for two, n for n from three on."""
+    if len(sites) <= 2:
+        return [(sites[0], sites[1])] if len(sites) == 2 else []
+    return [(site, sites[(place + 1) % len(sites)]) for place, site in enumerate(sites)]
+
+
+def full_pairs(sites: Sequence[int]) -> list[Pair]:
+    """Every pair of ``sites``."""
+    return [(one, other) for place, one in enumerate(sites) for other in sites[place + 1 :]]
+
+
+def _ring(spec: Mapping[str, Any], sites: int) -> Iterable[Pair]:
+    return ring_pairs(range(sites))
+
+
+def _full(spec: Mapping[str, Any], sites: int) -> Iterable[Pair]:
+    return full_pairs(range(sites))
+
+
+def _hierarchical(spec: Mapping[str, Any], sites: int) -> Iterable[Pair]:
+    """All edges that some round uses.
+
+    In round t the head of a cluster of size a is its member t mod a. Members i and j of neighbouring
+    clusters of sizes a and b are heads together in some round exactly if i = j modulo gcd(a, b) (Chinese
+    remainders).
+    """
+    clusters = clusters_of(spec, sites)
+    pairs = [pair for cluster in clusters for pair in full_pairs(cluster)]
+    for one, other in ring_pairs(range(len(clusters))):
+        first, second = clusters[one], clusters[other]
+        step = gcd(len(first), len(second))
+        pairs += [(a, b) for i, a in enumerate(first) for b in second[i % step :: step]]
+    return pairs
+
+
+def _edges(spec: Mapping[str, Any], sites: int) -> Iterable[Pair]:
+    edges = spec["edges"]
+    if not _is_list(edges) or not all(_is_list(edge) and len(edge) == 2 for edge in edges):
+        raise ConfigError('"edges" must be a list of pairs of positions, as [[0, 1], [1, 2]]; write it so')
+    pairs = []
+    for edge in edges:
+        one, other = (_position(place, sites, "an edge") for place in edge)
+        if one == other:
+            raise ConfigError(f"the edge [{one}, {other}] joins a site with itself; leave it out")
+        pairs.append((one, other))
+    return pairs
+
+
+def _position(place: object, sites: int, where: str) -> int:
+    if not _is_whole(place) or not 0 <= place < sites:  # type: ignore[operator]  # _is_whole says it is an int
+        raise ConfigError(
+            f"{where} names the site {str(place)[:40]!r}; there are {sites}: use positions 0 to {sites - 1}"
+        )
+    return int(place)  # type: ignore[call-overload, no-any-return]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _listed(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items))
+
+
+def _known() -> str:
+    return _listed(list(KINDS))
+
+
+KINDS: Mapping[str, Callable[[Mapping[str, Any], int], Iterable[Pair]]] = {
+    "ring": _ring,
+    "full": _full,
+    "hierarchical": _hierarchical,
+    "edges": _edges,
+}
+"""The known kinds; a new one is a new row here and in KEYS."""
+
+KEYS: Mapping[str, frozenset[str]] = {
+    "ring": frozenset(),
+    "full": frozenset(),
+    "hierarchical": frozenset({"clusters"}),
+    "edges": frozenset({"edges"}),
+}
+"""The keys each kind has beside ``kind``."""

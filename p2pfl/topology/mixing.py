@@ -1,18 +1,16 @@
-"""Mixing matrices: with which weight a site takes a neighbour's message.
+"""Mixing matrices: the weights with which a site moves towards each of its neighbours.
 
-Stationary weights (DESIGN, "Weights"), for sample shares pi that sum to 1:
+    x_i <- x_i + sum_j w_ij (x_j - x_i)        W = [w_ij], i receives, float64, every row sums to 1
 
-    s_i  = pi_i + sum of pi_j over the neighbours j of i
-    w_ij = pi_j / max(s_i, s_j)   on edges;   w_ii = 1 - sum_j w_ij
-
-so that pi_i w_ij = pi_j w_ji, hence sum_i pi_i x_i is conserved. Equal shares give Metropolis-Hastings weights
-w_ij = 1 / (1 + max(deg_i, deg_j)) exactly, the full graph gives w_ij = pi_j (FedAvg) exactly.
+Sums are correctly rounded (``math.fsum``), so every processor computes the same bits.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from math import fsum, isfinite
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -23,63 +21,77 @@ from p2pfl.types import PeerId
 
 
 class Mixing:
-    """One mixing step over the sites: a row-stochastic sparse matrix W [n, n], float64."""
+    """One mixing: the sites in their order and the matrix [n, n] (scipy csr array, float64). Immutable."""
 
-    def __init__(self, nodes: Sequence[PeerId], matrix: sparse.csr_array) -> None:
+    def __init__(self, nodes: Sequence[PeerId], matrix: Any) -> None:
+        """Raises ConfigError if ``matrix`` is not [n, n] for the n ``nodes``."""
         self.nodes = tuple(nodes)
-        self.matrix = matrix
-        self._rows = {node: number for number, node in enumerate(self.nodes)}
-        self._neighbours: dict[PeerId, tuple[tuple[PeerId, float], ...]] = {}
+        if tuple(matrix.shape) != (len(self.nodes), len(self.nodes)):
+            raise ConfigError(
+                f"a mixing matrix of shape {tuple(matrix.shape)} for {len(self.nodes)} sites; make both agree"
+            )
+        self.matrix = sparse.csr_array(matrix, dtype=np.float64)
 
     def neighbours(self, peer: PeerId) -> tuple[tuple[PeerId, float], ...]:
-        """(neighbour, w_ij) of one site in peer-id order, without itself; empty for a site that does not mix."""
-        known = self._neighbours.get(peer)
-        if known is None:
-            row = self._rows.get(peer)
-            known = () if row is None else self._row(row)
-            self._neighbours[peer] = known
-        return known
+        """(neighbour, w_ij) of one site, in peer-id order; empty for a site that this mixing leaves alone.
 
-    def _row(self, row: int) -> tuple[tuple[PeerId, float], ...]:
-        low, high = self.matrix.indptr[row], self.matrix.indptr[row + 1]
-        columns, values = self.matrix.indices[low:high], self.matrix.data[low:high]
-        pairs = zip(columns, values, strict=True)
-        return tuple(sorted((self.nodes[column], float(value)) for column, value in pairs if column != row))
+        Every world sums in this order, so results agree bit by bit. ConfigError for a stranger.
+        """
+        if peer not in self._places:
+            raise ConfigError(
+                f"{peer} is not a site of this mixing; ask for one of its {len(self.nodes)} sites"
+            )
+        place = self._places[peer]
+        row = slice(self.matrix.indptr[place], self.matrix.indptr[place + 1])
+        entries = zip(self.matrix.indices[row].tolist(), self.matrix.data[row].tolist(), strict=True)
+        return tuple(
+            sorted(
+                (self.nodes[other], weight) for other, weight in entries if other != place and weight != 0.0
+            )
+        )
 
-
-def metropolis_hastings(graph: nx.Graph) -> sparse.csr_array:
-    """w_ij = 1 / (1 + max(deg_i, deg_j)); symmetric, doubly stochastic, rows in the graph's node order."""
-    share = 1.0 / max(len(graph), 1)
-    return stationary_weights(graph, dict.fromkeys(graph.nodes, share))
-
-
-def stationary_weights(graph: nx.Graph, shares: Mapping[PeerId, float]) -> sparse.csr_array:
-    """The matrix of the module's equation, [n, n] float64, rows in the graph's node order. Raises ConfigError."""
-    nodes = list(graph.nodes)
-    pi = np.array([_share(shares, node) for node in nodes])
-    equal = bool(np.all(pi == pi[0])) if len(pi) else True
-    rows = {node: number for number, node in enumerate(nodes)}
-    ends = [(rows[one], rows[other]) for one, other in graph.edges]
-    left = np.array([one for one, _ in ends], dtype=np.intp)
-    right = np.array([other for _, other in ends], dtype=np.intp)
-    # equal shares cancel: counting neighbours instead gives Metropolis-Hastings without a rounding error
-    weight = np.ones(len(nodes)) if equal else pi
-    total = weight.copy()
-    np.add.at(total, left, weight[right])
-    np.add.at(total, right, weight[left])
-    bottom = np.maximum(total[left], total[right])
-    i = np.concatenate([left, right])
-    j = np.concatenate([right, left])
-    w = np.concatenate([weight[right] / bottom, weight[left] / bottom])
-    off = sparse.csr_array((w, (i, j)), shape=(len(nodes), len(nodes)))
-    kept = 1.0 - np.asarray(off.sum(axis=1)).ravel()
-    matrix = (off + sparse.diags_array(kept)).tocsr()
-    matrix.sort_indices()
-    return matrix
+    @cached_property
+    def _places(self) -> dict[PeerId, int]:
+        return {node: place for place, node in enumerate(self.nodes)}
 
 
-def _share(shares: Mapping[PeerId, float], node: PeerId) -> float:
-    share = shares.get(node)
-    if share is None or not math.isfinite(share) or share <= 0:
-        raise ConfigError(f"site {node} has no positive sample share; every participant needs data")
-    return share
+def metropolis_hastings(graph: nx.Graph) -> Any:
+    """w_ij = 1 / (1 + max(degree_i, degree_j)) on edges, w_ii the rest: symmetric, doubly stochastic.
+
+    The csr array [n, n], float64, rows in the order of ``graph.nodes``. Source: Xiao, Boyd, "Fast linear
+    iterations for distributed averaging", 2004, section 2 (local-degree weights).
+    """
+    degree = dict(graph.degree)
+    return _matrix(graph, dict.fromkeys(graph, 1.0), {node: 1.0 + degree[node] for node in graph})
+
+
+def stationary_weights(graph: nx.Graph, shares: Mapping[PeerId, float]) -> Any:
+    """w_ij = pi_j / max(s_i, s_j) on edges, w_ii the rest, s_i = sum of pi over i and its neighbours.
+
+    pi_i w_ij is symmetric in i and j, so pi W = pi: mixing keeps sum_i pi_i x_i, the mean over all patients.
+    For equal shares this is Metropolis-Hastings; on the full graph it is the weighted mean itself (FedAvg).
+    ``shares`` need not sum to 1. The csr array [n, n], float64, rows in the order of ``graph.nodes``.
+    ConfigError for a share that is missing or not positive. Source: Hastings, "Monte Carlo sampling methods
+    using Markov chains", 1970, with stationary law pi and proposals within the neighbourhood.
+    """
+    for node in graph:
+        share = shares.get(node)
+        if share is None or not isfinite(share) or share <= 0:
+            raise ConfigError(f"the sample share of {node} is {share}; give every site a positive one")
+    law = {node: float(shares[node]) for node in graph}
+    sums = {node: fsum([law[node], *(law[other] for other in graph.adj[node])]) for node in graph}
+    return _matrix(graph, law, sums)
+
+
+def _matrix(graph: nx.Graph, law: Mapping[Any, float], sums: Mapping[Any, float]) -> Any:
+    places = {node: place for place, node in enumerate(graph)}
+    indptr, indices, data = [0], list[int](), list[float]()
+    for node in graph:
+        row = {places[other]: law[other] / max(sums[node], sums[other]) for other in graph.adj[node]}
+        # Rounding must not leave -1e-17 on the diagonal where the neighbourhood takes all but nothing.
+        row[places[node]] = max(0.0, 1.0 - fsum(row.values()))
+        for place in sorted(row):
+            indices.append(place)
+            data.append(row[place])
+        indptr.append(len(indices))
+    return sparse.csr_array((np.array(data), indices, indptr), shape=(len(places), len(places)))

@@ -1,26 +1,28 @@
-"""The schedule: for each round the active sites and the mixing matrices.
+"""The schedule of a run: for each round the active sites and the mixings, in order, one after the other.
 
-It follows from the start record and the round number alone, so every peer computes the same one.
+A pure function of spec, order of the sites, shares and round number; every mixing keeps sum_i pi_i x_i.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import networkx as nx
 
-from p2pfl.errors import ConfigError, LocalError
-from p2pfl.topology.graphs import build_graph, clusters_of, head_ring
+from p2pfl.errors import ConfigError, IllegalStep
+from p2pfl.topology.graphs import Pair, build_graph, clusters_of, full_pairs, ring_pairs
 from p2pfl.topology.mixing import Mixing, stationary_weights
 from p2pfl.types import PeerId
+
+HEAD_MIXINGS_KEPT = 64  # rotations of the heads in memory; clusters of sizes 7, 8, 9 would have 504
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round: who trains, and the mixing steps in their order. ``training`` is False while closing."""
+    """What happens in one round: who takes part, the mixings in their order, and if sites train first."""
 
     active: frozenset[PeerId]
     mixings: tuple[Mixing, ...]
@@ -28,7 +30,11 @@ class Round:
 
 
 class Schedule:
-    """Rounds 0 to ``total - 1``: first training rounds, then closing rounds that only mix. Raises ConfigError."""
+    """All rounds of a run: ``rounds`` with training, then ``closing_rounds`` that only mix.
+
+    Static graphs mix once per round. Hierarchical ones mix twice: first all inside each cluster, then the
+    heads of the clusters on a ring, the head of a cluster of size a in round t being its member t mod a.
+    """
 
     def __init__(
         self,
@@ -38,42 +44,59 @@ class Schedule:
         rounds: int,
         closing_rounds: int,
     ) -> None:
-        if rounds < 0 or closing_rounds < 0:
-            raise ConfigError("rounds and closing rounds must be 0 or more")
+        """``shares`` are sample shares, one per site. ConfigError for whatever does not fit together."""
+        if rounds < 1 or closing_rounds < 0:
+            raise ConfigError(
+                f"{rounds} rounds and {closing_rounds} closing rounds; "
+                "give at least one round and no negative number"
+            )
         self.nodes = tuple(nodes)
         self.rounds = rounds
         self.closing_rounds = closing_rounds
-        self.graph = build_graph(spec, self.nodes)
-        self._shares = dict(shares)
-        self._all = frozenset(self.nodes)
-        self._clusters = clusters_of(spec, self.nodes) if spec.get("kind") == "hierarchical" else None
-        self._mixing = lru_cache(maxsize=1024)(self._build)
+        self.graph: nx.Graph = build_graph(spec, self.nodes)
+        self._shares = {node: shares[node] for node in self.nodes if node in shares}
+        self._active = frozenset(self.nodes)
+        self._heads: OrderedDict[tuple[int, ...], Mixing] = OrderedDict()
+        self._rounds: dict[tuple[bool, tuple[int, ...]], Round] = {}
+        self._clusters: tuple[tuple[int, ...], ...] = ()
+        if spec["kind"] == "hierarchical":
+            self._clusters = clusters_of(spec, len(self.nodes))
+            inside = [pair for cluster in self._clusters for pair in full_pairs(cluster)]
+            self._static = self._mixing(inside)
+        else:
+            self._static = Mixing(self.nodes, stationary_weights(self.graph, self._shares))
 
     @property
     def total(self) -> int:
         """Training and closing rounds together."""
         return self.rounds + self.closing_rounds
 
-    def round(self, number: int) -> Round:
-        """The round with this number. Raises LocalError outside 0 to ``total - 1``."""
-        if not 0 <= number < self.total:
-            raise LocalError(f"round {number} is outside the run's {self.total} rounds")
-        if self._clusters is None:
-            mixings = (self._mixing(None),)
-        else:
-            heads = tuple(number % len(cluster) for cluster in self._clusters)
-            mixings = (self._mixing(None), self._mixing(heads)) if len(heads) > 1 else (self._mixing(None),)
-        return Round(self._all, mixings, number < self.rounds)
+    def round(self, t: int) -> Round:
+        """Round ``t``, from 0; equal rounds share their objects. IllegalStep unless 0 <= t < total."""
+        if not 0 <= t < self.total:
+            raise IllegalStep(f"round {t} is not in this schedule; ask for 0 to {self.total - 1}")
+        heads = tuple(cluster[t % len(cluster)] for cluster in self._clusters)
+        training = t < self.rounds
+        key = (training, heads)
+        if key not in self._rounds:
+            if len(self._rounds) >= 2 * HEAD_MIXINGS_KEPT:
+                self._rounds.clear()
+            self._rounds[key] = Round(self._active, self._mixings(heads), training)
+        return self._rounds[key]
 
-    def _build(self, heads: tuple[int, ...] | None) -> Mixing:
-        graph = self.graph
-        if self._clusters is not None:
-            graph = nx.Graph()
-            graph.add_nodes_from(self.nodes)
-            if heads is None:
-                for members in self._clusters:
-                    graph.add_edges_from((one, other) for i, one in enumerate(members) for other in members[i + 1 :])
-            else:
-                chosen = [[cluster[head]] for cluster, head in zip(self._clusters, heads, strict=True)]
-                graph.add_edges_from(head_ring(chosen, 0))
+    def _mixings(self, heads: tuple[int, ...]) -> tuple[Mixing, ...]:
+        if len(heads) < 2:
+            return (self._static,)
+        if heads not in self._heads:
+            if len(self._heads) >= HEAD_MIXINGS_KEPT:
+                self._heads.popitem(last=False)
+            self._heads[heads] = self._mixing(ring_pairs(heads))
+        among_heads = self._heads[heads]
+        alone = len(heads) == len(self.nodes)  # clusters of one site each: nothing to mix inside
+        return (among_heads,) if alone else (self._static, among_heads)
+
+    def _mixing(self, pairs: Sequence[Pair]) -> Mixing:
+        graph = nx.Graph()
+        graph.add_nodes_from(self.nodes)
+        graph.add_edges_from((self.nodes[one], self.nodes[other]) for one, other in pairs)
         return Mixing(self.nodes, stationary_weights(graph, self._shares))

@@ -1,32 +1,93 @@
-"""How fast a mixing matrix brings the sites together."""
+"""How fast a mixing matrix brings the sites together: the spectral gap, and closing rounds from it.
+
+Without training, the distance of the sites from their weighted mean shrinks at least by 1 - gap per round.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import ceil, log
+from typing import Any
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.linalg import eigs, eigsh
 
-DENSE_LIMIT = 500  # rows up to which a dense decomposition takes a fraction of a second
+from p2pfl.errors import ConfigError
+
+DENSE_SITES = 500  # up to here all eigenvalues take under 0.1 s; beyond, two sparse ones are cheaper
+DENSE_SHARE = 0.1  # of non-zero entries; above, sparse factors would fill anyway
+SHIFT = 1e-9  # outside [-1, 1], where no eigenvalue lies, so that the shifted matrix is regular
+SYMMETRY = 1e-12  # rounding of weights that are symmetric by their formula
+MOST_CLOSING_ROUNDS = 10_000  # a graph that needs more is of no use for closing by gossip
 
 
-def spectral_gap(matrix: sparse.csr_array, shares: Sequence[float] | None = None) -> float:
-    """1 - rho, where rho is the second largest absolute eigenvalue of W.
+def spectral_gap(matrix: Any, shares: Sequence[float] | Mapping[Any, float] | None = None) -> float:
+    """1 - second largest |eigenvalue| of the mixing matrix [n, n] (sparse or dense); 1 for one site.
 
-    ``shares`` is the stationary law pi (equal when None): W is similar to the symmetric D^1/2 W D^-1/2, D = diag(pi),
-    because pi_i w_ij = pi_j w_ji. One site alone has gap 1.
+    ``shares`` [n], in the order of the rows (a mapping: of its values), are the stationary law of
+    ``stationary_weights``: D^1/2 W D^-1/2 with D = diag(shares) is then symmetric with the same eigenvalues,
+    which is faster and more exact. Any other matrix is taken as it is. ConfigError for a wrong number of
+    shares.
     """
-    n = matrix.shape[0]
-    if n < 2:
+    matrix = sparse.csr_array(matrix, dtype=np.float64)
+    sites = matrix.shape[0]
+    if sites == 1:
         return 1.0
-    root = np.sqrt(np.ones(n) / n if shares is None else np.asarray(shares, dtype=float))
-    symmetric = sparse.diags_array(root) @ matrix @ sparse.diags_array(1.0 / root)
-    symmetric = (symmetric + symmetric.T) / 2
-    if n <= DENSE_LIMIT:
-        values = np.sort(np.abs(np.linalg.eigvalsh(symmetric.toarray())))
-        return float(1.0 - values[-2])
-    ends = eigsh(symmetric, k=2, which="LA", return_eigenvectors=False), eigsh(
-        symmetric, k=1, which="SA", return_eigenvectors=False
-    )
-    return float(1.0 - max(abs(ends[0].min()), abs(ends[1][0])))
+    values = list(shares.values()) if isinstance(shares, Mapping) else shares
+    law = np.ones(sites) if values is None else np.asarray(values, dtype=np.float64)
+    if law.shape != (sites,) or not (law > 0).all():
+        raise ConfigError(
+            f"{law.size} shares for {sites} sites; give one positive share per row of the matrix"
+        )
+    root = np.sqrt(law)
+    even = sparse.csr_array(sparse.diags_array(root) @ matrix @ sparse.diags_array(1 / root))
+    symmetric = abs(even - even.T).max() <= SYMMETRY
+    dense = sites <= DENSE_SITES or matrix.nnz > DENSE_SHARE * sites**2
+    if symmetric:
+        even = (even + even.T) / 2
+        second = _dense_symmetric(even) if dense else _sparse_symmetric(even)
+    else:
+        second = _general(matrix, dense)
+    return max(0.0, 1.0 - second)
+
+
+def closing_rounds_for(
+    matrix: Any, factor: float, shares: Sequence[float] | Mapping[Any, float] | None = None
+) -> int:
+    """The least T with (1 - gap)^T <= factor: rounds without training that shrink disagreement to ``factor``.
+
+    Raises ConfigError unless 0 < factor < 1, and if more than 10,000 rounds would be needed.
+    """
+    if not 0 < factor < 1:
+        raise ConfigError(f"the factor {factor} is not between 0 and 1; say 0.01 for a hundredth")
+    rest = 1.0 - spectral_gap(matrix, shares)
+    if rest <= factor:
+        return 1
+    if rest >= 1.0 or (rounds := ceil(log(factor) / log(rest))) > MOST_CLOSING_ROUNDS:
+        raise ConfigError("the graph mixes too slowly to close by gossip; add edges")
+    return rounds
+
+
+def _dense_symmetric(even: Any) -> float:
+    values = np.sort(np.abs(np.linalg.eigvalsh(even.toarray())))
+    return float(values[-2])
+
+
+def _sparse_symmetric(even: Any) -> float:
+    """Shift-and-invert at both ends of the spectrum: plain Lanczos stalls where eigenvalues crowd near 1."""
+    start = np.cos(
+        np.arange(even.shape[0]) ** 2.0
+    )  # fixed, and not close to any eigenvector of a regular graph
+    near_one = eigsh(sparse.csc_array(even), k=2, sigma=1 + SHIFT, v0=start, return_eigenvectors=False)
+    lowest = eigsh(sparse.csc_array(even), k=1, sigma=-1 - SHIFT, v0=start, return_eigenvectors=False)
+    return float(max(abs(near_one.min()), abs(lowest.min())))
+
+
+def _general(matrix: Any, dense: bool) -> float:
+    if dense:
+        values = np.linalg.eigvals(matrix.toarray())
+    else:
+        start = np.cos(np.arange(matrix.shape[0]) ** 2.0)
+        values = eigs(matrix, k=2, v0=start, return_eigenvectors=False)
+    return float(np.sort(np.abs(values))[-2])

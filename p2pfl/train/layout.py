@@ -49,45 +49,33 @@ class Layout:
         batch_norm: Literal["private", "shared"] | None = None,
     ) -> None:
         self.dtype = dtype
+        _check_kinds(module)
         norm_names = _batch_norm_names(module)
-        has_statistics = any(name in norm_names for name, _ in module.named_buffers())
-        if has_statistics and batch_norm is None:
+        if batch_norm is None and any(name in norm_names for name, _ in module.named_buffers()):
             raise PlanError(
                 "the model has batch norm layers, whose statistics differ between sites; "
                 'say batch_norm = "private" or "shared" in the plan, or use GroupNorm'
             )
-        private = norm_names if batch_norm == "private" else frozenset()
-        parameters = [(name, tensor.shape) for name, tensor in module.named_parameters()]
-        shared_buffers = [
-            (name, tensor.shape)
+        parameters = dict(module.named_parameters())
+        shared_buffers = {
+            name: tensor
             for name, tensor in module.named_buffers()
             if tensor.is_floating_point()
-            and (
-                (name in norm_names and batch_norm == "shared")
-                or (name not in norm_names and buffers == "share")
-            )
-        ]
-        _check_kinds(module)
-        self.parameters = _entries(parameters, 0, private)
-        parameter_size = self.parameters[-1].stop if self.parameters else 0
-        if parameter_size == 0:
-            raise PlanError(
-                "the model has no parameters to train; return a module with parameters from model()"
-            )
-        self.buffers = _entries(shared_buffers, parameter_size, frozenset())
-        self.size = self.buffers[-1].stop if self.buffers else parameter_size
-        self.buffer_size = self.size - parameter_size
-        kept = [entry for entry in self.entries if not entry.private]
-        self.shared_size = sum(entry.stop - entry.start for entry in kept)
+            and (batch_norm == "shared" if name in norm_names else buffers == "share")
+        }
+        self.parameters = _entries(parameters, 0, norm_names if batch_norm == "private" else frozenset())
+        self.buffers = _entries(shared_buffers, _stop(self.parameters), frozenset())
+        self.size = _stop(self.entries)
+        self.buffer_size = self.size - _stop(self.parameters)
+        if self.size == self.buffer_size:
+            raise PlanError("the model has no parameters to train; return some from model()")
+        mask = self.shared_mask
+        self.shared_size = int(mask.sum())
         if self.shared_size == 0:
             raise PlanError(
                 'every tensor of the model is private; share at least one, or set batch_norm = "shared"'
             )
-        self._shared = (
-            None
-            if self.shared_size == self.size
-            else torch.cat([torch.arange(entry.start, entry.stop) for entry in kept])
-        )
+        self._shared = None if self.shared_size == self.size else mask.nonzero().squeeze(-1)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -133,13 +121,17 @@ class Layout:
         return values if self._shared is None else vector.index_copy(-1, self._shared, values)
 
 
-def _entries(shapes: list[tuple[str, torch.Size]], offset: int, private: frozenset[str]) -> tuple[Entry, ...]:
+def _entries(tensors: Mapping[str, Tensor], offset: int, private: frozenset[str]) -> tuple[Entry, ...]:
     entries = []
-    for name, shape in shapes:
-        stop = offset + shape.numel()
-        entries.append(Entry(name, tuple(shape), offset, stop, name in private))
+    for name, tensor in tensors.items():
+        stop = offset + tensor.numel()
+        entries.append(Entry(name, tuple(tensor.shape), offset, stop, name in private))
         offset = stop
     return tuple(entries)
+
+
+def _stop(entries: tuple[Entry, ...]) -> int:
+    return entries[-1].stop if entries else 0
 
 
 def _batch_norm_names(module: nn.Module) -> frozenset[str]:

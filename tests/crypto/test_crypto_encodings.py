@@ -173,6 +173,21 @@ def test_a_cid_with_unused_bits_set_is_refused() -> None:
             text_to_multihash(cid[:-1] + last)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (multihash_to_cid(bytes.fromhex("1220" + "aa" * 31)), "no multihash"),
+        (multihash_to_cid(bytes.fromhex("1220" + "aa" * 33)), "no multihash"),
+        (multihash_to_cid(bytes.fromhex("0002aa")), "no multihash"),
+        (LIBP2P["must_reject"][1]["text"], "libp2p-key"),
+        ("Qm" + "1" * 127, "1 to 128 characters"),
+    ],
+)
+def test_why_a_text_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(MalformedMessage, match=reason):
+        text_to_multihash(text)
+
+
 def test_on_the_wire_the_cid_form_is_no_name() -> None:
     with pytest.raises(MalformedMessage, match="base58"):
         public_key_from_peer_id(ED25519_KEY["derived"]["peer_id_cid_base32"])

@@ -190,6 +190,7 @@ def test_every_changed_bit_of_a_manifest_is_refused() -> None:
     ("changes", "error"),
     [
         ({"size": -1}, MalformedMessage),
+        ({"size": -1, "chunks": 1}, MalformedMessage),
         ({"size": SIZE_LIMIT + 1}, LimitExceeded),
         ({"size": 2**63, "chunks": 2**47}, LimitExceeded),
         ({"chunks": 0}, MalformedMessage),

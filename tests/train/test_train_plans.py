@@ -129,3 +129,18 @@ def test_frozen_parameters_do_not_move() -> None:
 def test_floats_take_the_settings_dtype_and_labels_stay() -> None:
     data = PlanCode(CLASSIFIER_PLAN).load("0", torch.float64)
     assert [tensor.dtype for tensor in data["train"]] == [torch.float64, torch.int64]
+
+
+def test_the_plan_in_the_documentation_works(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "plans.md"
+    source = page.read_text().split("```python\n")[1].split("```")[0]
+    rows = torch.randint(20, 80, (40, 10), generator=torch.Generator().manual_seed(0)).tolist()
+    lines = [",".join(map(str, [*row, int(row[0] > 50)])) for row in rows]
+    path = tmp_path / "patients.csv"
+    path.write_text("\n".join(["header", *lines]) + "\n")
+    session = Session(source.encode(), {**SETTINGS, "learning_rate": 0.3})
+    assert session.load_data(str(path)) == {"train": 30, "test": 10}
+    assert session.check() == []
+    session.begin(session.initial(0), b"run", b"k" * 32, 1.0)
+    session.train(0, 200)
+    assert session.evaluate("test")["accuracy"] > 0.75

@@ -1,0 +1,319 @@
+"""Every change of the file by anybody but the owner of the key is found, and the first bad place is named."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from audit_logs import KEYS, everything, owner, tamperer, write_small_log
+
+from p2pfl.audit import AuditLog, verify_log
+from p2pfl.audit.format import entry_hash
+from p2pfl.crypto.identity import Identity
+from p2pfl.errors import ConfigError, StoreError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    place = tmp_path / "audit.db"
+    write_small_log(place)
+    return place
+
+
+def test_the_untouched_log_verifies(path: Path) -> None:
+    found = verify_log(path, owner().peer_id)
+    assert (found.ok, found.entries, found.heads, found.problem) == (True, 6, 4, None)
+    assert found.peer_id == owner().peer_id
+    assert found.head_hash == everything(path)["entries"][-1][5].hex()
+
+
+def _flips(value: Any, mask: int) -> Iterator[Any]:
+    if isinstance(value, int):
+        data = struct.pack(">q", value)
+        for index in range(8):
+            changed = bytearray(data)
+            changed[index] ^= mask
+            yield "?", struct.unpack(">q", bytes(changed))[0]
+        return
+    kind = "CAST(? AS TEXT)" if isinstance(value, str) else "?"
+    data = value.encode() if isinstance(value, str) else value
+    for index in range(len(data)):
+        changed = bytearray(data)
+        changed[index] ^= mask
+        yield kind, bytes(changed)
+
+
+def _place(table: str, row: dict[str, Any]) -> str:
+    if table == "documents":
+        return f"document {row['place']} of entry {row['entry']}:"
+    return {
+        "meta": "meta:",
+        "entries": f"entry {row.get('position')}:",
+        "heads": f"head of size {row.get('size')}:",
+    }[table]
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x80])
+@pytest.mark.parametrize("table", list(KEYS))
+def test_every_flipped_byte_of_every_column_is_found_and_named(path: Path, table: str, mask: int) -> None:
+    connection = tamperer(path)
+    cursor = connection.execute(f"SELECT rowid, * FROM {table} ORDER BY {', '.join(KEYS[table])}")
+    columns = [item[0] for item in cursor.description]
+    rows = [dict(zip(columns, values, strict=True)) for values in cursor.fetchall()]
+    tried = 0
+    for row in rows:
+        for column in [name for name in columns if name != "rowid"]:
+            for form, changed in _flips(row[column], mask):
+                if _flip_is_found(connection, path, table, row, column, form, changed):
+                    tried += 1
+    connection.close()
+    assert tried >= {"meta": 70, "entries": 700, "heads": 400, "documents": 150}[table]
+    assert verify_log(path).ok, "the test must put everything back"
+
+
+def _flip_is_found(
+    connection: sqlite3.Connection,
+    path: Path,
+    table: str,
+    row: dict[str, Any],
+    column: str,
+    form: str,
+    changed: Any,
+) -> bool:
+    is_key = column in KEYS[table]
+    where = " AND ".join(f"{key} = ?" for key in KEYS[table])
+    keys = [row[key] for key in KEYS[table]]
+    try:
+        connection.execute(f"UPDATE {table} SET {column} = {form} WHERE {where}", (changed, *keys))
+    except sqlite3.IntegrityError:
+        return False  # another row has this key already: the file cannot hold this change
+    found = verify_log(path)
+    assert not found.ok
+    assert found.problem is not None
+    if is_key:
+        assert found.problem.startswith(("meta:", "entry ", "head of size ", "document "))
+    else:
+        assert found.problem.startswith(_place(table, row)), (table, row, column, changed)
+    back = [changed if key == column else row[key] for key in KEYS[table]]
+    connection.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (row[column], *back))
+    return True
+
+
+def _sql(*statements: str) -> Any:
+    def change(connection: sqlite3.Connection) -> None:
+        for statement in statements:
+            connection.execute(statement)
+
+    return change
+
+
+def _insert_with_valid_hashes(connection: sqlite3.Connection) -> None:
+    """What somebody without the key can do best: insert an entry and mend the whole chain behind it."""
+    rows = connection.execute("SELECT time, kind, body FROM entries ORDER BY position").fetchall()
+    rows.insert(3, (5, "forged", b"\x80"))
+    _rewrite(connection, rows)
+    connection.execute("UPDATE documents SET entry = entry + 1 WHERE entry >= 3")
+
+
+def _change_with_valid_hashes(connection: sqlite3.Connection) -> None:
+    rows = connection.execute("SELECT time, kind, body FROM entries ORDER BY position").fetchall()
+    rows[3] = (rows[3][0] + 1, *rows[3][1:])
+    _rewrite(connection, rows)
+
+
+def _rewrite(connection: sqlite3.Connection, rows: list[Any]) -> None:
+    connection.execute("DELETE FROM entries")
+    previous = bytes(32)
+    for position, (time, kind, body) in enumerate(rows):
+        digest = entry_hash(position, time, kind, body, previous)
+        values = (position, time, kind, body, previous, digest)
+        connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", values)
+        previous = digest
+
+
+_SWAP = """UPDATE entries SET (time, kind, body, previous, hash) =
+  (SELECT time, kind, body, previous, hash FROM temp.old WHERE old.position = 5 - entries.position)
+  WHERE position IN (2, 3)"""
+
+CHANGES = {
+    "entry in the middle removed": (_sql("DELETE FROM entries WHERE position = 3"), "entry 3: missing"),
+    "first entry removed": (_sql("DELETE FROM entries WHERE position = 0"), "entry 0: missing"),
+    "all entries removed": (_sql("DELETE FROM entries"), "entry 0: missing"),
+    "two entries swapped": (
+        _sql("CREATE TEMP TABLE old AS SELECT * FROM entries", _SWAP),
+        "entry 2: it does not follow",
+    ),
+    "entry copied to the end": (
+        _sql("INSERT INTO entries SELECT 6, time, kind, body, previous, hash FROM entries WHERE position = 5"),
+        "entry 6: it does not follow",
+    ),
+    "entry inserted and the chain mended": (_insert_with_valid_hashes, "head of size 4: it names another hash"),
+    "entry changed and the chain mended": (_change_with_valid_hashes, "head of size 4: it names another hash"),
+    "tail cut, its head left": (_sql("DELETE FROM entries WHERE position = 5"), "entry 5: missing (a head of size 6"),
+    "last head removed": (_sql("DELETE FROM heads WHERE size = 6"), "head of size 6: missing"),
+    "head in the middle removed": (_sql("DELETE FROM heads WHERE size = 3"), "head of size 4: it follows a head of size 3"),
+    "first head removed": (_sql("DELETE FROM heads WHERE size = 1"), "head of size 3: it follows a head of size 1"),
+    "all heads removed": (_sql("DELETE FROM heads"), "head of size 6: missing"),
+    "head of an older size put under a newer one": (
+        _sql("UPDATE heads SET hash = (SELECT hash FROM heads WHERE size = 3) WHERE size = 4"),
+        "head of size 4: it names another hash",
+    ),
+    "document removed": (
+        _sql("DELETE FROM documents WHERE entry = 4 AND place = 0"),
+        "document 0 of entry 4: missing",
+    ),
+    "last document removed": (
+        _sql("DELETE FROM documents WHERE entry = 4 AND place = 1"),
+        "document 1 of entry 4: missing",
+    ),
+    "documents swapped": (
+        _sql("UPDATE documents SET place = place + 5 WHERE entry = 4", "UPDATE documents SET place = 6 - place WHERE entry = 4"),
+        "document 0 of entry 4: its role or digest",
+    ),
+    "document added to an entry": (
+        _sql("INSERT INTO documents SELECT 1, 1, role, digest, content FROM documents WHERE entry = 1"),
+        "document 1 of entry 1: no entry names it",
+    ),
+    "document of no entry": (
+        _sql("INSERT INTO documents SELECT 99, 0, role, digest, content FROM documents WHERE entry = 1"),
+        "document 0 of entry 99: no entry names it",
+    ),
+    "content emptied": (
+        _sql("UPDATE documents SET content = x'' WHERE entry = 1"),
+        "document 0 of entry 1: its content was changed",
+    ),
+    "content as text": (
+        _sql("UPDATE documents SET content = CAST(content AS TEXT) WHERE entry = 1"),
+        "document 0 of entry 1: its content has the wrong type",
+    ),
+    "time as text": (
+        _sql("UPDATE entries SET time = 'noon' WHERE position = 2"),
+        "entry 2: a value has the wrong type",
+    ),
+    "signature as text": (
+        _sql("UPDATE heads SET signature = 'x' WHERE size = 3"),
+        "head of size 3: a value of a head has the wrong type",
+    ),
+    "meta emptied": (_sql("DELETE FROM meta"), "meta: there must be exactly one row"),
+    "second meta row": (_sql("INSERT INTO meta SELECT 2, log, format, created FROM meta"), "meta: there must be"),
+    "other format": (_sql("UPDATE meta SET format = 2"), "meta: format 2"),
+    "table dropped": (_sql("DROP TABLE documents"), "file: table documents is missing"),
+    "table replaced by a view": (
+        _sql("ALTER TABLE heads RENAME TO h", "CREATE VIEW heads AS SELECT * FROM h"),
+        "file: table heads is missing",
+    ),
+    "table rebuilt": (
+        _sql("ALTER TABLE heads RENAME TO h", "CREATE TABLE heads AS SELECT * FROM h"),
+        "file: table heads is not built",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_a_changed_structure_is_found_and_named(path: Path, name: str) -> None:
+    change, problem = CHANGES[name]
+    connection = tamperer(path)
+    change(connection)
+    connection.close()
+    found = verify_log(path)
+    assert not found.ok
+    assert found.problem is not None
+    assert found.problem.startswith(problem)
+
+
+def test_a_log_signed_by_another_key_is_refused(path: Path, tmp_path: Path) -> None:
+    """The whole log rewritten by somebody with another key, under the old name."""
+    thief = Identity.generate()
+    forged = tmp_path / "forged.db"
+    AuditLog.create(forged, thief, 5).close()
+    found = verify_log(forged, owner().peer_id)
+    assert found.problem is not None
+    assert found.problem.startswith(f"meta: the log belongs to {thief.peer_id}")
+    with pytest.raises(ConfigError, match="belongs to"):
+        AuditLog.open(forged, owner())
+
+
+def test_a_tail_cut_with_its_heads_is_not_found_yet(path: Path) -> None:
+    """The stated limit: only witnesses, who remember a later head, can tell this from a younger log."""
+    connection = tamperer(path)
+    _sql("DELETE FROM documents WHERE entry >= 3", "DELETE FROM entries WHERE position >= 3")(connection)
+    connection.execute("DELETE FROM heads WHERE size > 3")
+    connection.close()
+    found = verify_log(path)
+    assert (found.ok, found.entries) == (True, 3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE heads SET signature = zeroblob(64) WHERE size = 6",
+        "UPDATE entries SET body = x'80' WHERE position = 4",
+        "UPDATE entries SET kind = 'x' WHERE position = 0",
+        "DELETE FROM heads",
+        "DELETE FROM heads WHERE size = 6",
+        "DELETE FROM entries WHERE position = 5",
+        "DELETE FROM entries",
+        "DELETE FROM meta",
+        "DROP TABLE heads",
+    ],
+)
+def test_open_refuses_a_damaged_end_and_frees_the_lock(path: Path, change: str) -> None:
+    keep = path.with_name("keep.db")
+    shutil.copy(path, keep)
+    connection = tamperer(path)
+    connection.execute(change)
+    connection.close()
+    with pytest.raises(StoreError):
+        AuditLog.open(path, owner())
+    shutil.copy(keep, path)
+    AuditLog.open(path, owner()).close()
+
+
+def test_no_flipped_byte_of_the_raw_file_passes_as_another_log(path: Path, tmp_path: Path) -> None:
+    """Any byte of the file, also those of SQLite itself: either it is found, or the log still reads the same."""
+    data = path.read_bytes()
+    before = everything(path)
+    copy = tmp_path / "flipped.db"
+    found_bad = 0
+    for offset in range(0, len(data), 53):
+        changed = bytearray(data)
+        changed[offset] ^= 0x41
+        copy.write_bytes(changed)
+        for side in ("-wal", "-shm"):
+            copy.with_name(copy.name + side).unlink(missing_ok=True)
+        if verify_log(copy).ok:
+            assert everything(copy) == before, offset
+        else:
+            found_bad += 1
+    assert found_bad > 10
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"SQLite format 3\0", b"no database" * 1000])
+def test_a_file_that_is_no_log_is_a_problem_not_an_error(tmp_path: Path, content: bytes) -> None:
+    place = tmp_path / "audit.db"
+    place.write_bytes(content)
+    found = verify_log(place)
+    assert not found.ok
+    assert found.problem is not None
+    assert found.problem.startswith("file")
+    with pytest.raises(StoreError):
+        AuditLog.open(place, owner())
+
+
+def test_a_file_cut_at_any_page_is_a_problem(path: Path, tmp_path: Path) -> None:
+    data = path.read_bytes()
+    for pages in range(1, len(data) // 4096):
+        copy = tmp_path / f"cut{pages}.db"
+        copy.write_bytes(data[: pages * 4096])
+        assert not verify_log(copy).ok
+
+
+def test_a_missing_file_is_the_callers_mistake(tmp_path: Path) -> None:
+    for place in (tmp_path / "none.db", tmp_path):
+        with pytest.raises(ConfigError, match="there is no audit log"):
+            verify_log(place)
