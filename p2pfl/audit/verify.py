@@ -53,7 +53,7 @@ def verify_log(path: Path | str, expected_peer: str | None = None) -> Verificati
     try:
         with store.reading(place) as connection:
             check.run(connection, expected_peer)
-            problem = wal_problem(place)
+        problem = wal_problem(place)
     except _Bad as bad:
         problem = str(bad)
     except (sqlite3.Error, OSError) as error:

@@ -9,6 +9,7 @@ durable once: that is damage, never a crash.
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -20,29 +21,37 @@ TORN_COMMITS = 1
 """Commits that a crash can tear: the one whose sync had not returned."""
 
 _MAGIC = 0x377F0682  # the lowest bit says in which byte order checksums read their words
-_ATTEMPTS = 3  # a running peer can begin the file anew while it is read; then read it again
+_ATTEMPTS = 3  # a file at rest settles at the second look
 _SMALLEST_PAGE = 512
 _LARGEST_PAGE = 65536
 
 
 def wal_problem(database: Path) -> str | None:
-    """What is damaged in the write-ahead log beside ``database``, or None. Raises OSError."""
-    problem = None
+    """What is damaged in the write-ahead log beside ``database``, or None. Raises OSError.
+
+    A running peer may write meanwhile: a frame caught half-written is whole at the next look, damage stays.
+    """
+    seen: str | None = None
     for _ in range(_ATTEMPTS):
         try:
             with database.with_name(database.name + "-wal").open("rb") as file:
                 header = file.read(HEADER_SIZE)
-                problem = _scan(file, header)
+                problem = _scan(file, header, os.fstat(file.fileno()).st_size - HEADER_SIZE)
                 file.seek(0)
-                if file.read(HEADER_SIZE) == header:
-                    return problem
+                settled = file.read(HEADER_SIZE) == header
         except FileNotFoundError:
             return None
-    return problem
+        if settled and problem in (None, seen):
+            return problem
+        seen = problem
+    return None
 
 
-def _scan(file: BinaryIO, header: bytes) -> str | None:
-    """Walk over the frames; only those with the header's salts belong to this generation of the file."""
+def _scan(file: BinaryIO, header: bytes, length: int) -> str | None:
+    """Walk over the frames; only those with the header's salts belong to this generation of the file.
+
+    ``length`` is the size of all frames when the walk began: it must not chase a running peer.
+    """
     if len(header) < HEADER_SIZE:
         return None
     magic, _, page, _ = struct.unpack(">IIII", header[:16])
@@ -53,7 +62,10 @@ def _scan(file: BinaryIO, header: bytes) -> str | None:
         # The header is synced before the first frame is written: with frames behind it, it cannot be torn.
         return "write-ahead log: its header is damaged" if file.read(FRAME_HEADER_SIZE + size) else None
     number, bad, lost = 0, 0, 0
-    while len(frame := file.read(FRAME_HEADER_SIZE + size)) == FRAME_HEADER_SIZE + size:
+    while number < length // (FRAME_HEADER_SIZE + size):
+        frame = file.read(FRAME_HEADER_SIZE + size)
+        if len(frame) < FRAME_HEADER_SIZE + size:
+            break  # cut shorter meanwhile
         number += 1
         ours = frame[8:16] == header[16:24]
         if not bad:

@@ -221,6 +221,15 @@ class Deliveries:
             for held in self.incoming.values()
         )
 
+    def may_still_come(self, origin: PeerId, position: Position) -> bool:
+        """Whether a message for ``position`` is on its way, or the origin has not gone past it without us."""
+        if self.reached.get(origin, (0, 0)) <= position:
+            return True
+        return any(
+            held.origin == origin and held.core.position == position and held.content is Content.FETCHING
+            for held in self.incoming.values()
+        )
+
     def channels(self, position: Position) -> tuple[str, ...]:
         """The channels in use at a position: all in training rounds, the model's alone while closing."""
         names = tuple(channel.name for channel in self.context.running.channels)

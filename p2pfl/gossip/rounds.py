@@ -147,7 +147,7 @@ class Rounds:
             if peer not in context.missing
             and self.deliveries.ready(peer, position) is None
             and not self.deliveries.refused(peer, position)
-            and self.deliveries.reached.get(peer, (0, 0)) <= position
+            and self.deliveries.may_still_come(peer, position)
             and not self.ledgers[peer].declined(position)
         ]
 
@@ -282,7 +282,7 @@ class Rounds:
         """A verified core from a neighbour: it is there, and it says what it knows of our edge."""
         context = self.context
         # One round behind counts as present: it is on its way, and waiting for it brings both back in step.
-        if core.round >= context.position[0] - 1 and origin in context.missing:
+        if core.round >= context.position[0] - 1 and origin in context.missing and origin in context.linked:
             del context.missing[origin]
             context.tell("back", peer=origin, round=core.round)
         edges = core.lists.get(context.me)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from p2pfl.net.connection import Accept, Connection, Refused, Transport, certificate_binding
 from p2pfl.net.discovery import Discovery
+from p2pfl.net.handlers import NotifyHandler, RequestHandler
 from p2pfl.net.host import Host, OnLink, OnRefused
 from p2pfl.net.limits import CHUNK_LIMIT, DEFAULT, FRAME_LIMIT, Limits
-from p2pfl.net.link import LinkInfo, NotifyHandler, RequestHandler
+from p2pfl.net.link import LinkInfo
 from p2pfl.net.memory import MemoryNetwork, MemoryTransport
 from p2pfl.net.multiaddrs import Address, parse_address
 from p2pfl.net.pulls import ContentProvider

@@ -12,9 +12,10 @@ from p2pfl.crypto.identity import Identity
 from p2pfl.errors import ConfigError, IllegalStep, LinkError, P2PFLError, RemoteError
 from p2pfl.net.connection import Connection, Transport
 from p2pfl.net.dialling import Dialler
+from p2pfl.net.handlers import Handlers, NotifyHandler, RequestHandler
 from p2pfl.net.handshake import PROCESS, Greeter
 from p2pfl.net.limits import CHUNK_LIMIT, DEFAULT, Limits
-from p2pfl.net.link import Handlers, Link, LinkInfo, NotifyHandler, RequestHandler
+from p2pfl.net.link import Link, LinkInfo
 from p2pfl.net.outcomes import SelfConnectionError
 from p2pfl.net.pulls import ContentProvider
 from p2pfl.net.table import LinkTable

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from p2pfl.errors import IllegalStep, LinkError, MalformedMessage, Refusal, RemoteError
 from p2pfl.net import wire
 from p2pfl.net.connection import Connection
+from p2pfl.net.handlers import Handlers
 from p2pfl.net.handshake import Greeting
 from p2pfl.net.limits import HANDLERS_IN_FLIGHT, REASON_LIMIT, REQUESTS_IN_FLIGHT, Limits
 from p2pfl.net.outcomes import printable
-from p2pfl.net.pulls import ContentProvider, Puller, Server
-from p2pfl.types import PeerId
-
-RequestHandler = Callable[[PeerId, bytes], Awaitable[bytes]]
-NotifyHandler = Callable[[PeerId, bytes], None]
+from p2pfl.net.pulls import Puller, Server
 
 _log = logging.getLogger("p2pfl.net")
-
-
-@dataclass(slots=True)
-class Handlers:
-    """What the host's owner has registered; shared by all links."""
-
-    requests: dict[str, RequestHandler] = field(default_factory=dict)
-    notifications: dict[str, NotifyHandler] = field(default_factory=dict)
-    provider: ContentProvider | None = None
 
 
 @dataclass(frozen=True, slots=True)

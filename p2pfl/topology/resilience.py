@@ -9,16 +9,16 @@ import networkx as nx
 from p2pfl.errors import ConfigError
 from p2pfl.types import PeerId
 
-MOST_SITES_FOR_PAIRS = 500  # pairs cost sites x edges steps: about 1 s for a ring of 500, a minute for 5,000
+MOST_SITES_FOR_PAIRS = 500  # pairs cost sites x edges steps: about 2 s for a ring of 500, minutes for 5,000
 
 
 def absences_that_disconnect(graph: nx.Graph, size: int) -> list[frozenset[PeerId]]:
     """All sets of exactly ``size`` (1 or 2) sites without which the rest is not connected.
 
-    ``graph`` is connected; the answer is in the order of its nodes. A pair is listed also where one of the two
-    alone is enough. Of a hierarchical schedule pass the union graph; the answer then holds over a whole rotation
-    of the heads. Source: articulation points (Tarjan, 1972), once for single sites and once per site for
-    pairs. ConfigError for another size, or pairs of more than 500 sites.
+    ``graph`` is connected; the answer is in the order of its nodes. A pair is listed also where one of the
+    two alone is enough. Of a hierarchical schedule pass the union graph; the answer then holds over a whole
+    rotation of the heads. Source: articulation points (Tarjan, 1972), once for single sites and once per
+    site for pairs. ConfigError for another size, or pairs of more than 500 sites.
     """
     if size == 1:
         cuts = set(nx.articulation_points(graph))

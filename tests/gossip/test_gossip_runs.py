@@ -70,7 +70,12 @@ def test_the_full_graph_gives_everybody_the_same_bits(tmp_path: Path) -> None:
         np.testing.assert_allclose(vector, vectors[0], rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize(("share_lost", "seed", "rounds"), [(0.05, 0, 300), (0.05, 1, 300), (0.3, 0, 400)])
+@pytest.mark.parametrize(("share_lost", "seed", "rounds"), [
+        (0.05, 0, 300),
+        (0.05, 1, 300),
+        (0.15, 1, 400),
+        pytest.param(0.3, 0, 800, marks=pytest.mark.slow),
+    ])
 def test_kgt_survives_lost_messages(tmp_path: Path, share_lost: float, seed: int, rounds: int) -> None:
     """5 % of all messages, lists included, is the claim; 30 % leaves many one-sided rounds to settle."""
     rng = np.random.default_rng(seed)
@@ -99,10 +104,10 @@ def test_a_killed_site_costs_the_others_its_data_not_their_run(tmp_path: Path) -
     world.run(lambda: world.machine(3).rounds.rounds_done == 5)
     world.kill(3)
     before = world.now
-    world.run()
-    assert world.done()
+    world.run(world.done)
     # seven more rounds of one second of training each: nobody waited for a deadline
-    assert world.now - before < 7 * 1.0 + 5.0 + 10.0
+    assert world.now - before < 7 * 1.0 + 5.0
+    world.run()
     for number in (0, 2):
         machine = world.machine(number)
         assert [(peer, since) for peer, since, _ in machine.closing.statement.missing] == [(world.order[3], 5)]

@@ -1,0 +1,110 @@
+"""Graphs from specs, specs from graphs, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import networkx as nx
+import pytest
+
+from p2pfl.errors import ConfigError
+from p2pfl.topology import build_graph, spec_from_graph
+from p2pfl.types import PeerId
+
+
+def sites(count: int) -> list[PeerId]:
+    return [PeerId(f"site-{place:04d}") for place in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "count", "edges"),
+    [
+        ({"kind": "ring"}, 1, 0),
+        ({"kind": "ring"}, 2, 1),
+        ({"kind": "ring"}, 3, 3),
+        ({"kind": "ring"}, 8, 8),
+        ({"kind": "full"}, 1, 0),
+        ({"kind": "full"}, 5, 10),
+        ({"kind": "hierarchical", "clusters": 1}, 4, 6),
+        ({"kind": "hierarchical", "clusters": 4}, 4, 4),
+        ({"kind": "hierarchical", "clusters": 2}, 4, 2 + 2),  # 2 and 2: heads meet only at equal places
+        ({"kind": "hierarchical", "clusters": 2}, 5, 1 + 3 + 6),  # 2 and 3: every pair of heads comes up
+        ({"kind": "hierarchical", "clusters": [[3, 0], [1, 2]]}, 4, 4),
+        ({"kind": "edges", "edges": [[0, 1], [2, 1], [1, 0]]}, 3, 2),
+        ({"kind": "edges", "edges": ()}, 1, 0),
+    ],
+)
+def test_number_of_edges_and_order_of_nodes(spec: dict[str, Any], count: int, edges: int) -> None:
+    graph = build_graph(spec, sites(count))
+    assert graph.number_of_edges() == edges
+    assert list(graph.nodes) == sites(count)
+    assert nx.is_connected(graph)
+
+
+def test_the_ring_follows_the_order_of_the_sites() -> None:
+    nodes = sites(4)[::-1]
+    assert list(build_graph({"kind": "ring"}, nodes).neighbors(nodes[0])) == [nodes[1], nodes[3]]
+
+
+@pytest.mark.parametrize(
+    ("spec", "count", "says"),
+    [
+        ({"kind": "star"}, 3, "unknown topology 'star'; choose one of ring, full, hierarchical, edges"),
+        ({"kind": ["ring"]}, 3, "unknown topology"),
+        ({}, 3, 'no "kind"'),
+        ("ring", 3, 'no "kind"'),
+        ({"kind": "ring", "cluster": 2}, 3, "give it exactly kind"),
+        ({"kind": "hierarchical"}, 3, "give it exactly clusters, kind"),
+        ({"kind": "ring"}, 0, "name at least one"),
+        ({"kind": "hierarchical", "clusters": 0}, 3, "from 1 to 3"),
+        ({"kind": "hierarchical", "clusters": 4}, 3, "from 1 to 3"),
+        ({"kind": "hierarchical", "clusters": True}, 3, "must be a number or a list"),
+        ({"kind": "hierarchical", "clusters": [[0, 1], []]}, 2, "none empty"),
+        ({"kind": "hierarchical", "clusters": [[0, 1], [1, 2]]}, 3, "exactly once"),
+        ({"kind": "hierarchical", "clusters": [[0], [2]]}, 3, "exactly once"),
+        ({"kind": "hierarchical", "clusters": [[0], ["1"]]}, 2, "names the site '1'"),
+        ({"kind": "edges", "edges": 3}, 3, "list of pairs"),
+        ({"kind": "edges", "edges": [[0, 1, 2]]}, 3, "list of pairs"),
+        ({"kind": "edges", "edges": [[0, 1], [1, 1], [1, 2]]}, 3, "with itself"),
+        ({"kind": "edges", "edges": [[0, 1], [1, 3]]}, 3, "names the site '3'; there are 3"),
+        ({"kind": "edges", "edges": [[0, 1], [1, -1]]}, 3, "names the site '-1'"),
+        ({"kind": "edges", "edges": [[0, 1.0]]}, 2, "names the site '1.0'"),
+        ({"kind": "edges", "edges": [[0, True]]}, 2, "names the site 'True'"),
+        ({"kind": "edges", "edges": [[0, 1], [2, 3], [3, 4]]}, 5, "not connected: site number 0, 1 "),
+    ],
+)
+def test_a_wrong_spec_is_refused_in_plain_words(spec: Any, count: int, says: str) -> None:
+    with pytest.raises(ConfigError, match=says.replace("[", r"\[")):
+        build_graph(spec, sites(count))
+
+
+def test_a_site_named_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="twice"):
+        build_graph({"kind": "ring"}, [PeerId("a"), PeerId("b"), PeerId("a")])
+
+
+def test_any_networkx_graph_becomes_a_spec_and_back() -> None:
+    nodes = sites(7)
+    by_position = nx.barbell_graph(3, 1)
+    by_name = nx.relabel_nodes(by_position, dict(enumerate(nodes)))
+    spec = spec_from_graph(by_position, nodes)
+    assert spec == spec_from_graph(by_name, nodes)
+    built = build_graph(spec, nodes)
+    assert {frozenset(edge) for edge in built.edges} == {frozenset(edge) for edge in by_name.edges}
+
+
+@pytest.mark.parametrize(
+    ("graph", "says"),
+    [
+        (nx.cycle_graph(4, create_using=nx.DiGraph), "plain nx.Graph"),
+        (nx.MultiGraph([(0, 1), (1, 2), (2, 3)]), "plain nx.Graph"),
+        (nx.path_graph(5), "node '4' is neither"),
+        (nx.grid_2d_graph(2, 2), "rename the nodes"),
+        (nx.Graph([(0, 1), (1, 2), (2, 3), (3, 3)]), "with itself"),
+        (nx.Graph([(0, 1), (2, 3)]), "not connected"),
+        (nx.path_graph(3), "not connected: site number 3"),
+    ],
+)
+def test_a_graph_that_cannot_be_used_is_refused(graph: nx.Graph, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        spec_from_graph(graph, sites(4))
