@@ -30,7 +30,7 @@ LOCK_SECONDS = 60.0
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 """Bytes written between checkpoints: about SQLite's own default of 1000 pages."""
 
-_ROW_OVERHEAD = 4096  # one page per row, an upper estimate of what keys and indexes add
+_ENTRY_OVERHEAD = 16 * 1024  # four pages: what an entry touches in tables and indexes beside its contents
 
 
 class AuditLog:
@@ -148,7 +148,7 @@ class AuditLog:
 
     def _checkpoint(self, prepared: Sequence[Prepared]) -> None:
         self._unchecked += sum(
-            _ROW_OVERHEAD + len(item.body) + sum(len(content) for _, _, content in item.documents)
+            _ENTRY_OVERHEAD + len(item.body) + sum(len(content) for _, _, content in item.documents)
             for item in prepared
         )
         if self._unchecked < CHECKPOINT_BYTES:

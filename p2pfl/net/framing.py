@@ -16,10 +16,10 @@ _READ_AT_LEAST = 32 << 10  # below this much room the buffer is tidied; two TLS 
 _JOIN_BELOW = 16 << 10  # parts of a small frame go out as one TLS record; joining large ones would only copy
 
 _PROBABLY_REFUSED = (
-    "closed before it said a word: probably it refused our certificate, since its charter does not name us or "
-    "it holds an older member record of ours; compare charter fingerprints with that site"
+    "closed before it said a word: probably it refused our certificate, since its charter does not name us "
+    "or it holds an older member record of ours; compare charter fingerprints with that site"
 )
-# asyncio drops the TLS alert of a failed handshake, so a refused dialler sees a bare end (sslproto, Python 3.11)
+# asyncio drops the alert of a failed handshake: a refused dialler sees a bare end (sslproto, Python 3.11)
 
 
 class FrameProtocol(asyncio.BufferedProtocol):

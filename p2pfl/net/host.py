@@ -217,6 +217,11 @@ class Host:
         """All live links."""
         return {link.peer: link.info for link in self._table.all()}
 
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes sent over all links since the start."""
+        return self._table.bytes_out
+
     def why_not(self, peer: PeerId) -> str:
         """Why there is no link to ``peer``, in plain words; empty when there is one."""
         return "" if self._table.has(peer) else self._dialler.why_not(peer)

@@ -31,6 +31,7 @@ class LinkTable:
         self._links: dict[PeerId, Link] = {}
         self._running: dict[Link, asyncio.Task[None]] = {}  # replaced ones included
         self._lingering: set[asyncio.Task[None]] = set()
+        self._bytes_out_ended = 0
         self._waiters: dict[PeerId, set[asyncio.Future[None]]] = {}
         self.on_change: Callable[[PeerId], None] = lambda peer: None
         self.on_fault: Callable[[str, RemoteError], None] = lambda who, error: None
@@ -51,6 +52,11 @@ class LinkTable:
     def connections(self) -> int:
         """Live connections, replaced ones that linger included."""
         return len(self._running)
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes sent over all links, ended ones included."""
+        return self._bytes_out_ended + sum(link.info.bytes_out for link in self._running)
 
     def needless(self, peer: PeerId, process: bytes) -> bool:
         """Whether a further connection with this process of ``peer`` would be the other half of a
@@ -112,6 +118,7 @@ class LinkTable:
         try:
             await link.run()
         finally:
+            self._bytes_out_ended += link.info.bytes_out
             del self._running[link]
 
     def _end(self, link: Link, reason: str) -> None:

@@ -220,9 +220,8 @@ class TcpTransport:
                 f"{address} does not answer; is the machine on, and the port open in its firewall?"
             ) from None
         except OSError as error:
-            raise LinkError(
-                f"cannot connect to {address}: {error.strerror or error}; is that peer up?"
-            ) from None
+            words = error.strerror or str(error) or "closed during the TLS handshake"
+            raise LinkError(f"cannot connect to {address}: {words}; is that peer up?") from None
         _tune(transport)
         try:
             return TcpConnection(protocol, address, True, self._certificate.der, self._limits)

@@ -1,0 +1,23 @@
+"""One hospital's peer: the asyncio shell around the protocol machine, its home folder and its local control."""
+
+from p2pfl.peer.control import ControlServer, ask, follow
+from p2pfl.peer.home import Home, init_home, open_home, read_text
+from p2pfl.peer.local import LocalPeers, found_consortium, local
+from p2pfl.peer.peer import Peer
+from p2pfl.peer.run import Run, RunEvent
+
+__all__ = [
+    "ControlServer",
+    "Home",
+    "LocalPeers",
+    "Peer",
+    "Run",
+    "RunEvent",
+    "ask",
+    "follow",
+    "found_consortium",
+    "init_home",
+    "local",
+    "open_home",
+    "read_text",
+]

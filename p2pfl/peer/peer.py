@@ -296,7 +296,8 @@ class Peer:
         if worker is not None:
             if not runner.machine.context.away_for_good:
                 model = await worker.call("result", timeout=600.0)
-                home_metrics = await worker.call("evaluate", timeout=3600.0, part="test")
+                if runner.keys.has_test:
+                    home_metrics = await worker.call("evaluate", timeout=3600.0, part="test")
             await worker.stop()
         report = self._report_of(runner, home_metrics)
         self._book.close_files(handle.id, model, report)

@@ -82,7 +82,7 @@ class Run:
     async def result(self) -> nn.Module:
         """The trained model as a torch module, once the run is over. The plan's code runs in this process."""
         await self.finished()
-        from p2pfl.train import load_model
+        from p2pfl.train.loading import load_model
 
         return load_model(self.plan.source, await self.model_file())
 

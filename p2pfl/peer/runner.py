@@ -73,6 +73,7 @@ class RunKeys:
     sampling: bytes = b""
     initial: bytes = b""
     local_steps: int = 0
+    has_test: bool = False
 
 
 class Runner:

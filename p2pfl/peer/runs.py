@@ -207,7 +207,7 @@ class Runs:
         )
         runner = self._adopt(proposal, statement, plan)
         self.flood_own(envelope_frame(proposal.run, statement))
-        await self._approve(runner, plan, worker, facts["train"], initial)
+        await self._approve(runner, plan, worker, facts, initial)
         return runner
 
     # --- approval
@@ -239,18 +239,21 @@ class Runs:
             raise ConfigError(f"run {run[:12]} is already approved here; nothing more is needed")
         initial = await self._initial(context.proposal)
         worker, facts = await self.ready_worker(self.plans[run])
-        await self._approve(runner, self.plans[run], worker, facts["train"], initial)
+        await self._approve(runner, self.plans[run], worker, facts, initial)
         return runner
 
-    async def _approve(self, runner: Runner, plan: Plan, worker: Worker, samples: int, initial: bytes) -> None:
+    async def _approve(
+        self, runner: Runner, plan: Plan, worker: Worker, facts: Mapping[str, int], initial: bytes
+    ) -> None:
         run = runner.machine.context.proposal.run
         runner.worker = worker
         prekey = self._prekey(run)
         runner.keys.prekey = prekey
         runner.keys.initial = initial
+        runner.keys.has_test = facts["test"] > 0
         runner.keys.sampling = self._services.identity.derive("p2pfl sampling", bytes.fromhex(run))
         self._home.approvals.approve(plan.digest, at=int(time.time()))
-        runner.do(events.Approve(runner.now(), samples, prekey.public))
+        runner.do(events.Approve(runner.now(), facts["train"], prekey.public))
 
     def _prekey(self, run: str) -> Prekey:
         """This run's X25519 key, kept sealed in the run's folder until the run is over."""

@@ -1,4 +1,4 @@
-"""The fault matrix of the log: killed, disk full, failed commits and checkpoints, a damaged write-ahead log."""
+"""The fault matrix: killed, disk full, failed commits and checkpoints, a damaged write-ahead log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bytes are what docs/audit-log.md says, read here by a second implementation; and what people get to see."""
+"""The bytes are what docs/audit-log.md says, read by a second implementation; and what people see."""
 
 from __future__ import annotations
 

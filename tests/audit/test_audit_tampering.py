@@ -149,15 +149,32 @@ CHANGES = {
         "entry 2: it does not follow",
     ),
     "entry copied to the end": (
-        _sql("INSERT INTO entries SELECT 6, time, kind, body, previous, hash FROM entries WHERE position = 5"),
+        _sql(
+            "INSERT INTO entries SELECT 6, time, kind, body, previous, hash FROM entries WHERE position = 5"
+        ),
         "entry 6: it does not follow",
     ),
-    "entry inserted and the chain mended": (_insert_with_valid_hashes, "head of size 4: it names another hash"),
-    "entry changed and the chain mended": (_change_with_valid_hashes, "head of size 4: it names another hash"),
-    "tail cut, its head left": (_sql("DELETE FROM entries WHERE position = 5"), "entry 5: missing (a head of size 6"),
+    "entry inserted and the chain mended": (
+        _insert_with_valid_hashes,
+        "head of size 4: it names another hash",
+    ),
+    "entry changed and the chain mended": (
+        _change_with_valid_hashes,
+        "head of size 4: it names another hash",
+    ),
+    "tail cut, its head left": (
+        _sql("DELETE FROM entries WHERE position = 5"),
+        "entry 5: missing (a head of size 6",
+    ),
     "last head removed": (_sql("DELETE FROM heads WHERE size = 6"), "head of size 6: missing"),
-    "head in the middle removed": (_sql("DELETE FROM heads WHERE size = 3"), "head of size 4: it follows a head of size 3"),
-    "first head removed": (_sql("DELETE FROM heads WHERE size = 1"), "head of size 3: it follows a head of size 1"),
+    "head in the middle removed": (
+        _sql("DELETE FROM heads WHERE size = 3"),
+        "head of size 4: it follows a head of size 3",
+    ),
+    "first head removed": (
+        _sql("DELETE FROM heads WHERE size = 1"),
+        "head of size 3: it follows a head of size 1",
+    ),
     "all heads removed": (_sql("DELETE FROM heads"), "head of size 6: missing"),
     "head of an older size put under a newer one": (
         _sql("UPDATE heads SET hash = (SELECT hash FROM heads WHERE size = 3) WHERE size = 4"),
@@ -172,7 +189,10 @@ CHANGES = {
         "document 1 of entry 4: missing",
     ),
     "documents swapped": (
-        _sql("UPDATE documents SET place = place + 5 WHERE entry = 4", "UPDATE documents SET place = 6 - place WHERE entry = 4"),
+        _sql(
+            "UPDATE documents SET place = place + 5 WHERE entry = 4",
+            "UPDATE documents SET place = 6 - place WHERE entry = 4",
+        ),
         "document 0 of entry 4: its role or digest",
     ),
     "document added to an entry": (
@@ -200,7 +220,10 @@ CHANGES = {
         "head of size 3: a value of a head has the wrong type",
     ),
     "meta emptied": (_sql("DELETE FROM meta"), "meta: there must be exactly one row"),
-    "second meta row": (_sql("INSERT INTO meta SELECT 2, log, format, created FROM meta"), "meta: there must be"),
+    "second meta row": (
+        _sql("INSERT INTO meta SELECT 2, log, format, created FROM meta"),
+        "meta: there must be",
+    ),
     "other format": (_sql("UPDATE meta SET format = 2"), "meta: format 2"),
     "table dropped": (_sql("DROP TABLE documents"), "file: table documents is missing"),
     "table replaced by a view": (
@@ -211,7 +234,7 @@ CHANGES = {
         _sql("ALTER TABLE heads RENAME TO h", "CREATE TABLE heads AS SELECT * FROM h"),
         "file: table heads is not built",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", list(CHANGES))
@@ -275,7 +298,7 @@ def test_open_refuses_a_damaged_end_and_frees_the_lock(path: Path, change: str) 
 
 
 def test_no_flipped_byte_of_the_raw_file_passes_as_another_log(path: Path, tmp_path: Path) -> None:
-    """Any byte of the file, also those of SQLite itself: either it is found, or the log still reads the same."""
+    """Any byte, also those of SQLite itself: either it is found, or the log still reads the same."""
     data = path.read_bytes()
     before = everything(path)
     copy = tmp_path / "flipped.db"

@@ -104,7 +104,8 @@ async def test_openssl_without_a_certificate_is_refused(tcp: Consortium) -> None
         assert client.stdin is not None and client.stdout is not None
         output = await client.stdout.read()  # ends when our side has closed
         await client.wait()
-    assert b"certificate required" in output
+    assert b"error" in output and client.returncode != 0
+    assert victim.events == [] and victim.host.links == {}
     assert victim.host.refused == 1 and "no certificate of a current member" in victim.refusals[0][1]
 
 
@@ -116,7 +117,7 @@ async def test_older_tls_is_refused(tcp: Consortium, version: ssl.TLSVersion) ->
     context = transport._client_context
     assert context is not None and context.minimum_version == ssl.TLSVersion.TLSv1_3
     context.minimum_version = context.maximum_version = version
-    with pytest.raises(LinkError, match="does not speak our TLS"):
+    with pytest.raises(LinkError, match=r"closed during the TLS handshake|does not speak our TLS"):
         await transport.dial(victim.address)
     await tcp.until(lambda: victim.host.refused == 1)
 
@@ -127,7 +128,7 @@ async def test_a_refused_dialler_learns_in_plain_words(tcp: Consortium) -> None:
     outsider = TcpTransport(stranger.certificate, PASSWORD)
     outsider.trust(roster_of(victim.site.member(), stranger.member()))
     connection = await outsider.dial(victim.address)  # in TLS 1.3 it believes to be connected
-    with pytest.raises(LinkError, match="refused our certificate"):
+    with pytest.raises(LinkError, match="probably it refused our certificate"):
         await connection.receive()
 
 
@@ -228,7 +229,7 @@ async def test_a_full_inbox_pauses_reading_until_it_has_room() -> None:
     for _ in range(17):
         feed(protocol, len(frame).to_bytes(4, "big") + frame, 1 << 20)
     assert stream.paused
-    for _ in range(8):
+    for _ in range(9):  # INBOX_BYTES / 2 holds 7 of these 17 frames with their prefixes
         await protocol.receive()
     assert stream.paused
     await protocol.receive()
