@@ -50,13 +50,13 @@ class KindNote:
 NOTES: Mapping[Kind, KindNote] = MappingProxyType(
     {
         Kind.LOG_CREATED: KindNote("the first entry; binds the log's identity", ("format", "log", "created")),
-        Kind.PEER_STARTED: KindNote("the peer process came up", ("name", "version")),
+        Kind.PEER_STARTED: KindNote("the peer process came up", ("peer", "name")),
         Kind.RECOVERED: KindNote("the peer found work left by a crash and rolled it forward", ("what",)),
         Kind.CHARTER_ACCEPTED: KindNote("this site accepted a charter version", ("charter", "version")),
         Kind.DATA_REGISTERED: KindNote("a dataset was registered", ("tag", "fingerprint", "rows")),
         Kind.LINK_UP: KindNote("an authenticated link to a member came up", ("peer", "transport")),
         Kind.LINK_DOWN: KindNote("a link went down", ("peer", "reason")),
-        Kind.PLAN_PROPOSED: KindNote("this site proposed a run of a plan", ("run", "plan")),
+        Kind.PLAN_PROPOSED: KindNote("this site proposed a run of a plan", ("run", "plan", "seed")),
         Kind.PLAN_APPROVED: KindNote("this site approved a plan for a run", ("run", "plan", "samples")),
         Kind.START_SIGNED: KindNote("this site signed the run's start record", ("run", "record")),
         Kind.RUN_STARTED: KindNote(

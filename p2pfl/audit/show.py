@@ -163,7 +163,10 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
         Kind.LOG_CREATED: lambda w: f"log of {w['log']} created, format {w['format']}",
         Kind.PEER_STARTED: lambda w: f"peer started{': ' + w['name'] if w.has('name') else ''}",
         Kind.RECOVERED: lambda w: f"recovered after a crash{w.because('what')}",
-        Kind.CHARTER_ACCEPTED: lambda w: f"charter {w.short('charter')} accepted, version {w['version']}",
+        Kind.CHARTER_ACCEPTED: lambda w: (
+            f"charter {w.short('charter')} accepted"
+            + (f", version {w['version']}" if w.has("version") else "")
+        ),
         Kind.DATA_REGISTERED: lambda w: f"data registered: tag {w['tag']}, {w['rows']} rows",
         Kind.LINK_UP: lambda w: f"link up with {w.peer()} over {w['transport']}",
         Kind.LINK_DOWN: lambda w: f"link down with {w.peer()}{w.because()}",

@@ -218,7 +218,7 @@ class Runs:
         worker = Worker()
         try:
             await worker.call(
-                "open", timeout=START_LIMIT, plan_source=plan.source, settings=plan.session_settings()
+                "open", timeout=START_LIMIT, source=plan.source, settings=plan.session_settings()
             )
             facts = await worker.call("load_data", timeout=3600.0, path=str(dataset.path))
             problems = await worker.call("check", timeout=3600.0)

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import struct
 import sys
 import tempfile
 from typing import Any
 
-import msgpack
-
 from p2pfl.errors import DataError, LocalError, MalformedMessage, P2PFLError, PlanError, SignatureRefused
+from p2pfl.train.frames import LENGTH_SIZE, decode_body, encode_frame, frame_length
 
-FRAME_LIMIT = 2**31  # bytes; a delta of 500 million float32 parameters
 START_LIMIT = 120.0  # seconds until a fresh interpreter has imported torch, on a slow disk
 ERROR_TAIL = 2000  # bytes of the worker's standard error shown when it dies
 _FAULTS: dict[str, type[P2PFLError]] = {
@@ -84,14 +81,10 @@ class Worker:
             await self.start()
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
-        body = msgpack.packb({"op": operation, "args": arguments}, use_bin_type=True)
-        process.stdin.write(struct.pack(">I", len(body)))
-        process.stdin.write(body)
+        process.stdin.write(encode_frame({"op": operation, "args": arguments}))
         await process.stdin.drain()
-        (size,) = struct.unpack(">I", await process.stdout.readexactly(4))
-        if size > FRAME_LIMIT:
-            raise ConnectionError("an answer larger than any delta")
-        reply = msgpack.unpackb(await process.stdout.readexactly(size), max_bin_len=FRAME_LIMIT, strict_map_key=False)
+        size = frame_length(await process.stdout.readexactly(LENGTH_SIZE))
+        reply = decode_body(await process.stdout.readexactly(size))
         if not isinstance(reply, dict):
             raise ConnectionError("an answer that is not a map")
         return reply

@@ -129,8 +129,11 @@ def test_a_failed_checkpoint_is_never_tried_again(path: Path, monkeypatch: pytes
     assert log.append([NOTE], NOW + 9).size == 7, "the entries are durable in the write-ahead log"
     with pytest.raises(StoreError, match="a checkpoint failed"):
         log.append([NOTE], NOW + 10)
+    log._connection = log._connection._inner  # type: ignore[attr-defined]  # the disk is well again
+    before = path.read_bytes()
     log.close()
-    assert _wal(path).stat().st_size > HEADER_SIZE, "closing must not make the checkpoint after all"
+    assert _wal(path).stat().st_size > HEADER_SIZE
+    assert path.read_bytes() == before, "closing must not make the checkpoint after all"
     assert verify_log(path).entries == 7
     with AuditLog.open(path, owner()) as again:
         assert again.head.size == 7
@@ -192,6 +195,20 @@ def test_a_damaged_write_ahead_log_is_found_not_cut_off(path: Path) -> None:
         with pytest.raises(StoreError, match="write-ahead log"):
             AuditLog.open(path, owner())
         assert _wal(path).read_bytes() == changed, "the evidence must stay"
+
+
+def test_damage_in_the_last_commit_looks_like_a_torn_write(path: Path) -> None:
+    """The stated limit, and its edge: the same byte one commit earlier is damage."""
+    data, wal, ends = _leave_a_write_ahead_log(path, 4)
+    found = []
+    for commit in (2, 3):
+        changed = bytearray(wal)
+        changed[ends[commit - 1] + FRAME_HEADER_SIZE + 100] ^= 0x10
+        _restore(path, data, bytes(changed))
+        found.append(verify_log(path))
+    assert found[0].problem is not None
+    assert "2 commits behind it" in found[0].problem
+    assert (found[1].ok, found[1].entries) == (True, 9)
 
 
 def test_a_torn_last_commit_is_dropped_as_a_whole(path: Path) -> None:

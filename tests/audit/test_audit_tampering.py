@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 import sqlite3
 import struct
@@ -277,6 +279,7 @@ def test_a_tail_cut_with_its_heads_is_not_found_yet(path: Path) -> None:
         "UPDATE heads SET signature = zeroblob(64) WHERE size = 6",
         "UPDATE entries SET body = x'80' WHERE position = 4",
         "UPDATE entries SET kind = 'x' WHERE position = 0",
+        "UPDATE entries SET hash = zeroblob(32) WHERE position = 5",
         "DELETE FROM heads",
         "DELETE FROM heads WHERE size = 6",
         "DELETE FROM entries WHERE position = 5",
@@ -314,6 +317,23 @@ def test_no_flipped_byte_of_the_raw_file_passes_as_another_log(path: Path, tmp_p
         else:
             found_bad += 1
     assert found_bad > 10
+
+
+def test_an_index_that_disagrees_with_its_table_is_found(path: Path, tmp_path: Path) -> None:
+    """The digest stands in the entry's body, in the document's row and in the index that look-ups use."""
+    data = path.read_bytes()
+    digest = hashlib.sha256(b"first delta").digest()
+    places = [match.start() for match in re.finditer(re.escape(digest), data)]
+    assert len(places) >= 3
+    problems = []
+    for number, place in enumerate(places):
+        changed = bytearray(data)
+        changed[place] ^= 1
+        copy = tmp_path / f"index{number}.db"
+        copy.write_bytes(changed)
+        problems.append(verify_log(copy).problem or "")
+    assert all(problems)
+    assert any(problem.startswith("file:") for problem in problems)
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"SQLite format 3\0", b"no database" * 1000])
