@@ -54,7 +54,7 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
         Kind.RECOVERED: KindNote("the peer found work left by a crash and rolled it forward", ("what",)),
         Kind.CHARTER_ACCEPTED: KindNote("this site accepted a charter version", ("charter", "version")),
         Kind.DATA_REGISTERED: KindNote("a dataset was registered", ("tag", "fingerprint", "rows")),
-        Kind.LINK_UP: KindNote("an authenticated link to a member came up", ("peer", "transport")),
+        Kind.LINK_UP: KindNote("an authenticated link to a member came up", ("peer", "kind")),
         Kind.LINK_DOWN: KindNote("a link went down", ("peer", "reason")),
         Kind.PLAN_PROPOSED: KindNote("this site proposed a run of a plan", ("run", "plan", "seed")),
         Kind.PLAN_APPROVED: KindNote("this site approved a plan for a run", ("run", "plan", "samples")),
@@ -66,7 +66,7 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
         Kind.ROUND_STARTED: KindNote("a round began here", ("run", "round", "active")),
         Kind.DELTA_SENT: KindNote(
             "a delta may leave; its announcement is the document with role outbox",
-            ("run", "round", "step", "channel", "core", "recipients", "bytes"),
+            ("run", "sequence", "round", "step", "channel", "core", "to", "bytes"),
         ),
         Kind.DELTA_RECEIVED: KindNote(
             "a member's delta was opened, checked and taken",

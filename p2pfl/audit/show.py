@@ -168,7 +168,7 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
             + (f", version {w['version']}" if w.has("version") else "")
         ),
         Kind.DATA_REGISTERED: lambda w: f"data registered: tag {w['tag']}, {w['rows']} rows",
-        Kind.LINK_UP: lambda w: f"link up with {w.peer()} over {w['transport']}",
+        Kind.LINK_UP: lambda w: f"link up with {w.peer()} over {w['kind']}",
         Kind.LINK_DOWN: lambda w: f"link down with {w.peer()}{w.because()}",
         Kind.PLAN_PROPOSED: lambda w: f"plan {w.short('plan')} proposed",
         Kind.PLAN_APPROVED: lambda w: f"plan {w.short('plan')} approved, {w['samples']} samples",
@@ -181,8 +181,7 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
             f"round {w['round']} started{'' if w['active'] != 'False' else ', not active'}"
         ),
         Kind.DELTA_SENT: lambda w: (
-            f"delta allowed out: {w.place()}, {w['bytes']} bytes to {w.peers('recipients')}, "
-            f"core {w.short('core')}"
+            f"delta allowed out: {w.place()}, {w['bytes']} bytes to {w.peers('to')}, core {w.short('core')}"
         ),
         Kind.DELTA_RECEIVED: lambda w: f"delta received from {w.peer()}: {w.place()}, core {w.short('core')}",
         Kind.DELTA_IGNORED: lambda w: f"delta of {w.peer('origin')} ignored, round {w['round']}{w.because()}",

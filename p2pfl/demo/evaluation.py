@@ -1,7 +1,7 @@
 """The demo's evaluator. It stands outside the protocol and sees all patients, as nobody in a consortium does.
 
-Alone is the same plan and number of steps without mixing; pooled is the same optimiser and number of steps on all
-training patients in one place. Torch is loaded at the first training or test, not at import.
+Alone is the same plan and number of steps without mixing; pooled is the same optimiser and number of steps
+on all training patients in one place. Torch is loaded at the first training or test, not at import.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Evaluation:
 
 
 class Evaluator:
-    """Trains the two yardsticks and tests models. One session per data set; not for use by several threads."""
+    """Trains the two yardsticks and tests models. One session per data set; not thread-safe."""
 
     def __init__(self, plan: Plan, hospitals: Sequence[Hospital], folder: Path) -> None:
-        """Writes the hospitals' files, and one with everybody's patients, to ``folder``. ConfigError if it can't."""
+        """Writes the hospitals' files, and everybody's, to ``folder``. ConfigError if it can't."""
         if EVERYBODY in (names := [hospital.name for hospital in hospitals]) or len(set(names)) < len(names):
             raise ConfigError(
                 f"two of the hospitals' names {', '.join(names)} are the same; give each its own"
@@ -75,7 +75,7 @@ class Evaluator:
         write_everybody(list(hospitals), self.files[EVERYBODY])
 
     def train(self, name: str, initial: bytes, key: bytes, rounds: int, *, run: bytes = TEST_RUN) -> bytes:
-        """The model file after ``rounds`` of the plan's local steps at one hospital, or EVERYBODY, without mixing."""
+        """The model file after ``rounds`` of local steps at one hospital, or EVERYBODY, without mixing."""
         session = self._session(name)
         session.begin(initial, run, key, 1.0)
         for round_ in range(rounds):
@@ -107,7 +107,7 @@ class Evaluator:
         rounds: int | None = None,
         run: bytes = TEST_RUN,
     ) -> Evaluation:
-        """All figures: ``together`` has each hospital's model file or None; ``key`` a sampling key per data set.
+        """All figures. ``together`` has each hospital's model file or None, ``key`` gives sampling keys.
 
         ``initial`` is the run's file with the initial parameters, ``rounds`` its number of training rounds
         (the plan's, if None).

@@ -1,7 +1,7 @@
 """The demo's hospitals: real patients' data, divided as documented, and the file each hospital is granted.
 
-Built in: Wisconsin breast cancer (diagnostic), which ships in scikit-learn, among four imagined hospitals. From a folder:
-UCI heart disease, whose four hospitals are real and keep their names.
+Built in: Wisconsin breast cancer (diagnostic), which ships in scikit-learn, among four imagined hospitals.
+From a folder: UCI heart disease, whose four hospitals are real and keep their names.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,9 @@ from p2pfl.errors import ConfigError, DataError
 BUILT_IN = (("Lille", 0.4), ("Rouen", 0.3), ("Caen", 0.2), ("Amiens", 0.1))
 """Name and share of the patients of each built-in hospital."""
 
-RADIUS_NOISE = (
-    3.5  # pixels: as large as the spread of the mean radius itself (3.52), so the hospitals overlap
-)
+RADIUS_NOISE = 7.0  # twice the spread of the mean radius itself (3.52): hospitals differ, and overlap
+LEAST_PER_LABEL = 4  # patients at each hospital: one to test, three to train; 1 draw in 60 has fewer
+DRAWS_LIMIT = 100  # 1 in 60 to the power of 100 never happens
 TEST_SHARE = 0.25  # of the patients of each label at each hospital
 
 HEART = {
@@ -32,7 +32,8 @@ HEART = {
     "VA": "processed.va.data",
 }
 HEART_ATTRIBUTES = (
-    "age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope", "ca", "thal",
+    "age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope", "ca",
+    "thal",
 )  # fmt: skip
 HEART_ROWS_LIMIT = 10_000  # the four files have 920 rows together; another file by mistake is refused early
 MISSING = ("?", "-9", "-9.0")  # both signs of the data set's description
@@ -73,10 +74,11 @@ class Hospital:
 
 
 def builtin_hospitals(seed: int) -> list[Hospital]:
-    """Wisconsin breast cancer among Lille, Rouen, Caen and Amiens (40, 30, 20 and 10 %), largest tumours first.
+    """Wisconsin breast cancer among Lille, Rouen, Caen and Amiens (40, 30, 20, 10 %), largest nuclei first.
 
-    Patients are sorted by mean radius + normal noise of standard deviation RADIUS_NOISE, largest first, and cut by
-    share; 25 % of each hospital's patients of each label are for testing. ``seed`` draws noise and split. Raises
+    Patients are sorted by mean radius + normal noise of standard deviation RADIUS_NOISE, largest first, and
+    cut by share. The noise is drawn again while a hospital has fewer than LEAST_PER_LABEL patients of a
+    label. 25 % of each hospital's patients of each label are for testing. ``seed`` draws noise and split. Raises
     ConfigError where scikit-learn is missing.
     """
     try:
@@ -92,27 +94,26 @@ def builtin_hospitals(seed: int) -> list[Hospital]:
     labels = 1 - np.asarray(found.target, dtype=np.int64)  # scikit-learn writes 1 for benign
     sampler = _sampler(seed)
     radius = values[:, features.index("mean radius")]
-    order = np.argsort(-(radius + sampler.normal(0.0, RADIUS_NOISE, len(radius))), kind="stable")
-    cuts = np.rint(np.cumsum([0.0, *(share for _, share in BUILT_IN)]) * len(order)).astype(int)
+    places = _divided(radius, labels, sampler)
     return [
-        _hospital(name, features, values[order[start:stop]], labels[order[start:stop]], sampler)
-        for (name, _), (start, stop) in zip(BUILT_IN, pairwise(cuts.tolist()), strict=True)
+        _hospital(name, features, values[chosen], labels[chosen], sampler)
+        for (name, _), chosen in zip(BUILT_IN, places, strict=True)
     ]
 
 
 def heart_hospitals(folder: Path, seed: int) -> list[Hospital]:
     """Cleveland, Hungary, Switzerland and VA of the UCI heart disease data in ``folder`` (processed.*.data).
 
-    ``seed`` draws the 25 % test patients of each label at each hospital. Raises ConfigError where the folder or a
-    file is missing, DataError where a file is damaged.
+    ``seed`` draws the 25 % test patients of each label at each hospital. Raises ConfigError where the folder
+    or a file is missing, DataError where a file is damaged.
     """
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {folder}; give the one with the UCI heart disease files")
     missing = [file for file in HEART.values() if not (folder / file).is_file()]
     if missing:
         raise ConfigError(
-            f"{folder} lacks {', '.join(missing)}; put the four processed.*.data files of the UCI heart disease "
-            "data set there"
+            f"{folder} lacks {', '.join(missing)}; put the four processed.*.data files of the UCI "
+            "heart disease data set there"
         )
     sampler = _sampler(seed)
     hospitals = []
@@ -133,7 +134,7 @@ def charter_order(hospitals: Sequence[Hospital]) -> list[Hospital]:
 
 
 def write_csv(hospital: Hospital, path: Path) -> None:
-    """The file the hospital grants: header, one row per patient, UTF-8. ConfigError if it cannot be written."""
+    """The file the hospital grants: header, one row per patient. ConfigError if it can't be written."""
     _write([hospital], path)
 
 
@@ -169,6 +170,19 @@ def _hospital(
     return Hospital(name, features, values, labels, test)
 
 
+def _divided(
+    radius: NDArray[np.float64], labels: NDArray[np.int64], sampler: Sampler
+) -> list[NDArray[np.int64]]:
+    """Positions of each built-in hospital's patients."""
+    cuts = np.rint(np.cumsum([share for _, share in BUILT_IN][:-1]) * len(radius)).astype(int)
+    for _ in range(DRAWS_LIMIT):
+        noisy = radius + sampler.normal(0.0, RADIUS_NOISE, len(radius))
+        places = np.split(np.argsort(-noisy, kind="stable"), cuts)
+        if min(np.bincount(labels[chosen], minlength=2).min() for chosen in places) >= LEAST_PER_LABEL:
+            return places
+    raise DataError("couldn't divide the patients among the hospitals; install scikit-learn again")
+
+
 def _sampler(seed: int) -> Sampler:
     if seed < 0:
         raise ConfigError(f"the seed {seed} is negative; give 0 or more")
@@ -193,7 +207,8 @@ def _read_heart(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 def _heart_row(path: Path, line: int, row: list[str]) -> list[float]:
     if len(row) != len(HEART_ATTRIBUTES) + 1:
         raise DataError(
-            f"{path}, row {line} has {len(row)} values instead of {len(HEART_ATTRIBUTES) + 1}; get the file again"
+            f"{path}, row {line} has {len(row)} values instead of {len(HEART_ATTRIBUTES) + 1}; "
+            "get the file again"
         )
     try:
         values = [float("nan") if cell.strip() in MISSING else float(cell) for cell in row]

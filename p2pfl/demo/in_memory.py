@@ -1,7 +1,7 @@
 """The demo's run without peers: the plan's own sessions in one process, every message by hand.
 
-It computes what joined peers compute when nobody is absent. Tests and studies over many seeds use it, because a run
-takes a second and no port.
+It computes what joined peers compute when nobody is absent. Tests and studies over many seeds use it, because
+a run takes a second and no port.
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from p2pfl.demo.evaluation import Evaluation, Evaluator
 from p2pfl.demo.hospitals import Hospital, charter_order
 from p2pfl.governance import Plan, read_plan
 from p2pfl.topology import Mixing, Schedule
 from p2pfl.types import PeerId
-
-if TYPE_CHECKING:
-    from p2pfl.train.session import Session
 
 PLANS = Path(__file__).parent / "plans"
 """The folder of the demo's own plans: ``breast_cancer`` and ``heart``."""
@@ -30,7 +27,7 @@ PLANS = Path(__file__).parent / "plans"
 class InMemoryRun:
     """What a run left behind."""
 
-    models: Mapping[str, bytes]  # each hospital's model file
+    models: dict[str, bytes]  # each hospital's model file
     initial: bytes  # the run's initial parameters
     distance: float  # root mean square between neighbours at the end
     evaluation: Evaluation
@@ -47,8 +44,8 @@ def run_in_memory(
 ) -> InMemoryRun:
     """Train together, alone and pooled, and evaluate.
 
-    ``seed`` gives initial parameters and sampling keys; ``topology`` is a spec over the charter's order of the
-    hospitals. The last three come from the plan if None. Raises ConfigError, PlanError or DataError.
+    ``seed`` gives initial parameters and sampling keys; ``topology`` is a spec over the charter's order of
+    the hospitals. The last three come from the plan if None. Raises ConfigError, PlanError or DataError.
     """
     plan = read_plan(plan) if isinstance(plan, Path) else plan
     training = plan.settings.training
@@ -64,7 +61,7 @@ def run_in_memory(
         distance = 0.0
         for round_ in range(schedule.total):
             distance = sites.round(schedule, round_, training.local_steps)
-        models = {name: session.result() for name, session in sites.sessions.items()}
+        models: dict[str, bytes] = {name: session.result() for name, session in sites.sessions.items()}
         evaluation = evaluator.evaluate(models, sites.initial, sites.key, rounds=rounds, run=sites.run)
     return InMemoryRun(models, sites.initial, distance, evaluation)
 
@@ -89,7 +86,7 @@ class _Sites:
         return hashlib.sha256(self.run + name.encode()).digest()
 
     def round(self, schedule: Schedule, round_: int, steps: int) -> float:
-        """Train (unless closing), then each mixing of the round; the distance to neighbours before the last one."""
+        """Train (unless closing), then each mixing; the distance to neighbours before the last one."""
         plan = schedule.round(round_)
         if plan.training:
             for session in self.sessions.values():

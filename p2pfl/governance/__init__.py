@@ -3,16 +3,14 @@
 from p2pfl.governance.approvals import ApprovalBook
 from p2pfl.governance.charter import (
     Charter,
-    accept_charter,
-    charter_to_text,
-    check_charter,
     fingerprint,
     merge_charters,
     missing_signatures,
     new_charter,
-    parse_charter,
     sign_charter,
 )
+from p2pfl.governance.charter_checks import accept_charter, check_charter
+from p2pfl.governance.charter_files import charter_to_text, parse_charter
 from p2pfl.governance.plans import Plan, PlanSettings, plan_from_bundle, read_plan
 from p2pfl.governance.records import make_record, open_record, record_from_text, record_to_text
 

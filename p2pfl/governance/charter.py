@@ -1,57 +1,65 @@
-"""The charter: the consortium's constitution, one document signed by all founders.
+"""Owns the charter: the consortium's constitution, one document signed by every founder.
 
-Its bytes are msgpack and never re-encoded to be verified; signatures are Ed25519 over the domain label and those
-bytes. Each founder signs its own copy of the file, and copies merge: the union of the signature lines, in peer-id
-order, so every order of merging gives the same file.
+digest = SHA-256(document bytes); a founder signs the digest in an envelope of kind ``charter-signature``. The
+received document bytes are kept and are the only thing ever hashed: msgpack has several spellings of one value.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from p2pfl.crypto import Identity, pack, read_fields, sha256, unpack, verify_signature
-from p2pfl.errors import ConfigError, PolicyRefusal, RemoteError
-from p2pfl.governance.files import replace_file
-from p2pfl.governance.records import open_record
-from p2pfl.types import Digest, Member, PeerId, Roster
+from p2pfl.crypto import (
+    Envelope,
+    Identity,
+    pack,
+    parse_digest,
+    read_fields,
+    sha256,
+    sign_envelope,
+    unpack,
+    verify_signature,
+)
+from p2pfl.errors import ConfigError, MalformedMessage, RemoteError, SignatureRefused
+from p2pfl.governance.records import RECORD_LIMIT, open_record
+from p2pfl.governance.topologies import DEFAULT_TOPOLOGY
+from p2pfl.types import Digest, Member, PeerId
 
-HEADER = "p2pfl charter v1"
-SIGNING_DOMAIN = b"p2pfl charter v1\n"
-CHARTER_LIMIT = 1 << 20  # bytes of the document; 64 members with four certificates each fit
-MAX_MEMBERS = 64
-DEFAULT_LIMITS: Mapping[str, int] = {"minimum_participants": 2, "maximum_parameter_bytes": 2**33}
+SIGNATURE_KIND = "charter-signature"
+MAX_MEMBERS = 64  # DESIGN: consortia of some 2 to 50 hospitals
+DOCUMENT_LIMIT = MAX_MEMBERS * RECORD_LIMIT + 64 * 1024  # bytes; the 64 KiB hold a topology of 2016 edges
+
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "version": int,
+    "name": str,
+    "records": list,
+    "quorum": int,
+    "topology": dict,
+    "limits": dict,
+    "previous": (str, type(None)),
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Charter:
-    """One version of the charter with the signatures it has so far."""
+    """One version of the charter and the signatures collected so far; made by `read_document` only."""
 
     document: bytes
     version: int
     name: str
     records: tuple[bytes, ...]
-    members: tuple[Member, ...]
-    quorum: int
-    topology: dict[str, Any]
-    limits: dict[str, int]
-    previous: Digest | None
-    signatures: tuple[tuple[PeerId, bytes], ...] = ()
+    members: tuple[Member, ...]  # what the records say, in the same order
+    quorum: int  # signatures that a decision needs, more than half of the members
+    topology: Mapping[str, Any]
+    limits: Mapping[str, int]
+    previous: Digest | None  # digest of the version before; None in version 1
+    signatures: tuple[tuple[PeerId, bytes], ...] = ()  # in the members' order
 
     @property
     def digest(self) -> Digest:
-        """SHA-256 of the document: the consortium's name on the network."""
+        """SHA-256 of the document: what runs pin and founders sign."""
         return sha256(self.document)
-
-
-def fingerprint(charter: Charter) -> str:
-    """The digest in 16 groups of four digits, to be read out by telephone."""
-    return " ".join(charter.digest[start : start + 4] for start in range(0, 64, 4))
 
 
 def new_charter(
@@ -62,172 +70,126 @@ def new_charter(
     topology: Mapping[str, Any] | None = None,
     limits: Mapping[str, int] | None = None,
 ) -> Charter:
-    """Version 1 over the founders' records, in their order. ``quorum`` is a majority unless given. Raises ConfigError."""
+    """Version 1, not yet signed; the members stand in the order of ``records``, which is also the ring's.
+
+    ``quorum`` defaults to the smallest majority, ``topology`` to a ring. Raises ConfigError for whatever
+    `check_charter` would refuse, but for expiry and signatures.
+    """
+    from p2pfl.governance.charter_checks import check_document
+
     document = pack(
         {
             "version": 1,
             "name": name,
-            "records": list(records),
+            "records": [bytes(record) for record in records],
             "quorum": len(records) // 2 + 1 if quorum is None else quorum,
-            "topology": dict(topology or {"kind": "ring"}),
-            "limits": {**DEFAULT_LIMITS, **(limits or {})},
-            "previous": "",
+            "topology": dict(DEFAULT_TOPOLOGY if topology is None else topology),
+            "limits": dict(limits or {}),
+            "previous": None,
         }
     )
-    charter = _decode(document)
-    _check_members(charter)
+    charter = read_document(document)
+    check_document(charter)
     return charter
 
 
-def _decode(document: bytes) -> Charter:
-    spec: dict[str, type | tuple[type, ...]] = {
-        "version": int,
-        "name": str,
-        "records": list,
-        "quorum": int,
-        "topology": dict,
-        "limits": dict,
-        "previous": str,
-    }
+def read_document(document: bytes) -> Charter:
+    """The unsigned charter in these bytes. Raises ConfigError if they are no charter, or a record is bad."""
     try:
-        fields = read_fields(unpack(document, what="charter", limit=CHARTER_LIMIT), "charter", spec)
-        if not all(isinstance(record, bytes) for record in fields["records"]):
-            raise ConfigError("charter: a member record is not bytes; make the charter again")
-        if len(fields["records"]) > MAX_MEMBERS:
-            raise ConfigError(f"charter: {len(fields['records'])} members, at most {MAX_MEMBERS} are supported")
-        members = tuple(open_record(record) for record in fields["records"])
+        value = unpack(document, what="the charter", limit=DOCUMENT_LIMIT)
+        fields = read_fields(value, "the charter", _FIELDS)
+        if any(type(record) is not bytes for record in fields["records"]):
+            raise MalformedMessage("the charter: a member record is not bytes; make the charter anew")
+        previous = fields["previous"]
+        if previous is not None:
+            parse_digest(previous, "the charter's previous version")
     except RemoteError as error:
-        raise ConfigError(f"charter is damaged: {error}; ask a founder for the file again") from error
-    return Charter(
-        document, fields["version"], fields["name"], tuple(fields["records"]), members, fields["quorum"],
-        fields["topology"], fields["limits"], Digest(fields["previous"]) if fields["previous"] else None,
-    )  # fmt: skip
+        raise ConfigError(f"couldn't read the charter: {error}") from error
+    if len(fields["records"]) > MAX_MEMBERS:
+        raise ConfigError(
+            f"the charter names {len(fields['records'])} members; at most {MAX_MEMBERS} fit, leave some out"
+        )
+    fields["records"] = tuple(fields["records"])
+    members = tuple(_member(place, record) for place, record in enumerate(fields["records"], start=1))
+    return Charter(document=document, members=members, **fields)
 
 
 def sign_charter(charter: Charter, identity: Identity) -> Charter:
-    """The charter with this founder's signature added. Raises ConfigError for a key that is no member."""
-    if identity.peer_id not in {member.peer_id for member in charter.members}:
-        raise ConfigError("this home is not among the charter's members; use the home whose record was given")
-    signature = identity.sign(SIGNING_DOMAIN + charter.document)
-    others = [row for row in charter.signatures if row[0] != identity.peer_id]
-    return replace(charter, signatures=tuple(sorted([*others, (identity.peer_id, signature)])))
+    """The charter with this founder's signature added. Raises ConfigError for a key that it does not name."""
+    from p2pfl.governance.charter_checks import check_document
+
+    check_document(charter)
+    signature = sign_envelope(identity, SIGNATURE_KIND, _signed(charter)).signature
+    return with_signatures(charter, [*charter.signatures, (identity.peer_id, signature)])
 
 
-def merge_charters(charters: Iterable[Charter]) -> Charter:
-    """One charter with the signatures of all copies. Raises ConfigError for copies of different documents."""
-    copies = list(charters)
-    if not copies:
-        raise ConfigError("nothing to merge; name at least one charter file")
-    if len({copy.document for copy in copies}) > 1:
-        prints = ", ".join(sorted({fingerprint(copy)[:19] for copy in copies}))
-        raise ConfigError(f"these are different charters (fingerprints {prints} ...); all must sign the same file")
-    merged: dict[PeerId, bytes] = {}
-    for copy in copies:
-        for peer, signature in copy.signatures:
-            if merged.setdefault(peer, signature) != signature:
-                raise ConfigError(f"two different signatures of {peer}; ask this founder to sign again")
-    return replace(copies[0], signatures=tuple(sorted(merged.items())))
+def merge_charters(charters: Sequence[Charter]) -> Charter:
+    """One charter with all signatures; the result does not depend on the order.
 
-
-def missing_signatures(charter: Charter) -> list[Member]:
-    """Members whose signature is not there yet."""
-    have = {peer for peer, _ in charter.signatures}
-    return [member for member in charter.members if member.peer_id not in have]
-
-
-def check_charter(charter: Charter, now: int) -> Roster:
-    """The roster of a valid charter. ``now`` in Unix seconds. Raises ConfigError naming who or what is wrong."""
-    _check_members(charter)
-    names = {member.peer_id: member.name for member in charter.members}
-    for peer, signature in charter.signatures:
-        if peer not in names:
-            raise ConfigError(f"charter: signature by {peer}, who is no member; remove that line")
-        try:
-            verify_signature(peer, SIGNING_DOMAIN + charter.document, signature)
-        except RemoteError as error:
+    Raises ConfigError when two files hold different documents or a signature does not hold.
+    """
+    if not charters:
+        raise ConfigError("no charter files to merge; name at least one")
+    first = charters[0]
+    for other in charters[1:]:
+        if other.document != first.document:
             raise ConfigError(
-                f"charter: the signature of {names[peer]} does not hold; ask {names[peer]} to sign the file again"
-            ) from error
-    missing = missing_signatures(charter)
-    if missing:
-        who = ", ".join(member.name for member in missing)
-        raise ConfigError(f"charter: not signed by {who}; collect the signatures and merge the files")
-    for member in charter.members:
-        if member.expires <= now:
-            raise ConfigError(f"charter: the record of {member.name} has expired; a new charter version is needed")
-    return Roster(charter.digest, charter.members, charter.quorum)
+                f"the charters differ: one has the fingerprint {fingerprint(first)[:14]}..., another "
+                f"{fingerprint(other)[:14]}...; merge only files that come from one `p2pfl charter new`"
+            )
+    return with_signatures(first, [pair for charter in charters for pair in charter.signatures])
 
 
-def _check_members(charter: Charter) -> None:
-    members = charter.members
-    if charter.version != 1 or charter.previous is not None:
-        raise ConfigError(f"charter version {charter.version} is not supported by this release; update p2pfl")
-    if not 2 <= len(members) <= MAX_MEMBERS:
-        raise ConfigError(f"a charter needs 2 to {MAX_MEMBERS} members, not {len(members)}; add member records")
-    for what, values in (
-        ("name", [member.name for member in members]),
-        ("peer id", [str(member.peer_id) for member in members]),
-        ("certificate", [sha256(der)[:16] for member in members for der in member.certificates]),
-    ):
-        if len(set(values)) != len(values):
-            double = next(value for value in values if values.count(value) > 1)
-            raise ConfigError(f"charter: two members share the {what} {double}; every member needs its own")
-    if not len(members) // 2 < charter.quorum <= len(members):
-        raise ConfigError(
-            f"charter: quorum {charter.quorum} of {len(members)} members; it must be more than half of them"
-        )
-    if not 1 <= len(charter.name) <= 128 or not charter.name.isprintable():
-        raise ConfigError("charter: the consortium's name must be 1 to 128 printable characters")
+def missing_signatures(charter: Charter) -> tuple[Member, ...]:
+    """The founders who have not signed, in the charter's order."""
+    signed = {peer_id for peer_id, _ in charter.signatures}
+    return tuple(member for member in charter.members if member.peer_id not in signed)
 
 
-def charter_to_text(charter: Charter) -> str:
-    """The charter file. Lines with # are for people and made anew each time; document and signatures count."""
-    body = base64.b64encode(charter.document).decode()
-    lines = [HEADER, f"# consortium   {charter.name}", f"# fingerprint  {fingerprint(charter)}"]
-    lines += [f"# member       {member.name}  {member.peer_id}" for member in charter.members]
-    lines.append(f"# quorum       {charter.quorum} of {len(charter.members)}")
-    lines.append(f"# topology     {charter.topology.get('kind')}")
-    lines += [body[start : start + 76] for start in range(0, len(body), 76)]
-    lines += [f"signature {peer} {base64.b64encode(signature).decode()}" for peer, signature in charter.signatures]
-    return "\n".join(lines) + "\n"
+def fingerprint(charter: Charter) -> str:
+    """The digest in 16 groups of four digits, joined by ``-``: read out by telephone, pasted into a shell."""
+    digest = charter.digest
+    return "-".join(digest[start : start + 4] for start in range(0, len(digest), 4))
 
 
-def parse_charter(text: str) -> Charter:
-    """A charter from its file's text; signatures are checked by `check_charter`. Raises ConfigError."""
-    if len(text) > 2 * CHARTER_LIMIT:
-        raise ConfigError("charter file is too large; this is not the file meant here")
-    lines = [line.strip() for line in text.splitlines()]
-    if not lines or lines[0] != HEADER:
-        raise ConfigError(f"not a charter: its first line must be {HEADER!r}; ask a founder for the file")
-    body, signatures = [], []
+def with_signatures(charter: Charter, signatures: Iterable[tuple[PeerId, bytes]]) -> Charter:
+    """The charter with exactly these signatures, verified, one per signer, in the members' order.
+
+    Raises ConfigError naming the signer whose signature does not hold or who is no founder.
+    """
+    names = {member.peer_id: member.name for member in charter.members}
+    kept: dict[PeerId, bytes] = {}
+    for peer_id, signature in signatures:
+        if peer_id not in names:
+            raise ConfigError(
+                f"the charter is signed by {peer_id}, whom it does not name as a member; "
+                "remove that signature or make a new charter with that member's record"
+            )
+        _verify(charter, peer_id, names[peer_id], signature)
+        # one key can make many valid signatures (RFC 8032 does not forbid it): the smallest is kept, so that
+        # merging gives the same file in any order
+        kept[peer_id] = min(signature, kept.get(peer_id, signature))
+    ordered = tuple((peer_id, kept[peer_id]) for peer_id in names if peer_id in kept)
+    return replace(charter, signatures=ordered)
+
+
+def _verify(charter: Charter, peer_id: PeerId, name: str, signature: bytes) -> None:
+    envelope = Envelope(peer_id, SIGNATURE_KIND, _signed(charter), signature)
     try:
-        for line in lines[1:]:
-            if line.startswith("signature "):
-                _, peer, value = line.split(" ")
-                signatures.append((PeerId(peer), base64.b64decode(value, validate=True)))
-            elif line and not line.startswith("#"):
-                body.append(line)
-        document = base64.b64decode("".join(body), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ConfigError(f"charter file is damaged: {error}; ask a founder for the file again") from error
-    if len(signatures) > MAX_MEMBERS or len({peer for peer, _ in signatures}) < len(signatures):
-        raise ConfigError("charter file has double signature lines; merge the files with `p2pfl charter merge`")
-    return replace(_decode(document), signatures=tuple(sorted(signatures)))
+        verify_signature(peer_id, envelope.signed_bytes, signature)
+    except SignatureRefused as error:
+        raise ConfigError(
+            f"the signature of {name} ({peer_id}) does not hold for this charter; "
+            f"ask {name} to sign this very file (fingerprint {fingerprint(charter)[:14]}...)"
+        ) from error
 
 
-def accept_charter(path: Path, charter: Charter, told: str, now: int | None = None) -> Roster:
-    """Store a charter whose fingerprint somebody read out. Raises PolicyRefusal when it is another one."""
-    import time
+def _signed(charter: Charter) -> bytes:
+    return bytes.fromhex(charter.digest)
 
-    if "".join(told.split()).lower() != charter.digest:
-        raise PolicyRefusal(
-            f"the fingerprint you were told is not this charter's ({fingerprint(charter)}); "
-            "do not accept it, and call the founder who sent it"
-        )
-    roster = check_charter(charter, int(time.time()) if now is None else now)
-    if path.exists():
-        known = parse_charter(path.read_text(encoding="utf-8"))
-        if known.digest != charter.digest:
-            raise PolicyRefusal("this home has accepted another charter; a home belongs to one consortium")
-    replace_file(path, charter_to_text(charter).encode())
-    return roster
+
+def _member(place: int, record: bytes) -> Member:
+    try:
+        return open_record(record)
+    except RemoteError as error:
+        raise ConfigError(f"member record number {place} of the charter: {error}") from error

@@ -1,27 +1,54 @@
-"""Small files that must be whole or absent after a crash."""
+"""Owns how this room reads and replaces its small files: bounded, and whole or absent after a crash."""
 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
-from p2pfl.errors import StoreError
+from p2pfl.errors import ConfigError, StoreError
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write with mode 0600: temporary file, fsync, rename, fsync of the folder. Raises StoreError."""
-    temporary = path.with_name(path.name + ".new")
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The file's bytes. Raises ConfigError if it is missing, no regular file, unreadable or over ``limit`` bytes."""
+    try:
+        # a pipe would block for ever, a device never end
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"{path} is not a regular file; check the name")
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"couldn't read {path}: {reason}; check the name and the rights") from error
+    if len(data) > limit:
+        raise ConfigError(f"{path} is larger than {limit} bytes; this is not the file meant here")
+    return data
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace the file, mode 0600. Raises StoreError; the old content then still stands."""
+    # the process id keeps a command-line verb and a running peer from sharing one temporary file
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"couldn't write {path}: {error.strerror}; check space and rights") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable (fsync(2): the file's own sync does not cover its directory entry)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

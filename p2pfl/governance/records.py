@@ -1,22 +1,53 @@
-"""Member records: what a hospital says about itself, signed by its identity, versioned and expiring."""
+"""Owns member records: what one hospital says about itself, signed by its identity, versioned and expiring.
+
+A record is an encoded envelope of kind ``member-record``; its payload is the msgpack map of ``_FIELDS``. Who may
+be a member is the charter's question; here a record only has to be true to its signer and within the limits.
+"""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import time
+import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
-from p2pfl.crypto import CERTIFICATE_LIMIT, Identity, open_envelope, pack, read_fields, sign_envelope, unpack
-from p2pfl.errors import ConfigError, IllegalStep, LimitExceeded, MalformedMessage, RemoteError
+from p2pfl.crypto import (
+    CERTIFICATE_LIMIT,
+    ENVELOPE_OVERHEAD,
+    Identity,
+    certificate_expiry,
+    open_envelope,
+    pack,
+    read_fields,
+    sign_envelope,
+    unpack,
+)
+from p2pfl.errors import ConfigError, LimitExceeded, MalformedMessage, RemoteError
+from p2pfl.governance.texts import TextForm, from_text, one_line, to_text
 from p2pfl.types import Member
 
-KIND = "member-record"
-RECORD_LIMIT = 16 * 1024  # bytes; addresses and up to four certificates of some 400 bytes
-MAX_ADDRESSES = 8
-MAX_CERTIFICATES = 4  # the current one and those still valid in a rotation
-MAX_NAME = 64
-HEADER = "p2pfl member record v1"
+RECORD_KIND = "member-record"
+RECORD_HEADER = "p2pfl member record v1"
+
+NAME_LIMIT = 64  # characters; fits a column of a table, and a certificate's common name
+ADDRESS_LIMIT = 400  # characters; a DNS name has 253 at most, a peer id 65
+MAX_ADDRESSES = 8  # a site has one or two networks, each with IPv4, IPv6 and a name
+MAX_CERTIFICATES = 3  # the current one, the one before during a rotation, and one spare
+RECORD_LIMIT = MAX_CERTIFICATES * CERTIFICATE_LIMIT + MAX_ADDRESSES * ADDRESS_LIMIT + 1024
+"""Bytes of an encoded record: 10,368. The 1024 hold name, numbers, keys of the map and the envelope."""
+
+LAST_TIME = 253_402_300_799  # Unix seconds of the end of the year 9999, the last that datetime can show
+LAST_SEQUENCE = 2**63 - 1  # msgpack and SQLite both take it
+
+_TEXT_LIMIT = 4 * RECORD_LIMIT  # base64 takes 4/3; the rest are readable lines
+_ADDRESS = re.compile(r"(/[!-.0-~]+){2,}")  # the shape of a multiaddr; each transport reads its own
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "addresses": list,
+    "listens": bool,
+    "certificates": list,
+    "sequence": int,
+    "expires": int,
+}
 
 
 def make_record(
@@ -29,85 +60,134 @@ def make_record(
     sequence: int,
     expires: int,
 ) -> bytes:
-    """A signed member record as an encoded envelope. ``expires`` in Unix seconds. Raises ConfigError."""
-    _check_name(name)
-    fields = {
-        "peer": identity.peer_id,
+    """A signed record, encoded. ``addresses`` are multiaddrs without ``/p2p/``, ``certificates`` DER, the current
+    one first, ``expires`` Unix seconds; a record with a higher ``sequence`` replaces one with a lower.
+
+    Raises ConfigError, naming the first value that is wrong.
+    """
+    member = Member(
+        identity.peer_id, name, tuple(addresses), listens, tuple(certificates), sequence, expires
+    )
+    problem = _problem(member)
+    if problem:
+        raise ConfigError(f"couldn't make the member record: {problem}")
+    payload = {
         "name": name,
         "addresses": list(addresses),
         "listens": listens,
-        "certificates": list(certificates),
+        "certificates": [bytes(certificate) for certificate in certificates],
         "sequence": sequence,
         "expires": expires,
     }
-    data = sign_envelope(identity, KIND, pack(fields)).encode()
-    try:
-        open_record(data)
-    except RemoteError as error:
-        raise ConfigError(f"this member record cannot be made: {error}") from error
-    return data
+    return sign_envelope(identity, RECORD_KIND, pack(payload)).encode()
 
 
 def open_record(data: bytes) -> Member:
-    """Verify and decode a record. Raises SignatureRefused, MalformedMessage or LimitExceeded."""
-    envelope = open_envelope(data, kinds=(KIND,), limit=RECORD_LIMIT)
-    spec: dict[str, type | tuple[type, ...]] = {
-        "peer": str,
-        "name": str,
-        "addresses": list,
-        "listens": bool,
-        "certificates": list,
-        "sequence": int,
-        "expires": int,
-    }
-    fields = read_fields(unpack(envelope.payload, what="member record", limit=RECORD_LIMIT), "member record", spec)
-    if fields["peer"] != envelope.signer:
-        raise MalformedMessage("member record names another peer than the one that signed it")
-    try:
-        _check_name(fields["name"])
-    except ConfigError as error:
-        raise MalformedMessage(f"member record: {error}") from error
-    addresses, certificates = fields["addresses"], fields["certificates"]
-    if len(addresses) > MAX_ADDRESSES or not all(isinstance(a, str) and len(a) <= 400 for a in addresses):
-        raise LimitExceeded(f"member record of {fields['name']}: more than {MAX_ADDRESSES} addresses, or long ones")
-    if not 1 <= len(certificates) <= MAX_CERTIFICATES or not all(
-        isinstance(der, bytes) and 0 < len(der) <= CERTIFICATE_LIMIT for der in certificates
-    ):
-        raise LimitExceeded(f"member record of {fields['name']}: 1 to {MAX_CERTIFICATES} certificates are allowed")
-    if fields["sequence"] < 0 or fields["expires"] < 0:
-        raise MalformedMessage("member record: sequence and expiry cannot be negative")
-    return Member(
-        envelope.signer, fields["name"], tuple(addresses), fields["listens"], tuple(certificates),
-        fields["sequence"], fields["expires"],
-    )  # fmt: skip
+    """What a record says, its signature verified; expiry is the caller's question.
 
-
-def _check_name(name: str) -> None:
-    if not 1 <= len(name) <= MAX_NAME or not name.isprintable() or name != name.strip() or "/" in name:
-        raise ConfigError(f"name {name[:80]!r}: use 1 to {MAX_NAME} printable characters without / or outer spaces")
+    Raises LimitExceeded, MalformedMessage or SignatureRefused.
+    """
+    envelope = open_envelope(data, kinds=(RECORD_KIND,), limit=RECORD_LIMIT)
+    limit = RECORD_LIMIT - ENVELOPE_OVERHEAD
+    value = unpack(envelope.payload, what="a member record", limit=limit, max_items=16)
+    fields = read_fields(value, "a member record", _FIELDS)
+    for field, wanted in (("addresses", str), ("certificates", bytes)):
+        if any(type(item) is not wanted for item in fields[field]):
+            raise MalformedMessage(
+                f"a member record: field {field} holds something else than {wanted.__name__}; "
+                "ask its owner for a new record",
+                peer=envelope.signer,
+            )
+        fields[field] = tuple(fields[field])
+    member = Member(peer_id=envelope.signer, **fields)
+    problem = _problem(member)
+    if problem:
+        raise MalformedMessage(
+            f"the member record of {envelope.signer}: {problem}, and sign it anew", peer=envelope.signer
+        )
+    return member
 
 
 def record_to_text(data: bytes) -> str:
-    """The text file of a record. The # lines are for people; the base64 lines alone count."""
-    member = open_record(data)
-    body = base64.b64encode(data).decode()
-    lines = [HEADER, f"# name      {member.name}", f"# peer      {member.peer_id}"]
-    listening = ", ".join(member.addresses) or ("a port told by discovery" if member.listens else "no port")
-    lines.append(f"# listens   {listening}")
-    lines.append(f"# expires   {time.strftime('%Y-%m-%d', time.gmtime(member.expires))}")
-    lines += [body[start : start + 76] for start in range(0, len(body), 76)]
-    return "\n".join(lines) + "\n"
+    """The record as a short text file that a person can read and mail. Raises what `open_record` raises."""
+    return to_text(RECORD_HEADER, TextForm(_readable(open_record(data)), data))
 
 
 def record_from_text(text: str) -> bytes:
-    """The record in a text file; verified. Raises ConfigError in plain words."""
-    lines = [line.strip() for line in text[: 4 * RECORD_LIMIT].splitlines()]
-    if not lines or lines[0] != HEADER:
-        raise ConfigError(f"not a member record: its first line must be {HEADER!r}; ask the hospital for its record")
+    """The encoded record in a text file. The readable lines are not trusted: they must say what is signed.
+
+    Raises ConfigError for a damaged file, a signature that does not hold, or readable lines that differ.
+    """
+    form = from_text(text, RECORD_HEADER, what="the member record file", limit=_TEXT_LIMIT)
     try:
-        body = "".join(line for line in lines[1:] if not line.startswith("#"))
-        data = base64.b64decode(body, validate=True)
-        open_record(data)
-    except (binascii.Error, ValueError, RemoteError, IllegalStep) as error:
-        raise ConfigError(f"member record is damaged: {error}; ask the hospital to send it again") from error
-    return data
+        member = open_record(form.body)
+    except RemoteError as error:
+        raise ConfigError(f"the member record file does not hold: {error}") from error
+    expected = _readable(member)
+    for found, wanted in zip(form.readable, expected, strict=False):
+        if found != wanted:
+            raise ConfigError(
+                f"the member record file says {found[:80]!r}, but its signed part says {wanted!r}; "
+                "ask its owner for the file again"
+            )
+    if len(form.readable) != len(expected):
+        raise ConfigError(
+            "the member record file has lost or gained readable lines; ask its owner for the file again"
+        )
+    return form.body
+
+
+def name_problem(name: str) -> str | None:
+    """What is wrong with the name of a member or consortium, and what to do; None if nothing."""
+    if not 1 <= len(name) <= NAME_LIMIT:
+        return f"a name has {len(name)} characters; give it 1 to {NAME_LIMIT}"
+    if not name.isprintable() or name != " ".join(name.split()):
+        return f"the name {name!r} has control characters or stray blanks; write it plainly"
+    return None
+
+
+def _problem(member: Member) -> str | None:
+    if len(member.addresses) > MAX_ADDRESSES:
+        return f"{len(member.addresses)} addresses; keep at most {MAX_ADDRESSES}"
+    if member.addresses and not member.listens:
+        return "it names an address but says that it does not listen; leave the addresses out or let it listen"
+    if not 1 <= len(member.certificates) <= MAX_CERTIFICATES:
+        return f"{len(member.certificates)} certificates; give 1 to {MAX_CERTIFICATES}"
+    if len(set(member.certificates)) != len(member.certificates):
+        return "one certificate is there twice; give each once"
+    if not 1 <= member.sequence <= LAST_SEQUENCE:
+        return f"sequence {member.sequence}; use a whole number from 1 up, higher than in the record before"
+    if not 1 <= member.expires <= LAST_TIME:
+        return f"it expires at {member.expires}; give Unix seconds before the year 10000"
+    return name_problem(member.name) or _address_problem(member) or _certificate_problem(member)
+
+
+def _address_problem(member: Member) -> str | None:
+    for address in member.addresses:
+        if len(address) > ADDRESS_LIMIT or not _ADDRESS.fullmatch(address):
+            return f"address {address[:80]!r} is not of the form /ip4/10.1.2.3/tcp/4101; write it like that"
+        if "p2p" in address.split("/"):
+            return f"address {address[:80]!r} names a peer; leave /p2p/ and what follows out"
+    return None
+
+
+def _certificate_problem(member: Member) -> str | None:
+    for certificate in member.certificates:
+        try:
+            certificate_expiry(certificate)
+        except (MalformedMessage, LimitExceeded) as error:
+            # the hint of the inner message says the same as ours
+            return f"{str(error).split(';')[0]}; make a new certificate"
+    return None
+
+
+def _readable(member: Member) -> tuple[str, ...]:
+    listening = "found by discovery on the local network" if member.listens else "none, it dials out"
+    expires = datetime.fromtimestamp(member.expires, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return (
+        f"name: {member.name}",
+        f"peer: {member.peer_id}",
+        f"address: {one_line(member.addresses, listening)}",
+        f"record number: {member.sequence}",
+        f"expires: {expires}",
+    )

@@ -58,6 +58,8 @@ class Dialler:
         loop = asyncio.get_running_loop()
         for peer in [peer for peer in self._keepers if peer not in peers]:
             self._keepers.pop(peer).cancel()
+            if peer in self._attempts:
+                self._attempts[peer].cancel()
         for peer in peers:
             if peer not in self._keepers:
                 self._keepers[peer] = loop.create_task(self._keep(peer))
@@ -94,7 +96,13 @@ class Dialler:
             task = asyncio.get_running_loop().create_task(self._attempt(peer))
             self._attempts[peer] = task
             task.add_done_callback(lambda done: self._attempt_done(peer, done))
-        await asyncio.shield(task)  # one caller's cancelling must not stop the others
+        try:
+            await asyncio.shield(task)  # one caller's cancelling must not stop the others
+        except asyncio.CancelledError:
+            own = asyncio.current_task()
+            if not task.cancelled() or (own is not None and own.cancelling()):
+                raise  # it is this caller that is cancelled
+            raise LinkError(f"dialling {peer} was given up: it is no longer wanted, or we stopped") from None
 
     def _attempt_done(self, peer: PeerId, task: asyncio.Task[None]) -> None:
         self._attempts.pop(peer, None)

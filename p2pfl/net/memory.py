@@ -257,6 +257,7 @@ class MemoryTransport:
         task = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: connection.abort() if done.cancelled() else None)
 
     async def close(self) -> None:
         """Stop listening."""

@@ -14,6 +14,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from p2pfl.crypto.certificates import Certificate, certificate_pem
@@ -144,10 +145,13 @@ class TcpTransport:
         self._spawn(self._tasks, self._accept_loop(listener, accept, refused))
         return str(Address(wanted.kind, wanted.host, listener.getsockname()[1]))
 
-    def _spawn(self, tasks: set[asyncio.Task[None]], coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(
+        self, tasks: set[asyncio.Task[None]], coroutine: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        return task
 
     async def _accept_loop(self, listener: socket.socket, accept: Accept, refused: Refused) -> None:
         loop = asyncio.get_running_loop()
@@ -161,7 +165,9 @@ class TcpTransport:
                 self.dropped += 1
                 stream.close()
                 continue
-            self._spawn(self._half_open, self._admit(stream, _text(remote), accept, refused))
+            admission = self._spawn(self._half_open, self._admit(stream, _text(remote), accept, refused))
+            # a task cancelled before its first step would leave the socket to the garbage collector
+            admission.add_done_callback(partial(_close_if_cancelled, stream))
 
     async def _admit(self, stream: socket.socket, address: str, accept: Accept, refused: Refused) -> None:
         loop = asyncio.get_running_loop()
@@ -238,6 +244,11 @@ class TcpTransport:
         for listener in self._sockets:
             listener.close()
         self._sockets.clear()
+
+
+def _close_if_cancelled(stream: socket.socket, admission: asyncio.Task[None]) -> None:
+    if admission.cancelled():
+        stream.close()
 
 
 def _text(remote: Any) -> str:

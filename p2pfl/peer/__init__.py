@@ -5,6 +5,7 @@ from p2pfl.peer.home import Home, init_home, open_home, read_text
 from p2pfl.peer.local import LocalPeers, found_consortium, local
 from p2pfl.peer.peer import Peer
 from p2pfl.peer.run import Run, RunEvent
+from p2pfl.peer.runs import check_plan
 
 __all__ = [
     "ControlServer",
@@ -14,6 +15,7 @@ __all__ = [
     "Run",
     "RunEvent",
     "ask",
+    "check_plan",
     "follow",
     "found_consortium",
     "init_home",

@@ -77,15 +77,18 @@ def found_consortium(
     *,
     listen: Mapping[Path, str] | None = None,
     discover: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> str:
     """Make homes (path -> passphrase), let all found one consortium, and accept its charter; returns the fingerprint.
+
+    What `p2pfl init`, `charter new`, `sign`, `merge` and `accept` do, for consortia that live on one machine.
 
     ``listen`` gives the address of each home with a port; without it all listen in memory.
     """
     texts = {}
-    for path, passphrase in homes.items():
-        address = f"/memory/{path.name}" if listen is None else listen.get(path)
-        texts[path] = init_home(path, name=path.name, listen=address, discover=discover, passphrase=passphrase)
+    for (path, passphrase), called in zip(homes.items(), names or [path.name for path in homes], strict=True):
+        address = f"/memory/{called}" if listen is None else listen.get(path)
+        texts[path] = init_home(path, name=called, listen=address, discover=discover, passphrase=passphrase)
     records = [record_from_text(text) for text in texts.values()]
     charter = new_charter(name, records, topology=dict(topology))
     for path, passphrase in homes.items():

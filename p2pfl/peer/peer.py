@@ -25,8 +25,6 @@ from p2pfl.peer.runs import PATIENCE, Runs
 from p2pfl.topology import build_graph
 from p2pfl.types import PeerId, Roster
 
-NO_MODEL_STATES = (State.ABSENT, State.PROPOSING)
-
 
 class Peer:
     """A peer on its home folder: key, charter, registry, log.
@@ -46,6 +44,7 @@ class Peer:
         self._stack = contextlib.AsyncExitStack()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._new_run = asyncio.Event()
+        self._change = asyncio.Event()
         self.failure: P2PFLError | None = None
         self.failed = asyncio.Event()
         self.addresses: list[str] = []
@@ -191,6 +190,7 @@ class Peer:
         for runner in self._book.runners.values():
             now = runner.now()
             runner.post(events.LinkUp(now, peer) if up else events.LinkDown(now, peer, detail))
+        self._change.set()
         if up:
             self._book.resend(peer)
 
@@ -269,10 +269,16 @@ class Peer:
             self._new_run.clear()
             await self._new_run.wait()
 
+    async def changed(self) -> None:
+        """Wait until a link goes up or down or a run becomes known."""
+        self._change.clear()
+        await self._change.wait()
+
     def _adopt(self, run: str) -> Run:
         if run not in self._runs:
             self._runs[run] = Run(self._book.runners[run], self._book.plans[run])
             self._new_run.set()
+            self._change.set()
             if hasattr(self, "_host"):
                 self._host.want(self._wanted())
         return self._runs[run]
@@ -322,6 +328,7 @@ class Peer:
             "run": start.run,
             "plan": start.plan,
             "charter": start.charter,
+            "initial": start.initial,
             "peer": self.peer_id,
             "name": self.name,
             "participants": [
@@ -382,6 +389,7 @@ class Peer:
             "peer": self.peer_id,
             "charter": self._roster.charter,
             "addresses": list(self.addresses),
+            "bytes_sent": self.bytes_sent(),
             "discovery_problem": self.discovery_problem,
             "members": members,
             "runs": [run.status() for run in self._runs.values()],

@@ -18,7 +18,7 @@ from nacl.secret import SecretBox
 
 from p2pfl.audit import NewEntry
 from p2pfl.crypto import CHUNK, Prekey, open_envelope, sha256, sign_envelope
-from p2pfl.errors import ConfigError, LinkError, RemoteError, StoreError
+from p2pfl.errors import ConfigError, LinkError, PlanError, RemoteError, StoreError
 from p2pfl.gossip import Flood, Machine, Proposal, events, open_proposal
 from p2pfl.gossip.messages import FLOOD_LIMIT, envelope_frame, open_frame
 from p2pfl.gossip.starting import check_links
@@ -33,6 +33,7 @@ from p2pfl.types import ChannelSpec, Digest, PeerId, Roster
 
 OPEN_PROPOSALS = 4  # per proposer; a member cannot fill the others' disks with proposals
 STATEMENTS_LIMIT = 256  # kept per run: four per member
+LOAD_LIMIT = 3600.0  # seconds to read the granted data and to try the plan on them
 PATIENCE = 24 * 3600.0  # seconds a proposer waits for approvals unless told otherwise
 
 
@@ -214,20 +215,7 @@ class Runs:
 
     async def ready_worker(self, plan: Plan) -> tuple[Worker, dict[str, int]]:
         """A worker that has the plan and the granted data loaded and checked. Raises PlanError or DataError."""
-        dataset = self._home.registry.resolve(plan.settings.data.tag)
-        worker = Worker()
-        try:
-            await worker.call(
-                "open", timeout=START_LIMIT, source=plan.source, settings=plan.session_settings()
-            )
-            facts = await worker.call("load_data", timeout=3600.0, path=str(dataset.path))
-            problems = await worker.call("check", timeout=3600.0)
-            if problems:
-                raise ConfigError("the plan does not run on this site's data: " + "; ".join(problems))
-        except BaseException:
-            await worker.stop()
-            raise
-        return worker, facts
+        return await ready_worker(plan, self._home)
 
     async def approve(self, run: str) -> Runner:
         """The site's yes: fetch the initial parameters, try the plan on the granted data, sign the approval."""
@@ -253,6 +241,15 @@ class Runs:
         runner.keys.has_test = facts["test"] > 0
         runner.keys.sampling = self._services.identity.derive("p2pfl sampling", bytes.fromhex(run))
         self._home.approvals.approve(plan.digest, at=int(time.time()))
+        dataset = self._home.registry.resolve(plan.settings.data.tag)
+        await self._services.journal.commit(
+            [
+                NewEntry(
+                    "data_registered",
+                    {"tag": dataset.tag, "fingerprint": dataset.fingerprint, "rows": dataset.rows, "run": run},
+                )
+            ]
+        )
         runner.do(events.Approve(runner.now(), facts["train"], prekey.public))
 
     def _prekey(self, run: str) -> Prekey:
@@ -315,6 +312,41 @@ class Runs:
         folder = self._home.run_folder(run)
         (folder / "prekey").unlink(missing_ok=True)
         write_private(folder / "over", b"")
+
+
+async def ready_worker(plan: Plan, home: Home) -> tuple[Worker, dict[str, int]]:
+    """A worker that has the plan and the home's granted data loaded and checked. Raises PlanError or DataError."""
+    dataset = home.registry.resolve(plan.settings.data.tag)
+    worker = Worker()
+    try:
+        await worker.call("open", timeout=START_LIMIT, source=plan.source, settings=plan.session_settings())
+        facts = await worker.call("load_data", timeout=LOAD_LIMIT, path=str(dataset.path))
+        problems = await worker.call("check", timeout=LOAD_LIMIT)
+        if problems:
+            raise PlanError("the plan does not run on this site's data: " + "; ".join(problems))
+    except BaseException:
+        await worker.stop()
+        raise
+    return worker, facts
+
+
+async def check_plan(plan: Plan, home: Home | None) -> dict[str, Any]:
+    """Try a plan in a worker: its model, and with a home its loader and loss on the granted data.
+
+    Returns parameters, dtype, channels and examples. Raises PlanError, DataError or ConfigError.
+    """
+    plan.bundle()
+    if home is not None:
+        worker, examples = await ready_worker(plan, home)
+    else:
+        worker, examples = Worker(), None
+    try:
+        if home is None:
+            await worker.call("open", timeout=START_LIMIT, source=plan.source, settings=plan.session_settings())
+        facts: dict[str, Any] = await worker.call("describe", timeout=START_LIMIT)
+    finally:
+        await worker.stop()
+    return {**facts, "examples": examples}
 
 
 _OWN_KINDS = ("proposal", "approval", "start", "start-signature", "closing")

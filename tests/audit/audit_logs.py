@@ -23,7 +23,7 @@ def owner() -> Identity:
 
 
 def delta(number: int, *contents: bytes) -> NewEntry:
-    body = {"run": "ab" * 32, "round": number, "bytes": 3, "recipients": ["x"], "core": "cd" * 32}
+    body = {"run": "ab" * 32, "round": number, "bytes": 3, "to": ["x"], "core": "cd" * 32}
     return NewEntry("delta_sent", body, tuple(("outbox", content) for content in contents))
 
 
@@ -33,7 +33,7 @@ def write_small_log(path: Path) -> int:
         log.append(
             [delta(0, b"first delta"), NewEntry("mixed", {"round": 0, "edges": [["x", 0.5]]})], NOW + 1
         )
-        log.append([NewEntry("link_up", {"peer": "x", "transport": "tcp"})], NOW + 2)
+        log.append([NewEntry("link_up", {"peer": "x", "kind": "tcp"})], NOW + 2)
         log.append([delta(1, b"one", b"two"), NewEntry("refused", {"peer": "y", "reason": "late"})], NOW + 3)
         return log.head.size
 

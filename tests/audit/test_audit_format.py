@@ -59,7 +59,7 @@ LINES = {
             "step": 0,
             "channel": "x",
             "core": "cd" * 32,
-            "recipients": ["12D3KooWlille"],
+            "to": ["12D3KooWlille"],
             "bytes": 12,
         },
         "delta allowed out: round 0, channel x, 12 bytes to Lille, core cdcdcdcdcdcd",

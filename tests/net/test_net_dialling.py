@@ -93,6 +93,7 @@ async def test_wanted_links_come_up_and_come_back(consortium: Consortium) -> Non
         assert ups_and_downs(one) == ups_and_downs(two) == [number % 2 == 0 for number in range(count)]
     one.host.want([])
     two.host.want([])
+    await consortium.until(lambda: not (one.host._connecting or two.host._connecting))
     two.host._table.close(one.peer_id, "for good")
     await consortium.until(lambda: len(one.events) == 6)
     assert one.host.links == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 
 import pytest
 from net_peers import BOUND, TRANSPORTS, Consortium, MemoryKind
@@ -165,9 +166,10 @@ async def test_frames_can_be_dropped_by_rule(memory: Consortium) -> None:
 async def test_discovery_finds_the_same_network_and_no_other() -> None:
     heard: asyncio.Queue[str] = asyncio.Queue()
     strange: list[str] = []
-    announcing = Discovery("11" * 8, "127.0.0.1", 4101, strange.append)
-    other = Discovery("22" * 8, "127.0.0.1", 4102, strange.append)
-    browsing = Discovery("11" * 8, "127.0.0.1", None, heard.put_nowait)
+    ours, theirs = secrets.token_hex(8), secrets.token_hex(8)  # other test runs may use this interface too
+    announcing = Discovery(ours, "127.0.0.1", 4101, strange.append)
+    other = Discovery(theirs, "127.0.0.1", 4102, strange.append)
+    browsing = Discovery(ours, "127.0.0.1", None, heard.put_nowait)
     found = (announcing, other, browsing)
     try:
         await asyncio.gather(*(each.start() for each in found))

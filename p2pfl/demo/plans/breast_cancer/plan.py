@@ -1,8 +1,8 @@
 """Malignant or benign, from 30 measurements of cell nuclei in a fine needle aspirate: logistic regression.
 
-The file has one row per patient: the 30 measurements of the Wisconsin breast cancer (diagnostic) data set, ``label`` (0
-benign, 1 malignant) and ``part`` (train or test). All scaling constants are written here, so nobody has to
-share a statistic.
+The file has one row per patient: the 30 measurements of the Wisconsin breast cancer (diagnostic) data set,
+``label`` (0 benign, 1 malignant) and ``part`` (train or test). All scaling constants are written here, so
+nobody has to share a statistic.
 """
 
 from __future__ import annotations

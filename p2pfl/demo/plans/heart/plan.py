@@ -1,11 +1,11 @@
 """Heart disease (yes or no) from what a first visit and an exercise test give: logistic regression.
 
-The file has one row per patient: the 13 attributes of the UCI heart disease data set, an empty cell where a value is
-missing, ``label`` (0 healthy, 1 diseased) and ``part`` (train or test).
+The file has one row per patient: the 13 attributes of the UCI heart disease data set, an empty cell where a
+value is missing, ``label`` (0 healthy, 1 diseased) and ``part`` (train or test).
 
-Three attributes (slope, ca, thal) are not read: outside Cleveland they are mostly missing. No input says *that*
-a value is missing: that would tell the model the hospital instead of the patient. All scaling constants are
-written here, so nobody has to share a statistic.
+Three attributes (slope, ca, thal) are not read: outside Cleveland they are mostly missing. No input says
+*that* a value is missing: it would tell the model the hospital instead of the patient. All scaling constants
+are written here, so nobody has to share a statistic.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-# attribute: (centre, scale), round figures near the mean and spread that the data set's authors published;
-# a missing value becomes the centre.
+# attribute: (centre, scale): round clinical figures, not computed from the patients; a missing value becomes
+# the centre, a missing yes or no becomes no.
 SCALES = {
     "age": (55.0, 10.0),  # years
     "trestbps": (130.0, 20.0),  # mm Hg, resting
@@ -75,7 +75,7 @@ def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 
 def metrics(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, float]:
-    """The AUC: how often a diseased patient is ranked above a healthy one. Nothing where one kind is absent."""
+    """The AUC: how often a diseased patient is ranked above a healthy one. Empty if one kind is absent."""
     x, label = batch
     score, sick = model(x).squeeze(-1), label > 0.5
     above = score[sick].unsqueeze(1) - score[~sick].unsqueeze(0)

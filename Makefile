@@ -1,0 +1,49 @@
+# `make demo` and `make test` do all the set-up; a second call starts at once.
+# The virtual environment is rebuilt when its lists of dependencies change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+
+.PHONY: demo test test-slow lint format bench system clean
+
+demo: $(STAMP)
+	@$(BIN)/python -m p2pfl demo $(ARGS)
+
+# torch first and alone: pip then takes the pinned build and nothing else of its family
+$(STAMP): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (some minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "p2pfl needs Python 3.11 or newer; set PYTHON=" && exit 1)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $(STAMP)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/link.py
+	$(BIN)/python benchmarks/rounds.py
+
+# Debian packages that some tests need (network namespaces, packet filter, openssl)
+system:
+	bash scripts/system-packages.sh
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

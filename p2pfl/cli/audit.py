@@ -1,0 +1,68 @@
+"""`p2pfl audit`: check and read a peer's log, also while the peer runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from p2pfl.audit import as_dict, describe, read_entries, verify_log
+from p2pfl.cli.home import AsJson
+from p2pfl.cli.output import show
+from p2pfl.errors import ConfigError
+from p2pfl.peer import open_home
+
+app = typer.Typer(no_args_is_help=True)
+LogPlace = Annotated[Path, typer.Argument(help="A home folder, or an audit.db file.", metavar="HOME")]
+
+
+def _log(place: Path) -> tuple[Path, str | None, dict[str, str]]:
+    """The database, the peer id it should have, and the charter's names."""
+    if place.is_file():
+        return place, None, {}
+    home = open_home(place)
+    names = {}
+    if home.charter_file.exists():
+        names = {str(member.peer_id): member.name for member in home.charter().members}
+    return home.audit, home.member().peer_id, names
+
+
+@app.command("verify")
+def verify(place: LogPlace, as_json: AsJson = False) -> None:
+    """Check every entry, document and signed head. Exit code 1 and the first bad place if anything does not hold.
+
+    Example: p2pfl audit verify homes/lille
+    """
+    path, peer, _ = _log(place)
+    outcome = verify_log(path, peer)
+    lines = [
+        f"{'verified' if outcome.ok else 'BROKEN'}     {path}",
+        f"entries      {outcome.entries}, heads {outcome.heads}, head {outcome.head_hash[:16]}",
+    ]
+    if outcome.problem:
+        lines.append(f"first bad    {outcome.problem}")
+    show(asdict(outcome), as_json, lines)
+    if not outcome.ok:
+        raise typer.Exit(1)
+
+
+@app.command("show")
+def show_log(
+    place: LogPlace,
+    start: Annotated[int, typer.Option("--from", help="First entry to print.")] = 0,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only entries of this kind, such as mixed.")] = None,
+    last: Annotated[int | None, typer.Option("--last", help="Only so many of the newest entries.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the log in plain words, one line per entry. Reading checks nothing: use verify for that.
+
+    Example: p2pfl audit show homes/lille --kind delta_sent
+    """
+    if start < 0 or (last is not None and last < 1):
+        raise ConfigError("--from must be 0 or more, --last 1 or more")
+    path, _, names = _log(place)
+    entries = list(read_entries(path, start, kind))
+    chosen = entries if last is None else entries[-last:]
+    show([as_dict(entry) for entry in chosen], as_json, (describe(entry, names) for entry in chosen))

@@ -1,0 +1,165 @@
+"""`p2pfl plan`: check, propose, read, approve."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from p2pfl.cli.home import AsJson, HomePath
+from p2pfl.cli.output import note, show, show_table
+from p2pfl.governance import read_plan
+from p2pfl.peer import ask, check_plan, follow, open_home
+
+app = typer.Typer(no_args_is_help=True)
+PlanFolder = Annotated[Path, typer.Argument(help="A folder with plan.py and plan.toml.", metavar="PLAN")]
+RunName = Annotated[str, typer.Argument(help="The run's id or its beginning.", metavar="RUN")]
+
+
+@app.command("check")
+def check(
+    plan: PlanFolder,
+    home: Annotated[Path | None, typer.Option("--home", help="Try it on this home's registered data, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try a plan without starting anything: settings, code, model, loss; on real data with --home.
+
+    Example: p2pfl plan check plans/heart --home homes/lille
+    """
+    read = read_plan(plan)
+    facts = asyncio.run(check_plan(read, None if home is None else open_home(home)))
+    lines = [
+        f"plan         {read.settings.plan.name}",
+        f"hash         {read.digest}",
+        f"parameters   {facts['parameters']} of {facts['dtype']}",
+        f"training     {read.settings.training.rule}, {read.settings.training.rounds} rounds of "
+        f"{read.settings.training.local_steps} local steps",
+    ]
+    if facts.get("examples") is not None:
+        lines.append(f"data         {facts['examples']['train']} examples to train, {facts['examples']['test']} to test")
+    lines.append("usable       yes")
+    show({"plan": read.digest, **facts}, as_json, lines)
+
+
+@app.command("propose")
+def propose(
+    home: HomePath,
+    plan: PlanFolder,
+    patience: Annotated[float, typer.Option("--patience", help="Seconds to wait for approvals.")] = 24 * 3600.0,
+    rounds: Annotated[int | None, typer.Option("--rounds", help="Rounds, instead of the plan's.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the initial parameters.")] = None,
+    topology: Annotated[str | None, typer.Option("--topology", help="ring or full, instead of the plan's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only; tell nobody.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the run until it is over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Propose a plan to all members, and approve it here. It starts when all have approved, or after --patience.
+
+    Example: p2pfl plan propose homes/lille plans/heart
+    """
+    read = read_plan(plan)
+    if dry_run:
+        asyncio.run(check_plan(read, open_home(home)))
+        note("the plan runs on this home's data; nothing was proposed")
+        return
+    spec = None if topology is None else {"kind": topology}
+    value = asyncio.run(
+        ask(home, "propose", plan=str(plan.absolute()), patience=patience, rounds=rounds, seed=seed, topology=spec)
+    )
+    show(value, as_json and not wait, [f"proposed run {value['run']}"] if not (as_json and wait) else [])
+    if wait:
+        asyncio.run(_follow(home, value["run"], as_json))
+
+
+@app.command("follow")
+def follow_run(home: HomePath, run: RunName, as_json: AsJson = False) -> None:
+    """Print what happens in a run until this peer's part is over.
+
+    Example: p2pfl plan follow homes/lille 3f2a
+    """
+    asyncio.run(_follow(home, run, as_json))
+
+
+async def _follow(home: Path, run: str, as_json: bool) -> None:
+    async for topic, facts in follow(home, run):
+        line = "  ".join(f"{name} {value}" for name, value in facts.items() if not isinstance(value, dict | list))
+        show({"topic": topic, **facts}, as_json, [f"{topic:<12} {line}"])
+
+
+@app.command("list")
+def list_runs(home: HomePath, as_json: AsJson = False) -> None:
+    """The runs a running peer knows: proposed, running, over.
+
+    Example: p2pfl plan list homes/lille
+    """
+    runs: list[dict[str, Any]] = asyncio.run(ask(home, "list", timeout=30))
+    rows = [
+        (run["run"][:12], run["name"], run["proposer"], run["state"], f"{run['round']}/{run['of']}", len(run["approvals"]))
+        for run in runs
+    ]
+    show_table(runs, as_json, ("run", "plan", "proposer", "state", "round", "approvals"), rows)
+
+
+@app.command("show")
+def show_run(home: HomePath, run: RunName, as_json: AsJson = False) -> None:
+    """The code and settings that came with a proposal. Read them before you approve.
+
+    Example: p2pfl plan show homes/lille 3f2a
+    """
+    value = asyncio.run(ask(home, "show", timeout=30, run=run))
+    show(value, as_json, _code(value))
+
+
+def _code(value: dict[str, Any]) -> list[str]:
+    return [
+        f"run          {value['run']}",
+        f"plan hash    {value['plan']}",
+        "--- plan.toml",
+        value["plan.toml"],
+        "--- plan.py",
+        value["plan.py"],
+    ]
+
+
+@app.command("approve")
+def approve(
+    home: HomePath,
+    run: RunName,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts that have read the plan.")] = False,
+    plan: Annotated[str | None, typer.Option("--plan", help="Approve only if the plan hash begins with this.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the code that travels with a proposal, and approve it: this site takes part with its data.
+
+    Example: p2pfl plan approve homes/caen 3f2a
+    """
+    value = asyncio.run(ask(home, "show", timeout=30, run=run))
+    if not as_json:
+        show(value, False, _code(value))
+    if not yes and not typer.confirm("Let this code train on this site's data?", err=True):
+        note("not approved; nothing was sent")
+        raise typer.Exit(1)
+    done = asyncio.run(ask(home, "approve", run=value["run"], plan=plan or value["plan"]))
+    show(done, as_json, [f"approved run {done['run'][:12]}"])
+
+
+@app.command("pause")
+def pause(home: HomePath, run: RunName) -> None:
+    """Stop this site's part of a run before its next round; the others go on without it.
+
+    Example: p2pfl plan pause homes/caen 3f2a
+    """
+    asyncio.run(ask(home, "pause", timeout=30, run=run))
+    note("paused before the next round; go on with `p2pfl plan resume`")
+
+
+@app.command("resume")
+def resume(home: HomePath, run: RunName) -> None:
+    """Take part again after a pause, from the round the others are in.
+
+    Example: p2pfl plan resume homes/caen 3f2a
+    """
+    asyncio.run(ask(home, "resume", timeout=30, run=run))
+    note("taking part again")

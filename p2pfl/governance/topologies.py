@@ -1,0 +1,64 @@
+"""Owns the shape check of topology specs in charters and plans; whether a graph fits the sites is topology's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+DEFAULT_TOPOLOGY: Mapping[str, Any] = {"kind": "ring"}
+
+MAX_EDGES = 2016  # of a full graph of 64 sites
+MAX_SITES = 64
+
+
+def topology_problem(spec: Any) -> str | None:
+    """What is wrong with a spec and what to write instead, as part of a sentence; None if nothing."""
+    known = ", ".join(_KINDS)
+    kind = spec.get("kind") if isinstance(spec, Mapping) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
+        return f"topology kind is {_shown(kind)}; write one of {known}"
+    option, check, wanted = _KINDS[kind]
+    expected = {"kind"} | ({option} if option else set())
+    if set(spec) != expected:
+        names = ", ".join(sorted(map(str, spec)))
+        return f"topology {kind} has the keys {names[:80]}; write exactly {', '.join(sorted(expected))}"
+    if option and not check(spec[option]):
+        return f"topology {option} is {_shown(spec[option])}; write {wanted}"
+    return None
+
+
+def _position(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MAX_SITES
+
+
+def _clusters(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return 1 <= len(value) <= MAX_SITES and all(
+            isinstance(cluster, (list, tuple)) and 1 <= len(cluster) <= MAX_SITES and all(map(_position, cluster))
+            for cluster in value
+        )
+    return type(value) is int and 1 <= value <= MAX_SITES
+
+
+def _edges(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and 1 <= len(value) <= MAX_EDGES
+        and all(isinstance(e, (list, tuple)) and len(e) == 2 and all(map(_position, e)) for e in value)
+    )
+
+
+_KINDS: Mapping[str, tuple[str, Callable[[Any], bool], str]] = {
+    "ring": ("", lambda _: True, ""),
+    "full": ("", lambda _: True, ""),
+    "hierarchical": (
+        "clusters",
+        _clusters,
+        "their number, or the positions of the sites in each, such as [[0, 2], [1, 3]]",
+    ),
+    "edges": ("edges", _edges, "pairs of positions of sites, such as [[0, 1], [1, 2]]"),
+}
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None else repr(value)[:60]
