@@ -78,8 +78,8 @@ def builtin_hospitals(seed: int) -> list[Hospital]:
 
     Patients are sorted by mean radius + normal noise of standard deviation RADIUS_NOISE, largest first, and
     cut by share. The noise is drawn again while a hospital has fewer than LEAST_PER_LABEL patients of a
-    label. 25 % of each hospital's patients of each label are for testing. ``seed`` draws noise and split. Raises
-    ConfigError where scikit-learn is missing.
+    label. 25 % of each hospital's patients of each label are for testing. ``seed`` draws noise and split.
+    Raises ConfigError where scikit-learn is missing.
     """
     try:
         from sklearn.datasets import load_breast_cancer

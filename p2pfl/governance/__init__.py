@@ -1,20 +1,26 @@
-"""Charter, member records, plans and approvals. Knows no network."""
+"""Who belongs, what was agreed, and what this site approved: member records, the charter, plans, approvals.
 
-from p2pfl.governance.approvals import ApprovalBook
-from p2pfl.governance.charter import (
-    Charter,
-    fingerprint,
-    merge_charters,
-    missing_signatures,
-    new_charter,
-    sign_charter,
-)
-from p2pfl.governance.charter_checks import accept_charter, check_charter
-from p2pfl.governance.charter_files import charter_to_text, parse_charter
-from p2pfl.governance.plans import Plan, PlanSettings, plan_from_bundle, read_plan
+Pure values, text files and checks; nothing here opens a connection or runs a plan. See docs/governance.md.
+"""
+
+from __future__ import annotations
+
+from p2pfl.governance.approvals import Approval, ApprovalBook
+from p2pfl.governance.charter import MAX_MEMBERS, Charter, fingerprint, read_document
+from p2pfl.governance.charter_acceptance import accept_charter, check_charter
+from p2pfl.governance.charter_files import charter_to_text, describe_charter, parse_charter
+from p2pfl.governance.charter_rules import LIMITS
+from p2pfl.governance.charter_signatures import merge_charters, missing_signatures, new_charter, sign_charter
+from p2pfl.governance.plan_settings import PlanSettings
+from p2pfl.governance.plan_writing import write_plan
+from p2pfl.governance.plans import BUNDLE_LIMIT, Plan, plan_from_bundle, plan_from_files, read_plan
 from p2pfl.governance.records import make_record, open_record, record_from_text, record_to_text
 
 __all__ = [
+    "BUNDLE_LIMIT",
+    "LIMITS",
+    "MAX_MEMBERS",
+    "Approval",
     "ApprovalBook",
     "Charter",
     "Plan",
@@ -22,6 +28,7 @@ __all__ = [
     "accept_charter",
     "charter_to_text",
     "check_charter",
+    "describe_charter",
     "fingerprint",
     "make_record",
     "merge_charters",
@@ -30,8 +37,11 @@ __all__ = [
     "open_record",
     "parse_charter",
     "plan_from_bundle",
+    "plan_from_files",
+    "read_document",
     "read_plan",
     "record_from_text",
     "record_to_text",
     "sign_charter",
+    "write_plan",
 ]

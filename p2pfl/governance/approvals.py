@@ -27,15 +27,15 @@ class Approval:
 class ApprovalBook:
     """The approvals of one home. Every call reads the file anew, so that a change by hand acts at once.
 
-    A missing file approves nothing. A damaged one approves nothing either: every call raises ConfigError, and the
-    file is not overwritten.
+    A missing file approves nothing. A damaged one approves nothing either: every call raises ConfigError, and
+    the file is not overwritten.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def approve(self, plan: Digest, at: int) -> None:
-        """Write the approval down durably; approving again changes nothing. Raises ConfigError or StoreError."""
+        """Write the approval down durably; a second one changes nothing. Raises ConfigError or StoreError."""
         try:
             parse_digest(plan, "the plan hash")
         except MalformedMessage as error:
@@ -46,7 +46,9 @@ class ApprovalBook:
         rows = [{"plan": one.plan, "at": one.at} for one in (*known, Approval(plan, at))]
         data = json.dumps({"format": _FORMAT, "approved": rows}, indent=1).encode()
         if len(data) > BOOK_LIMIT:
-            raise ConfigError(f"{self._path} would grow over {BOOK_LIMIT} bytes; remove approvals no longer needed")
+            raise ConfigError(
+                f"{self._path} would grow over {BOOK_LIMIT} bytes; remove approvals no longer needed"
+            )
         write_atomic(self._path, data)
 
     def is_approved(self, plan: Digest) -> bool:
@@ -63,7 +65,8 @@ class ApprovalBook:
         # RecursionError: json descends into nested lists
         except (ValueError, RecursionError, MalformedMessage, LimitExceeded) as error:
             raise ConfigError(
-                f"{self._path} is damaged, so no plan counts as approved; restore it, or delete it and approve anew"
+                f"{self._path} is damaged, so no plan counts as approved; "
+                "restore it, or delete it and approve anew"
             ) from error
 
 

@@ -6,15 +6,8 @@ import base64
 
 from p2pfl.crypto import SIGNATURE_BYTES
 from p2pfl.errors import ConfigError
-from p2pfl.governance.charter import (
-    DOCUMENT_LIMIT,
-    MAX_MEMBERS,
-    Charter,
-    fingerprint,
-    missing_signatures,
-    read_document,
-    with_signatures,
-)
+from p2pfl.governance.charter import DOCUMENT_LIMIT, MAX_MEMBERS, Charter, fingerprint, read_document
+from p2pfl.governance.charter_signatures import missing_signatures, with_signatures
 from p2pfl.governance.texts import TextForm, decode_base64, from_text, to_text
 from p2pfl.types import PeerId
 
@@ -42,7 +35,9 @@ def parse_charter(text: str) -> Charter:
     charter = read_document(form.body)
     signatures = [_signature(words, what) for words in form.words]
     if len({peer_id for peer_id, _ in signatures}) != len(signatures):
-        raise ConfigError(f"{what} has two signatures of one member; merge the files with `p2pfl charter merge`")
+        raise ConfigError(
+            f"{what} has two signatures of one member; merge the files with `p2pfl charter merge`"
+        )
     return with_signatures(charter, signatures)
 
 
@@ -66,8 +61,12 @@ def describe_charter(charter: Charter) -> list[str]:
 
 def _signature(words: tuple[str, ...], what: str) -> tuple[PeerId, bytes]:
     if len(words) != 3 or words[0] != _WORD:
-        raise ConfigError(f"{what} has a line that begins with {words[0][:40]!r}; ask its sender for the file again")
+        raise ConfigError(
+            f"{what} has a line that begins with {words[0][:40]!r}; ask its sender for the file again"
+        )
     signature = decode_base64(words[2], what)
     if len(signature) != SIGNATURE_BYTES:
-        raise ConfigError(f"{what} has a signature of {len(signature)} bytes; ask its sender for the file again")
+        raise ConfigError(
+            f"{what} has a signature of {len(signature)} bytes; ask its sender for the file again"
+        )
     return PeerId(words[1]), signature

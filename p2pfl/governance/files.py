@@ -10,7 +10,7 @@ from p2pfl.errors import ConfigError, StoreError
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """The file's bytes. Raises ConfigError if it is missing, no regular file, unreadable or over ``limit`` bytes."""
+    """The file's bytes. Raises ConfigError: missing, no regular file, unreadable, over ``limit`` bytes."""
     try:
         # a pipe would block for ever, a device never end
         if not stat.S_ISREG(path.stat().st_mode):

@@ -1,73 +1,36 @@
-"""Plans: plan.py (plain torch) and plan.toml, and the hash a site approves.
+"""Owns a plan as bytes: plan.py and plan.toml, the hash that sites approve, and the bundle that travels.
 
-plan hash = SHA-256 over labelled, length-framed code and settings, so that no byte can move from one to the other.
+plan hash = SHA-256(frame("p2pfl/1/plan", "plan.py", source, "plan.toml", toml)), each part after its
+length. The code is never run and, when it comes from another member, not even parsed in the peer's own process.
 """
 
 from __future__ import annotations
 
-import tomllib
+import symtable
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from p2pfl.crypto import pack, read_fields, sha256, unpack
-from p2pfl.errors import ConfigError, PlanError, RemoteError
+from p2pfl.crypto.uvarint import frame
+from p2pfl.errors import ConfigError, MalformedMessage, PlanError
+from p2pfl.governance.files import read_bounded
+from p2pfl.governance.plan_settings import TOML_LIMIT, PlanSettings, parse_settings
 from p2pfl.types import Digest
 
 BUNDLE_LIMIT = 256 * 1024  # bytes of code and settings together; a plan is a few hundred lines
+PLAN_CODE = "plan.py"
+PLAN_SETTINGS = "plan.toml"
+FUNCTIONS = ("model", "loss", "load")  # what plan.py must define (docs/plans.md)
+
+_LABEL = b"p2pfl/1/plan"
+_BUNDLE_FIELDS: dict[str, type | tuple[type, ...]] = {PLAN_CODE: bytes, PLAN_SETTINGS: bytes}
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PlanTable(_Table):
-    """[plan]"""
-
-    name: str = Field(min_length=1, max_length=100)
-    description: str = Field(default="", max_length=4000)
-
-
-class DataTable(_Table):
-    """[data]"""
-
-    tag: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
-
-
-class TrainingTable(_Table):
-    """[training]"""
-
-    rule: str = "dpsgd"
-    optimiser: dict[str, Any] = Field(default_factory=lambda: {"name": "sgd"})
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
-    local_steps: int = Field(default=1, ge=1, le=1_000_000)
-    batch_size: int = Field(default=32, ge=1)
-    rounds: int = Field(ge=1, le=1_000_000)
-    closing_rounds: int = Field(default=5, ge=0, le=1000)
-    deadline: float = Field(default=30.0, gt=0, le=86400)
-    dtype: Literal["float32", "float64"] = "float32"
-    batch_norm: Literal["private", "shared"] | None = None
-    buffers: Literal["exclude", "share"] = "exclude"
-
-
-class PlanSettings(_Table):
-    """The whole of plan.toml."""
-
-    plan: PlanTable
-    data: DataTable
-    training: TrainingTable
-    topology: dict[str, Any] = Field(default_factory=lambda: {"kind": "ring"})
-
-    def topology_spec(self) -> dict[str, Any]:
-        """The graph as plain data."""
-        return dict(self.topology)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """One plan: its code, its settings file, and the settings read from it."""
+    """The exact bytes of a plan's two files, and what the second says."""
 
     source: bytes
     toml: bytes
@@ -75,65 +38,83 @@ class Plan:
 
     @property
     def digest(self) -> Digest:
-        """The plan hash that sites approve."""
-        return sha256(pack(["p2pfl plan v1", "plan.py", self.source, "plan.toml", self.toml]))
+        """The plan hash; see the top of this module."""
+        parts = (PLAN_CODE.encode(), self.source, PLAN_SETTINGS.encode(), self.toml)
+        return sha256(frame(_LABEL, *parts))
 
     def bundle(self) -> bytes:
-        """Code and settings as they travel with a proposal. Raises PlanError above 256 KiB."""
-        data = pack({"plan.py": self.source, "plan.toml": self.toml})
+        """Both files as one msgpack map, 256 KiB at most. Raises PlanError when they are longer."""
+        data = pack({PLAN_CODE: self.source, PLAN_SETTINGS: self.toml})
         if len(data) > BUNDLE_LIMIT:
-            raise PlanError(f"the plan has {len(data)} bytes, at most {BUNDLE_LIMIT} travel; keep data out of plan.py")
+            raise PlanError(
+                f"the plan has {len(data)} bytes of code and settings; shorten it to {BUNDLE_LIMIT} at most"
+            )
         return data
 
     def session_settings(self) -> dict[str, Any]:
-        """The settings of a training session."""
-        training = self.settings.training
-        names = ("rule", "optimiser", "learning_rate", "local_steps", "batch_size", "dtype", "batch_norm", "buffers")
-        return {name: getattr(training, name) for name in names}
+        """What the worker's training session takes, as plain values."""
+        return self.settings.session_settings()
 
 
 def read_plan(folder: Path) -> Plan:
-    """Read a plan folder. Raises PlanError or ConfigError in one sentence."""
+    """The plan in ``folder``. Raises ConfigError if a file cannot be read, PlanError for what it says."""
     if not folder.is_dir():
-        raise PlanError(f"{folder} is no folder; a plan is a folder with plan.py and plan.toml")
-    parts = []
-    for name in ("plan.py", "plan.toml"):
-        path = folder / name
-        try:
-            with path.open("rb") as file:
-                parts.append(file.read(BUNDLE_LIMIT + 1))
-        except OSError as error:
-            raise PlanError(f"couldn't read {path}: {error.strerror}; a plan has plan.py and plan.toml") from error
-    plan = _plan(parts[0], parts[1], str(folder))
+        raise ConfigError(
+            f"{folder} is not a folder; give the folder that holds {PLAN_CODE} and {PLAN_SETTINGS}"
+        )
+    return plan_from_files(
+        read_bounded(folder / PLAN_CODE, BUNDLE_LIMIT), read_bounded(folder / PLAN_SETTINGS, TOML_LIMIT)
+    )
+
+
+def plan_from_files(source: bytes, toml: bytes) -> Plan:
+    """A plan of this site's own, from the bytes of its files. Raises PlanError."""
+    check_source(source)
+    plan = Plan(source, toml, parse_settings(toml))
     plan.bundle()
     return plan
 
 
 def plan_from_bundle(data: bytes) -> Plan:
-    """The plan that came with a proposal. Raises RemoteError."""
-    fields = read_fields(
-        unpack(data, what="plan", limit=BUNDLE_LIMIT), "plan", {"plan.py": bytes, "plan.toml": bytes}
-    )
+    """A plan that another member proposes. Raises LimitExceeded or MalformedMessage."""
+    value = unpack(data, what="a proposed plan", limit=BUNDLE_LIMIT, max_items=len(_BUNDLE_FIELDS))
+    fields = read_fields(value, "a proposed plan", _BUNDLE_FIELDS)
+    plan_source, toml = fields[PLAN_CODE], fields[PLAN_SETTINGS]
     try:
-        return _plan(fields["plan.py"], fields["plan.toml"], "proposed plan")
-    except (ConfigError, PlanError) as error:
-        raise RemoteError(f"proposal with an unusable plan: {error}") from error
-
-
-def _plan(source: bytes, toml: bytes, where: str) -> Plan:
-    try:
-        compile(source, "plan.py", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError) as error:
-        raise PlanError(f"{where}: plan.py is not valid Python: {error}; mend it") from error
-    try:
-        settings = PlanSettings.model_validate(tomllib.loads(toml.decode("utf-8")))
+        plan_source.decode("utf-8")
+        settings = parse_settings(toml)
     except UnicodeDecodeError as error:
-        raise PlanError(f"{where}: plan.toml is not UTF-8 text; save it again") from error
-    except tomllib.TOMLDecodeError as error:
-        raise PlanError(f"{where}: plan.toml is not valid TOML: {error}; mend this line") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        given = f", not {first['input']!r}" if first["type"] not in ("missing", "extra_forbidden") else ""
-        raise PlanError(f"{where}: plan.toml: {key}: {first['msg']}{given}; mend this key") from error
-    return Plan(source, toml, settings)
+        raise MalformedMessage(
+            "a proposed plan's code is not UTF-8 text; ask the proposer to mend it"
+        ) from error
+    except PlanError as error:
+        raise MalformedMessage(f"a proposed plan cannot be used: {error}") from error
+    return Plan(plan_source, toml, settings)
+
+
+def check_source(source: bytes) -> symtable.SymbolTable:
+    """The names in a plan.py of our own. Raises PlanError unless it compiles and defines model, loss and load."""
+    try:
+        text = source.decode("utf-8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # doubtful escapes and the like are the plan's own business
+            compile(text, PLAN_CODE, "exec", dont_inherit=True)
+            table = symtable.symtable(text, PLAN_CODE, "exec")
+    except UnicodeDecodeError as error:
+        raise PlanError(f"{PLAN_CODE} is not UTF-8 text; save it as UTF-8") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"{PLAN_CODE}, line {line}" if line else PLAN_CODE
+        reason = getattr(error, "msg", None) or str(error) or "nested too deeply"
+        raise PlanError(f"{where} is not Python: {reason}; mend that line") from error
+    missing = [name for name in FUNCTIONS if name not in defined_names(table)]
+    if missing:
+        raise PlanError(f"{PLAN_CODE} has no function {missing[0]}; write one as docs/plans.md describes")
+    return table
+
+
+def defined_names(table: symtable.SymbolTable) -> set[str]:
+    """Names that the module itself binds: definitions, assignments, imports."""
+    return {
+        symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()
+    }

@@ -1,7 +1,7 @@
 """Owns member records: what one hospital says about itself, signed by its identity, versioned and expiring.
 
-A record is an encoded envelope of kind ``member-record``; its payload is the msgpack map of ``_FIELDS``. Who may
-be a member is the charter's question; here a record only has to be true to its signer and within the limits.
+A record is an encoded envelope of kind ``member-record``; its payload is the msgpack map of ``_FIELDS``. Who
+may be a member is the charter's question; here a record only has to be true to its signer and within the limits.
 """
 
 from __future__ import annotations
@@ -60,14 +60,12 @@ def make_record(
     sequence: int,
     expires: int,
 ) -> bytes:
-    """A signed record, encoded. ``addresses`` are multiaddrs without ``/p2p/``, ``certificates`` DER, the current
-    one first, ``expires`` Unix seconds; a record with a higher ``sequence`` replaces one with a lower.
+    """A signed record, encoded. ``addresses`` are multiaddrs without ``/p2p/``, ``certificates`` DER, the
+    current one first, ``expires`` Unix seconds; a record with a higher ``sequence`` replaces one with a lower.
 
     Raises ConfigError, naming the first value that is wrong.
     """
-    member = Member(
-        identity.peer_id, name, tuple(addresses), listens, tuple(certificates), sequence, expires
-    )
+    member = Member(identity.peer_id, name, tuple(addresses), listens, tuple(certificates), sequence, expires)
     problem = _problem(member)
     if problem:
         raise ConfigError(f"couldn't make the member record: {problem}")
@@ -150,7 +148,9 @@ def _problem(member: Member) -> str | None:
     if len(member.addresses) > MAX_ADDRESSES:
         return f"{len(member.addresses)} addresses; keep at most {MAX_ADDRESSES}"
     if member.addresses and not member.listens:
-        return "it names an address but says that it does not listen; leave the addresses out or let it listen"
+        return (
+            "it names an address but says that it does not listen; leave the addresses out or let it listen"
+        )
     if not 1 <= len(member.certificates) <= MAX_CERTIFICATES:
         return f"{len(member.certificates)} certificates; give 1 to {MAX_CERTIFICATES}"
     if len(set(member.certificates)) != len(member.certificates):

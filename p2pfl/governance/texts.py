@@ -62,7 +62,7 @@ def from_text(text: str, header: str, *, what: str, limit: int, words: int = 0) 
 
 
 def decode_base64(text: str, what: str) -> bytes:
-    """Strict base64 (RFC 4648 4): no foreign characters, no loose bits. Raises ConfigError naming ``what``."""
+    """Strict base64 (RFC 4648 4): no foreign characters, no loose bits. ConfigError names ``what``."""
     try:
         decoded = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

@@ -212,22 +212,8 @@ class TcpTransport:
                     ssl_handshake_timeout=self._limits.handshake,
                     ssl_shutdown_timeout=self._limits.close,
                 )
-        except ssl.SSLCertVerificationError:
-            raise NotAMember(
-                f"{address} shows a certificate that is in no member's record; another program, another "
-                "consortium or an outdated record answers there: check the address"
-            ) from None
-        except ssl.SSLError as error:
-            raise LinkError(
-                f"{address} does not speak our TLS ({error.reason}); check address and port"
-            ) from None
-        except TimeoutError:
-            raise LinkError(
-                f"{address} does not answer; is the machine on, and the port open in its firewall?"
-            ) from None
-        except OSError as error:
-            words = error.strerror or str(error) or "closed during the TLS handshake"
-            raise LinkError(f"cannot connect to {address}: {words}; is that peer up?") from None
+        except (OSError, TimeoutError) as error:  # SSLError is an OSError
+            raise _dial_fault(address, error) from None
         _tune(transport)
         try:
             return TcpConnection(protocol, address, True, self._certificate.der, self._limits)
@@ -260,6 +246,20 @@ def _listener_fault(address: str, error: ssl.SSLError) -> RemoteError:
     if error.reason in _NO_CERTIFICATE:
         return NotAMember(f"{address} has no certificate of a current member; refused in the TLS handshake")
     return MalformedMessage(f"{address} failed the TLS handshake ({error.reason}); refused")
+
+
+def _dial_fault(address: str, error: OSError | TimeoutError) -> LinkError | NotAMember:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return NotAMember(
+            f"{address} shows a certificate that is in no member's record; another program, another "
+            "consortium or an outdated record answers there: check the address"
+        )
+    if isinstance(error, ssl.SSLError):
+        return LinkError(f"{address} does not speak our TLS ({error.reason}); check address and port")
+    if isinstance(error, (TimeoutError, ConnectionAbortedError)):  # the second is asyncio's word for slow TLS
+        return LinkError(f"{address} does not answer; is the machine on, and the port open in its firewall?")
+    words = error.strerror or str(error) or "closed during the TLS handshake"
+    return LinkError(f"cannot connect to {address}: {words}; is that peer up?")
 
 
 def _tune(transport: asyncio.Transport) -> None:

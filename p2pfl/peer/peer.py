@@ -149,8 +149,7 @@ class Peer:
         self._contents.prune()
 
     async def _stop_runs(self) -> None:
-        for runner in self._book.runners.values():
-            await runner.stop()
+        await self._book.stop()
         for run in self._runs.values():
             run.end(None, {}, self.failure or ConfigError("the peer was stopped before the run was over"))
 

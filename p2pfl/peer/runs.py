@@ -6,10 +6,11 @@ Owns which runs exist here. Each run has one machine and one runner; what is dec
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from p2pfl.types import ChannelSpec, Digest, PeerId, Roster
 OPEN_PROPOSALS = 4  # per proposer; a member cannot fill the others' disks with proposals
 STATEMENTS_LIMIT = 256  # kept per run: four per member
 LOAD_LIMIT = 3600.0  # seconds to read the granted data and to try the plan on them
+PREFETCH_LIMIT = 64 * 2**20  # bytes of initial parameters fetched before the site has approved
+INITIAL_PATIENCE = 30.0  # seconds; a neighbour may just be fetching them itself
+INITIAL_PAUSE = 0.3  # seconds between two rounds of asking
 PATIENCE = 24 * 3600.0  # seconds a proposer waits for approvals unless told otherwise
 
 
@@ -49,7 +53,22 @@ class Runs:
         self._flood = Flood(roster)
         self._statements: dict[str, list[bytes]] = {}
         self._proposals: dict[str, bytes] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._fetching = asyncio.Lock()
         self.me = services.identity.peer_id
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Stop all runs and everything under way for them."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for runner in self.runners.values():
+            await runner.stop()
 
     # --- statements
 
@@ -68,7 +87,7 @@ class Runs:
     def forward(self, data: bytes, origin: PeerId | None) -> None:
         """Send a framed statement to all linked members but its origin."""
         for target in self._flood.targets(self._services.host.links, origin):
-            asyncio.ensure_future(self._send(target, data))  # noqa: RUF006 - bounded by the link's own limit
+            self._background(self._send(target, data))
 
     async def _send(self, peer: PeerId, data: bytes) -> None:
         try:
@@ -89,7 +108,7 @@ class Runs:
                 continue
             for statement in (self._proposals.get(run), *self._statements.get(run, ())):
                 if statement is not None:
-                    asyncio.ensure_future(self._send(peer, envelope_frame(run, statement)))  # noqa: RUF006
+                    self._background(self._send(peer, envelope_frame(run, statement)))
 
     def store_statement(self, run: str, data: bytes) -> None:
         """Keep a verified statement for neighbours that missed it, and for a restart."""
@@ -122,6 +141,7 @@ class Runs:
             raise RemoteError("proposal whose code does not have the plan hash it names", peer=proposal.proposer)
         check_links(proposal.topology, self._roster, self._roster.peer_ids)
         self._adopt(proposal, statement, plan)
+        self._background(self._prefetch(proposal))
 
     def _adopt(self, proposal: Proposal, statement: bytes, plan: Plan, *, restart: bool = False) -> Runner:
         run = proposal.run
@@ -266,28 +286,44 @@ class Runs:
         return prekey
 
     async def _initial(self, proposal: Proposal) -> bytes:
-        known = self._services.contents.file(proposal.initial)
-        if known is not None:
-            return known
+        """The initial parameters, from here or from any neighbour that has them by now."""
+        until = asyncio.get_running_loop().time() + INITIAL_PATIENCE
+        while True:
+            async with self._fetching:  # one at a time: the prefetch may be at work on the same file
+                known = self._services.contents.file(proposal.initial)
+                tried: list[str] = []
+                if known is None:
+                    known, tried = await self._ask_all(proposal)
+            if known is not None:
+                return known
+            if asyncio.get_running_loop().time() > until:
+                raise LinkError(
+                    "couldn't get the initial parameters from any neighbour "
+                    f"({'; '.join(tried) or 'no link is up'}); try again when a neighbour that has them is linked"
+                )
+            await asyncio.sleep(INITIAL_PAUSE)
+
+    async def _ask_all(self, proposal: Proposal) -> tuple[bytes | None, list[str]]:
         tried = []
+        chunks = -(-proposal.initial_size // CHUNK)
         for peer in sorted(self._services.host.links):
             try:
-                parts = []
-                chunks = -(-proposal.initial_size // CHUNK)
-                async for chunk in self._services.host.fetch(peer, proposal.initial, chunks, CHUNK):
-                    parts.append(chunk)
-                data = b"".join(parts)
+                parts = [part async for part in self._services.host.fetch(peer, proposal.initial, chunks, CHUNK)]
             except (LinkError, RemoteError) as error:
                 tried.append(f"{peer[-6:]}: {error}")
                 continue
+            data = b"".join(parts)
             if sha256(data) == proposal.initial:
-                self._services.contents.put_file(data)
-                return data
+                await asyncio.to_thread(self._services.contents.put_file, data)
+                return data, tried
             tried.append(f"{peer[-6:]}: sent other bytes than the proposal names")
-        raise LinkError(
-            "couldn't get the initial parameters from any neighbour "
-            f"({'; '.join(tried) or 'no link is up'}); try again when a neighbour that approved is linked"
-        )
+        return None, tried
+
+    async def _prefetch(self, proposal: Proposal) -> None:
+        """Have a small file at hand before anybody approves, so that it travels to members further away."""
+        if proposal.initial_size <= PREFETCH_LIMIT:
+            with contextlib.suppress(LinkError):
+                await self._initial(proposal)
 
     # --- ends
 

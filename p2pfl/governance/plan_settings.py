@@ -1,0 +1,191 @@
+"""Owns plan.toml: its tables, what each value may be, and one clear sentence for each that is not."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from p2pfl.errors import PlanError
+from p2pfl.governance.topologies import DEFAULT_TOPOLOGY, topology_problem
+
+TOML_LIMIT = 64 * 1024  # bytes; the longest list of edges (2016 pairs) takes 24 KiB
+TAG_FORM = "1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
+MAX_ROUNDS = 100_000
+MAX_CLOSING_ROUNDS = 1000  # gossip refuses proposals with more
+MAX_DEADLINE = 24 * 3600.0  # seconds; gossip refuses more: nobody waits longer than a day for one round
+
+_TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_SHOWN = 60  # characters of a wrong value that an error repeats
+_OPTIONS = {"sgd": set[str](), "momentum": {"beta"}, "adam": {"beta1", "beta2", "epsilon"}}
+
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Unit = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class PlanTable(_Table):
+    """``[plan]``: what people read in lists of proposals."""
+
+    name: str = Field(min_length=1, max_length=64)
+    description: str = Field(default="", max_length=2000)
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, name: str) -> str:
+        if not name.isprintable():
+            raise ValueError("write a plain name without control characters")
+        return name
+
+
+class DataTable(_Table):
+    """``[data]``: the tag of the dataset that each site grants."""
+
+    tag: str
+
+    @field_validator("tag")
+    @classmethod
+    def _tag_form(cls, tag: str) -> str:
+        if not _TAG.fullmatch(tag):
+            raise ValueError(f"write {TAG_FORM}")
+        return tag
+
+
+class OptimiserTable(_Table):
+    """``optimiser``: the local optimiser and its options."""
+
+    name: Literal["sgd", "momentum", "adam"] = "sgd"
+    beta: Unit | None = None
+    beta1: Unit | None = None
+    beta2: Unit | None = None
+    epsilon: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _own_options(self) -> OptimiserTable:
+        foreign = sorted(self.model_fields_set - _OPTIONS[self.name] - {"name"})
+        if foreign:
+            allowed = ", ".join(sorted(_OPTIONS[self.name])) or "none"
+            raise ValueError(f"{self.name} has no option {foreign[0]}; its options are: {allowed}")
+        return self
+
+
+class TrainingTable(_Table):
+    """``[training]``: the update rule, the local steps, how many rounds and how long one may take."""
+
+    rule: Literal["dpsgd", "kgt", "relaysgd"]
+    optimiser: OptimiserTable = OptimiserTable()
+    learning_rate: float = Field(gt=0)
+    local_steps: Count
+    batch_size: Count
+    rounds: int = Field(ge=1, le=MAX_ROUNDS)
+    closing_rounds: int = Field(default=5, ge=0, le=MAX_CLOSING_ROUNDS)
+    dtype: Literal["float32", "float64"] = "float32"
+    batch_norm: Literal["private", "shared"] | None = None
+    buffers: Literal["exclude", "share"] | None = None
+    deadline: float = Field(
+        default=30.0, gt=0, le=MAX_DEADLINE
+    )  # seconds a round waits for a neighbour at most
+
+
+class PlanSettings(_Table):
+    """All of plan.toml."""
+
+    plan: PlanTable
+    data: DataTable
+    topology: dict[str, Any] | None = None
+    training: TrainingTable
+
+    @field_validator("topology")
+    @classmethod
+    def _topology_form(cls, topology: dict[str, Any] | None) -> dict[str, Any] | None:
+        problem = None if topology is None else topology_problem(topology)
+        if problem:
+            raise ValueError(problem)
+        return topology
+
+    def topology_spec(self) -> dict[str, Any]:
+        """The plan's topology; a ring where it has no ``[topology]``."""
+        return dict(DEFAULT_TOPOLOGY if self.topology is None else self.topology)
+
+    def session_settings(self) -> dict[str, Any]:
+        """What the worker's training session takes, as plain values."""
+        training = self.training
+        values: dict[str, Any] = {
+            "rule": training.rule,
+            "optimiser": training.optimiser.model_dump(exclude_none=True),
+            "learning_rate": training.learning_rate,
+            "local_steps": training.local_steps,
+            "batch_size": training.batch_size,
+            "dtype": training.dtype,
+        }
+        for name in ("batch_norm", "buffers"):
+            if getattr(training, name) is not None:
+                values[name] = getattr(training, name)
+        return values
+
+
+def parse_settings(toml: bytes) -> PlanSettings:
+    """The settings in the bytes of a plan.toml. Raises PlanError that names key, value and allowed."""
+    if len(toml) > TOML_LIMIT:
+        raise PlanError(f"plan.toml has {len(toml)} bytes; shorten it to {TOML_LIMIT} at most")
+    try:
+        values = tomllib.loads(toml.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise PlanError("plan.toml is not UTF-8 text; save it as UTF-8") from error
+    # ValueError: also numbers of more than 4300 digits; RecursionError: nested brackets
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200] or "it is nested too deeply"
+        raise PlanError(f"plan.toml is not valid TOML: {reason}; mend that place") from error
+    try:
+        return PlanSettings.model_validate(values)
+    except ValidationError as error:
+        # pydantic puts the errors of all fields first to last; one at a time is what a person can mend
+        raise PlanError(_sentence(error.errors()[0])) from error
+
+
+def _sentence(error: ErrorDetails) -> str:
+    where = ".".join(str(part)[:_SHOWN] for part in error["loc"]) or "the file"
+    kind, context = error["type"], error.get("ctx", {})
+    shown = repr(error["input"])[:_SHOWN]
+    if kind == "missing":
+        return f"plan.toml: {where} is missing; add it (docs/governance.md lists all keys)"
+    if kind == "extra_forbidden":
+        known = _known_keys(error["loc"])
+        return f"plan.toml: {where} is not a known key; the known ones there are {known}"
+    if kind == "value_error":
+        reason = str(context["error"])
+        return f"plan.toml: {reason}" if where == "topology" else f"plan.toml: {where} is {shown}; {reason}"
+    return f"plan.toml: {where} is {shown}; write {_wanted(kind, context)}"
+
+
+def _wanted(kind: str, context: dict[str, Any]) -> str:
+    """What a key takes, from pydantic's error types (docs.pydantic.dev/latest/errors/validation_errors)."""
+    simple = {
+        "int_type": "a whole number",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "string_type": "a text in quotes",
+        "string_too_short": "at least one character",
+        "string_too_long": f"at most {context.get('max_length')} characters",
+        "literal_error": str(context.get("expected")),
+        "greater_than": f"a number above {context.get('gt')}",
+        "greater_than_equal": f"a number of {context.get('ge')} or more",
+        "less_than": f"a number below {context.get('lt')}",
+        "less_than_equal": f"a number of {context.get('le')} or less",
+    }
+    return simple.get(kind, "a table such as docs/governance.md shows")
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    model: type[BaseModel] = PlanSettings
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return ", ".join(model.model_fields)
