@@ -34,19 +34,29 @@ Output = Annotated[Path, typer.Option("-o", "--output", help="The charter file t
 
 @app.command("new")
 def new(
-    records: Annotated[list[Path], typer.Argument(help="The founders' member records, in ring order.", metavar="RECORD...")],
+    records: Annotated[
+        list[Path], typer.Argument(help="The founders' member records, in ring order.", metavar="RECORD...")
+    ],
     name: Annotated[str, typer.Option("--name", help="The consortium's name.")],
     output: Output,
-    topology: Annotated[str, typer.Option("--topology", help="Default graph: ring, full or hierarchical.")] = "ring",
-    clusters: Annotated[int | None, typer.Option("--clusters", help="Number of clusters, for hierarchical.")] = None,
-    quorum: Annotated[int | None, typer.Option("--quorum", help="Signatures needed; more than half by default.")] = None,
+    topology: Annotated[
+        str, typer.Option("--topology", help="Default graph: ring, full or hierarchical.")
+    ] = "ring",
+    clusters: Annotated[
+        int | None, typer.Option("--clusters", help="Number of clusters, for hierarchical.")
+    ] = None,
+    quorum: Annotated[
+        int | None, typer.Option("--quorum", help="Signatures needed; more than half by default.")
+    ] = None,
 ) -> None:
     """Make version 1 from the founders' records. Every founder then signs the same file.
 
     Example: p2pfl charter new --name north -o charter lille.record caen.record rouen.record
     """
     spec: dict[str, Any] = {"kind": topology, **({"clusters": clusters} if clusters is not None else {})}
-    charter = new_charter(name, [record_from_text(read_text(path)) for path in records], quorum=quorum, topology=spec)
+    charter = new_charter(
+        name, [record_from_text(read_text(path)) for path in records], quorum=quorum, topology=spec
+    )
     build_graph(spec, [PeerId(member.peer_id) for member in charter.members])
     write_result(output, charter_to_text(charter).encode())
     note(f"wrote {output}; every founder signs it with `p2pfl charter sign HOME {output}`")
@@ -57,7 +67,9 @@ def new(
 def sign(
     home: HomePath,
     file: CharterFile,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write elsewhere than into CHARTER.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write elsewhere than into CHARTER.")
+    ] = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Add this founder's signature to a charter file.
@@ -74,7 +86,8 @@ def sign(
 
 @app.command("merge")
 def merge(
-    files: Annotated[list[Path], typer.Argument(help="Copies of one charter.", metavar="CHARTER...")], output: Output
+    files: Annotated[list[Path], typer.Argument(help="Copies of one charter.", metavar="CHARTER...")],
+    output: Output,
 ) -> None:
     """Unite the signatures of several copies of one charter.
 
@@ -97,14 +110,18 @@ def _tell_missing(charter: Charter) -> None:
 def accept(
     home: HomePath,
     file: CharterFile,
-    told: Annotated[str | None, typer.Option("--fingerprint", help="The fingerprint read out to you.")] = None,
+    told: Annotated[
+        str | None, typer.Option("--fingerprint", help="The fingerprint read out to you.")
+    ] = None,
 ) -> None:
     """Take a fully signed charter into a home, if its fingerprint is the one you were told by telephone.
 
     Example: p2pfl charter accept homes/lille charter --fingerprint "1a2b 3c4d ..."
     """
     if told is None:
-        raise ConfigError("give --fingerprint with the fingerprint read out to you; do not copy it from the file")
+        raise ConfigError(
+            "give --fingerprint with the fingerprint read out to you; do not copy it from the file"
+        )
     opened = open_home(home)
     charter = parse_charter(read_text(file))
     if opened.member().peer_id not in {member.peer_id for member in charter.members}:

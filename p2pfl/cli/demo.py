@@ -25,9 +25,13 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    data: Annotated[Path | None, typer.Option("--data", help="Folder with the UCI heart-disease files.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder with the UCI heart-disease files.")
+    ] = None,
     topology: Annotated[str, typer.Option("--topology", help="ring, full or hierarchical.")] = "ring",
-    rounds: Annotated[int | None, typer.Option("--rounds", help="Training rounds, instead of the plan's.", min=1)] = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", help="Training rounds, instead of the plan's.", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of split and initial parameters.", min=0)] = 0,
     kill: Annotated[
         str | None, typer.Option("--kill", help="NAME@ROUND: kill that hospital's process in that round.")
@@ -46,7 +50,9 @@ def demo(
         else:
             folder = home.absolute()
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise ConfigError(f"{home} already exists and is not empty; choose a new folder for the homes")
+                raise ConfigError(
+                    f"{home} already exists and is not empty; choose a new folder for the homes"
+                )
             folder.mkdir(parents=True, exist_ok=True)
         hospitals, plan = hospitals_for(data, seed)
         options = Options(topology, rounds, seed, _kill(kill, [site.name for site in hospitals]))
@@ -66,7 +72,9 @@ def demo(
         else:
             print_report(out, value, evaluation)
             if home is not None:
-                note(f"the homes stay in {home}; look at one with `p2pfl audit show {home / hospitals[0].name.lower()}`")
+                note(
+                    f"the homes stay in {home}; look at one with `p2pfl audit show {home / hospitals[0].name.lower()}`"
+                )
     return 0 if all(row["log_verified"] for row in value["hospitals"]) else 1
 
 
@@ -87,5 +95,7 @@ def _kill(text: str | None, names: list[str]) -> tuple[str, int] | None:
         return None
     name, _, round_ = text.partition("@")
     if name.lower() not in [known.lower() for known in names] or not round_.isdigit():
-        raise ConfigError(f"--kill {text!r}: write NAME@ROUND with one of {', '.join(names)}, such as {names[-1].lower()}@5")
+        raise ConfigError(
+            f"--kill {text!r}: write NAME@ROUND with one of {', '.join(names)}, such as {names[-1].lower()}@5"
+        )
     return name, int(round_)

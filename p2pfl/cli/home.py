@@ -35,11 +35,16 @@ def init(
     home: HomePath,
     name: Annotated[str, typer.Option("--name", help="The hospital's name in the charter.")],
     listen: Annotated[str | None, typer.Option("--listen", help="Address to listen on: a multiaddr.")] = None,
-    no_listen: Annotated[bool, typer.Option("--no-listen", help="No listening port; this peer dials out.")] = False,
+    no_listen: Annotated[
+        bool, typer.Option("--no-listen", help="No listening port; this peer dials out.")
+    ] = False,
     discover: Annotated[
-        str | None, typer.Option("--discover", help="IPv4 of the interface for zeroconf discovery; off by default.")
+        str | None,
+        typer.Option("--discover", help="IPv4 of the interface for zeroconf discovery; off by default."),
     ] = None,
-    bare: Annotated[bool, typer.Option("--bare", help="Keep the key unsealed, readable by this user only.")] = False,
+    bare: Annotated[
+        bool, typer.Option("--bare", help="Keep the key unsealed, readable by this user only.")
+    ] = False,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Make a home: key, certificate, member record. Prints the record that `p2pfl charter new` takes.
@@ -147,7 +152,10 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
     Example: p2pfl status homes/lille
     """
     value = asyncio.run(ask(home, "status", timeout=30))
-    lines = [f"{value['name']}  {value['peer']}", f"listens      {', '.join(value['addresses']) or 'no port'}"]
+    lines = [
+        f"{value['name']}  {value['peer']}",
+        f"listens      {', '.join(value['addresses']) or 'no port'}",
+    ]
     if value["discovery_problem"]:
         lines.append(f"discovery    {value['discovery_problem']}")
     for member in value["members"]:
@@ -155,7 +163,10 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
         lines.append(f"member       {member['name']:<16} {state}")
     for run in value["runs"]:
         lines.append(f"run          {run['run'][:12]}  {run['state']}, round {run['round']} of {run['of']}")
-        lines += [f"  missing    {_plain(gone['peer'])} since round {gone['from_round']}: {gone['reason']}" for gone in run["missing"]]
+        lines += [
+            f"  missing    {_plain(gone['peer'])} since round {gone['from_round']}: {gone['reason']}"
+            for gone in run["missing"]
+        ]
     lines.append(f"log          {value['log']['entries']} entries, head {value['log']['head'][:16]}")
     show(value, as_json, lines)
 
@@ -163,7 +174,9 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
 def result(
     home: HomePath,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the model (safetensors).")],
-    run: Annotated[str | None, typer.Option("--run", help="Run id or its beginning; the newest finished one if absent.")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Run id or its beginning; the newest finished one if absent.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the trained model of a finished run, and print its report.
@@ -184,17 +197,21 @@ def result(
         f"digest       {report['digest']}",
         f"at home      {_plain([f'{name} {value:.4g}' for name, value in report['at_home'].items()])}",
         *(f"contributed  {site['name']:<16} share {site['share']:.3f}" for site in report["participants"]),
-        *(f"missing      {gone['name']:<16} from round {gone['from_round']}: {gone['reason']}" for gone in report["missing"]),
+        *(
+            f"missing      {gone['name']:<16} from round {gone['from_round']}: {gone['reason']}"
+            for gone in report["missing"]
+        ),
         f"written      {output}",
     ]
     show(report, as_json, lines)
 
 
 def _finished_run(folder: Path, run: str | None) -> Path:
-    done = sorted(folder.glob("*/report.json"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
+    done = (
+        sorted(folder.glob("*/report.json"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
+    )
     chosen = [path.parent for path in done if run is None or path.parent.name.startswith(run)]
     if not chosen:
         which = f" that begins with {run!r}" if run else ""
         raise ConfigError(f"no finished run{which} in {folder}; look at `p2pfl status` for its state")
     return chosen[-1]
-

@@ -21,7 +21,9 @@ RunName = Annotated[str, typer.Argument(help="The run's id or its beginning.", m
 @app.command("check")
 def check(
     plan: PlanFolder,
-    home: Annotated[Path | None, typer.Option("--home", help="Try it on this home's registered data, too.")] = None,
+    home: Annotated[
+        Path | None, typer.Option("--home", help="Try it on this home's registered data, too.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Try a plan without starting anything: settings, code, model, loss; on real data with --home.
@@ -38,7 +40,9 @@ def check(
         f"{read.settings.training.local_steps} local steps",
     ]
     if facts.get("examples") is not None:
-        lines.append(f"data         {facts['examples']['train']} examples to train, {facts['examples']['test']} to test")
+        lines.append(
+            f"data         {facts['examples']['train']} examples to train, {facts['examples']['test']} to test"
+        )
     lines.append("usable       yes")
     show({"plan": read.digest, **facts}, as_json, lines)
 
@@ -47,10 +51,13 @@ def check(
 def propose(
     home: HomePath,
     plan: PlanFolder,
-    patience: Annotated[float, typer.Option("--patience", help="Seconds to wait for approvals.")] = 24 * 3600.0,
+    patience: Annotated[float, typer.Option("--patience", help="Seconds to wait for approvals.")] = 24
+    * 3600.0,
     rounds: Annotated[int | None, typer.Option("--rounds", help="Rounds, instead of the plan's.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the initial parameters.")] = None,
-    topology: Annotated[str | None, typer.Option("--topology", help="ring or full, instead of the plan's.")] = None,
+    topology: Annotated[
+        str | None, typer.Option("--topology", help="ring or full, instead of the plan's.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only; tell nobody.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run until it is over.")] = False,
     as_json: AsJson = False,
@@ -66,7 +73,15 @@ def propose(
         return
     spec = None if topology is None else {"kind": topology}
     value = asyncio.run(
-        ask(home, "propose", plan=str(plan.absolute()), patience=patience, rounds=rounds, seed=seed, topology=spec)
+        ask(
+            home,
+            "propose",
+            plan=str(plan.absolute()),
+            patience=patience,
+            rounds=rounds,
+            seed=seed,
+            topology=spec,
+        )
     )
     show(value, as_json and not wait, [f"proposed run {value['run']}"] if not (as_json and wait) else [])
     if wait:
@@ -84,7 +99,9 @@ def follow_run(home: HomePath, run: RunName, as_json: AsJson = False) -> None:
 
 async def _follow(home: Path, run: str, as_json: bool) -> None:
     async for topic, facts in follow(home, run):
-        line = "  ".join(f"{name} {value}" for name, value in facts.items() if not isinstance(value, dict | list))
+        line = "  ".join(
+            f"{name} {value}" for name, value in facts.items() if not isinstance(value, dict | list)
+        )
         show({"topic": topic, **facts}, as_json, [f"{topic:<12} {line}"])
 
 
@@ -96,7 +113,14 @@ def list_runs(home: HomePath, as_json: AsJson = False) -> None:
     """
     runs: list[dict[str, Any]] = asyncio.run(ask(home, "list", timeout=30))
     rows = [
-        (run["run"][:12], run["name"], run["proposer"], run["state"], f"{run['round']}/{run['of']}", len(run["approvals"]))
+        (
+            run["run"][:12],
+            run["name"],
+            run["proposer"],
+            run["state"],
+            f"{run['round']}/{run['of']}",
+            len(run["approvals"]),
+        )
         for run in runs
     ]
     show_table(runs, as_json, ("run", "plan", "proposer", "state", "round", "approvals"), rows)
@@ -127,8 +151,12 @@ def _code(value: dict[str, Any]) -> list[str]:
 def approve(
     home: HomePath,
     run: RunName,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts that have read the plan.")] = False,
-    plan: Annotated[str | None, typer.Option("--plan", help="Approve only if the plan hash begins with this.")] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask; for scripts that have read the plan.")
+    ] = False,
+    plan: Annotated[
+        str | None, typer.Option("--plan", help="Approve only if the plan hash begins with this.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the code that travels with a proposal, and approve it: this site takes part with its data.

@@ -25,7 +25,11 @@ def gather(consortium: Consortium, plan_folder: Path) -> tuple[dict[str, Any], E
     rows = {row.name: row for row in evaluation.rows}
     hospitals = []
     for site in consortium.sites:
-        report, row, log = reports[site.name], rows[site.name], verify_log(site.home / "audit.db", site.peer_id)
+        report, row, log = (
+            reports[site.name],
+            rows[site.name],
+            verify_log(site.home / "audit.db", site.peer_id),
+        )
         hospitals.append(
             {
                 "name": site.name,
@@ -81,7 +85,9 @@ def _evaluate(consortium: Consortium, plan_folder: Path, initial: str) -> Evalua
 
 def live_table(consortium: Consortium, messages: Sequence[str]) -> RenderableType:
     """The table that changes while the hospitals train."""
-    table = Table("hospital", "process", "state", "round", "loss", "links", "bytes sent", box=None, pad_edge=False)
+    table = Table(
+        "hospital", "process", "state", "round", "loss", "links", "bytes sent", box=None, pad_edge=False
+    )
     for site in consortium.sites:
         table.add_row(
             site.name,
@@ -112,7 +118,9 @@ def print_report(out: Console, value: Mapping[str, Any], evaluation: Evaluation)
     out.print(f"\nAUC if all data had been pooled in one place: {value['auc_pooled']:.4f}")
     names = list(evaluation.matrix)
     columns = list(next(iter(evaluation.matrix.values())))
-    matrix = Table("trained alone at", *columns, title="\nTrained at, tested at", title_justify="left", box=None)
+    matrix = Table(
+        "trained alone at", *columns, title="\nTrained at, tested at", title_justify="left", box=None
+    )
     for name in names:
         matrix.add_row(name, *(_figure(evaluation.matrix[name][at]) for at in columns))
     out.print(matrix)

@@ -81,7 +81,9 @@ class Deliveries:
         envelope, core = open_core(announcement.core)
         origin = envelope.signer
         if origin != peer:
-            raise SignatureRefused(f"announcement signed by {origin}, not by the peer that sent it", peer=peer)
+            raise SignatureRefused(
+                f"announcement signed by {origin}, not by the peer that sent it", peer=peer
+            )
         self._check_place(origin, core)
         known = self.signed.get((origin, core.key))
         if known is not None and known.digest != envelope.digest:
@@ -257,7 +259,9 @@ class Deliveries:
 
     # --- out
 
-    def sent(self, cores: tuple[Core, ...], digests: tuple[Digest, ...], recipients: tuple[PeerId, ...]) -> None:
+    def sent(
+        self, cores: tuple[Core, ...], digests: tuple[Digest, ...], recipients: tuple[PeerId, ...]
+    ) -> None:
         """Own cores are committed: announce them to every linked recipient."""
         for core, digest in zip(cores, digests, strict=True):
             self.outgoing[digest] = Outgoing(core, set(recipients))
@@ -293,4 +297,3 @@ class Deliveries:
     def _release(self, digest: Digest) -> None:
         del self.outgoing[digest]
         self.context.emit(Release(digest))
-

@@ -32,7 +32,9 @@ from p2pfl.gossip.statements import (
 from p2pfl.gossip.table import TABLE, State
 from p2pfl.types import Digest, PeerId, Roster, StartRecord
 
-EARLY_LIMIT = 8  # announcements kept per neighbour before the start record is valid here: one round's channels
+EARLY_LIMIT = (
+    8  # announcements kept per neighbour before the start record is valid here: one round's channels
+)
 STATEMENTS = ("approval", "start", "start-signature", "settle", "acknowledgement", "closing")
 FLOODED = frozenset({"approval", "start", "start-signature", "closing"})
 
@@ -71,7 +73,7 @@ class Machine:
         self.closing = ClosingPart(self.context, self.rounds)
         self._early: dict[PeerId, list[bytes]] = {}
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
-            ev.Proposed: lambda event: self.starting.proposed(),
+            ev.Proposed: self._proposed,
             ev.AnnouncementReceived: self._announcement,
             ev.StatementReceived: self._statement,
             ev.LinkUp: self._link_up,
@@ -83,8 +85,8 @@ class Machine:
             ev.Received: self._received,
             ev.Mixed: self._mixed,
             ev.Committed: self._committed,
-            ev.Approve: lambda event: self.starting.approve(event.samples, event.prekey),
-            ev.Pause: lambda event: setattr(self.context, "pause_wanted", True),
+            ev.Approve: self._approve,
+            ev.Pause: self._pause,
             ev.Resume: self._resume,
             ev.Leave: self._leave,
         }
@@ -361,6 +363,15 @@ class Machine:
 
     # --- the user
 
+    def _proposed(self, event: ev.Proposed) -> None:
+        self.starting.proposed()
+
+    def _approve(self, event: ev.Approve) -> None:
+        self.starting.approve(event.samples, event.prekey)
+
+    def _pause(self, event: ev.Pause) -> None:
+        self.context.pause_wanted = True
+
     def _resume(self, event: ev.Resume) -> None:
         self.context.pause_wanted = False
         if self.context.state is State.PAUSED:
@@ -368,12 +379,17 @@ class Machine:
 
     def _leave(self, event: ev.Leave) -> None:
         context = self.context
+        if context.state is State.DONE:
+            return
         context.away_for_good = event.reason
         if context.state is State.PROPOSING:
             context.state = State.DONE
             context.tell("expired", reason=event.reason)
             return
-        if context.state in (State.ABSENT, State.CLOSING, State.DONE):
+        if context.state is State.CLOSING:
+            self.closing.give_up()
+            return
+        if context.state is State.ABSENT:
             return
         for timer in ("deadline", "nudge", "absent"):
             context.cancel_timer(timer)

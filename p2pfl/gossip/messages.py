@@ -124,7 +124,9 @@ def decode_core(payload: bytes) -> Core:
     _check_range(fields["arguments"], 0, 2**31, "core: arguments")
     _check_range(fields["size"], 0, 2**40, "core: size")
     if fields["chunks"] != expected_chunks(fields["size"]):
-        raise MalformedMessage("core: the number of chunks does not fit its size; the sender must encode it anew")
+        raise MalformedMessage(
+            "core: the number of chunks does not fit its size; the sender must encode it anew"
+        )
     for name in ("base", "result", "root", "commitment"):
         check_digest(fields[name], f"core: {name}")
     if len(fields["channel"]) > 32 or len(fields["codec"]) > 32 or len(fields["to"]) > 64:
@@ -132,7 +134,9 @@ def decode_core(payload: bytes) -> Core:
     lists = {PeerId(str(peer)): decode_edge_list(value) for peer, value in fields["lists"].items()}
     if len(lists) > MAX_PARTICIPANTS:
         raise MalformedMessage("core: lists for more peers than a consortium has")
-    manifest = Manifest(fields["size"], fields["chunks"], Digest(fields["root"]), Digest(fields["commitment"]))
+    manifest = Manifest(
+        fields["size"], fields["chunks"], Digest(fields["root"]), Digest(fields["commitment"])
+    )
     return Core(
         RunId(fields["run"]), fields["sequence"], fields["round"], fields["step"], fields["channel"], fields["to"],
         Digest(fields["base"]), Digest(fields["result"]), fields["codec"], manifest, fields["arguments"], lists,
@@ -247,7 +251,10 @@ def open_frame(data: bytes, limit: int) -> tuple[RunId, bytes]:
     """Split an envelope frame; nothing is verified yet."""
     value = unpack(data, what="frame", limit=limit + 128)
     if not (
-        isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], bytes)
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], bytes)
     ):
         raise MalformedMessage("frame: not a run and an envelope")
     return RunId(value[0]), value[1]
@@ -274,5 +281,3 @@ def _check_position(round_: Any, step: Any, what: str) -> None:
         raise MalformedMessage(f"{what}: round and step must be whole numbers")
     _check_range(round_, 0, MAX_ROUNDS + MAX_ROUNDS, f"{what}: round")
     _check_range(step, 0, MAX_STEPS, f"{what}: step")
-
-

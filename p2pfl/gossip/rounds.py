@@ -195,7 +195,13 @@ class Rounds:
             for channel, digest in sorted(edge.cores.items()):
                 context.log(
                     "delta_received",
-                    {"peer": edge.peer, "round": position[0], "step": position[1], "channel": channel, "core": digest},
+                    {
+                        "peer": edge.peer,
+                        "round": position[0],
+                        "step": position[1],
+                        "channel": channel,
+                        "core": digest,
+                    },
                 )
         context.log(
             "mixed",

@@ -174,7 +174,9 @@ def open_approval(data: bytes) -> tuple[Envelope, Approval]:
     )
     if len(fields["prekey"]) != 32 or not 1 <= fields["samples"] <= 2**40:
         raise MalformedMessage("approval: prekey or sample count out of range", peer=envelope.signer)
-    return envelope, Approval(RunId(fields["run"]), Digest(fields["plan"]), fields["samples"], fields["prekey"])
+    return envelope, Approval(
+        RunId(fields["run"]), Digest(fields["plan"]), fields["samples"], fields["prekey"]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,9 +300,7 @@ def open_acknowledgement(data: bytes) -> tuple[Envelope, Acknowledgement]:
         raise MalformedMessage("acknowledgement: cores are not a short list of digests", peer=envelope.signer)
     for core in fields["cores"]:
         check_digest(core, "acknowledgement")
-    return envelope, Acknowledgement(
-        RunId(fields["run"]), tuple(Digest(core) for core in fields["cores"])
-    )
+    return envelope, Acknowledgement(RunId(fields["run"]), tuple(Digest(core) for core in fields["cores"]))
 
 
 @dataclass(frozen=True, slots=True)

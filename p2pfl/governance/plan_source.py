@@ -34,21 +34,17 @@ def source_of(thing: Any) -> str:
 
 
 def _functions(thing: Any) -> list[FunctionType]:
-    """The function itself, or all functions a class defines."""
-    if isinstance(thing, FunctionType):
-        return [thing]
-    found = []
-    for value in vars(thing).values():
-        if isinstance(value, property):
-            found += [part for part in (value.fget, value.fset, value.fdel) if isinstance(part, FunctionType)]
-        plain = (
-            inspect.unwrap(getattr(value, "__func__", value))
-            if callable(value) or hasattr(value, "__func__")
-            else value
-        )
-        if isinstance(plain, FunctionType):
-            found.append(plain)
-    return found
+    """The function itself, or all functions a class defines; of decorated ones, what stands in the source."""
+    values = [thing] if isinstance(thing, FunctionType) else list(vars(thing).values())
+    parts = [part for value in values for part in _parts(value)]
+    unwrapped = [inspect.unwrap(part) for part in parts if isinstance(part, FunctionType)]
+    return [function for function in unwrapped if isinstance(function, FunctionType)]
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, property):
+        return (value.fget, value.fset, value.fdel)
+    return (value.__func__,) if isinstance(value, (classmethod, staticmethod)) else (value,)
 
 
 def _function_source(function: FunctionType) -> str:

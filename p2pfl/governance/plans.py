@@ -1,7 +1,7 @@
 """Owns a plan as bytes: plan.py and plan.toml, the hash that sites approve, and the bundle that travels.
 
 plan hash = SHA-256(frame("p2pfl/1/plan", "plan.py", source, "plan.toml", toml)), each part after its
-length. The code is never run and, when it comes from another member, not even parsed in the peer's own process.
+length. The code is never run here and, when it comes from another member, not even parsed.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def plan_from_bundle(data: bytes) -> Plan:
 
 
 def check_source(source: bytes) -> symtable.SymbolTable:
-    """The names in a plan.py of our own. Raises PlanError unless it compiles and defines model, loss and load."""
+    """The names in a plan.py of our own. PlanError unless it compiles and defines model, loss and load."""
     try:
         text = source.decode("utf-8")
         with warnings.catch_warnings():

@@ -1,7 +1,7 @@
 """Owns member records: what one hospital says about itself, signed by its identity, versioned and expiring.
 
 A record is an encoded envelope of kind ``member-record``; its payload is the msgpack map of ``_FIELDS``. Who
-may be a member is the charter's question; here a record only has to be true to its signer and within the limits.
+may be a member is the charter's question; here a record only has to be signed and within the limits.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def make_record(
     expires: int,
 ) -> bytes:
     """A signed record, encoded. ``addresses`` are multiaddrs without ``/p2p/``, ``certificates`` DER, the
-    current one first, ``expires`` Unix seconds; a record with a higher ``sequence`` replaces one with a lower.
+    current one first, ``expires`` Unix seconds; the record with the highest ``sequence`` counts.
 
     Raises ConfigError, naming the first value that is wrong.
     """

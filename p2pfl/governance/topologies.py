@@ -1,4 +1,4 @@
-"""Owns the shape of topology specs in charters and plans; whether one fits the sites is topology's question."""
+"""Owns the shape of topology specs in charters and plans; topology/ knows if one fits the sites."""
 
 from __future__ import annotations
 

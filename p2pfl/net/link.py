@@ -56,7 +56,8 @@ class Link:
         self._tasks: set[asyncio.Task[None]] = set()
         self._puller = Puller(self.peer, self._send)
         self._server = Server(self.peer, self._send, lambda: handlers.provider)
-        self._deaf = False
+        self.deaf = False
+        """Whether frames of the neighbour are ignored: it is being closed, or no longer a member."""
         self._ended: asyncio.Future[str] = loop.create_future()
         self.on_end: Callable[[str], None] = lambda reason: None
         """Told the reason at the moment the link ends, before anything is torn down."""
@@ -121,7 +122,7 @@ class Link:
         """Tell the neighbour why, best effort and bounded, then end the link. From now on nothing it
         sends is used.
         """
-        self._deaf = True
+        self.deaf = True
         try:
             async with asyncio.timeout(self._limits.close):
                 await self._send(bytes([wire.BYE]), reason[:REASON_LIMIT].encode())
@@ -211,7 +212,7 @@ class Link:
         }
         while True:
             frame = await self.connection.receive()
-            if self._deaf:
+            if self.deaf:
                 continue
             handle = kinds.get(frame[0]) if frame else None
             if handle is None:

@@ -95,6 +95,7 @@ class LinkTable:
         """End the link to ``peer``: down at once, for the caller; the goodbye follows."""
         link = self._links.get(peer)
         if link is not None:
+            link.deaf = True  # at once, not at the goodbye's first step
             self._gone(link, reason)
             self._spawn(link.say_goodbye(reason))
 

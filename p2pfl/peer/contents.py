@@ -84,7 +84,9 @@ class Contents:
         if content in self._recipients:
             if peer not in self._recipients[content]:
                 return None
-            return await asyncio.to_thread(_read_at, self._outbox / content, index * SEALED_CHUNK, SEALED_CHUNK)
+            return await asyncio.to_thread(
+                _read_at, self._outbox / content, index * SEALED_CHUNK, SEALED_CHUNK
+            )
         return await asyncio.to_thread(_read_at, self._files / content, index * CHUNK, CHUNK)
 
 

@@ -32,7 +32,11 @@ async def _status(peer: Peer, request: dict[str, Any]) -> Any:
 
 
 async def _propose(peer: Peer, request: dict[str, Any]) -> Any:
-    options = {name: request[name] for name in ("seed", "patience", "topology", "rounds") if request.get(name) is not None}
+    options = {
+        name: request[name]
+        for name in ("seed", "patience", "topology", "rounds")
+        if request.get(name) is not None
+    }
     run = await peer.propose(read_plan(Path(str(request["plan"]))), **options)
     return {"run": run.id, "plan": run.plan.digest}
 
@@ -60,7 +64,9 @@ async def _approve(peer: Peer, request: dict[str, Any]) -> Any:
     run = peer.run(str(request["run"]))
     expected = request.get("plan")
     if expected and not run.plan.digest.startswith(str(expected)):
-        raise ConfigError(f"run {run.id[:12]} carries plan {run.plan.digest[:12]}, not {str(expected)[:12]}; read it again")
+        raise ConfigError(
+            f"run {run.id[:12]} carries plan {run.plan.digest[:12]}, not {str(expected)[:12]}; read it again"
+        )
     await peer.join(run.id)
     return {"run": run.id, "plan": run.plan.digest}
 
@@ -131,7 +137,10 @@ class ControlServer:
         except P2PFLError as error:
             _answer(writer, {"ok": False, "error": str(error), "fault": type(error).__name__})
         except (ValueError, KeyError, AttributeError) as error:
-            _answer(writer, {"ok": False, "error": f"not a request of this version: {error!r}", "fault": "ConfigError"})
+            _answer(
+                writer,
+                {"ok": False, "error": f"not a request of this version: {error!r}", "fault": "ConfigError"},
+            )
         except (TimeoutError, ConnectionError):
             pass
         finally:
@@ -144,7 +153,9 @@ class ControlServer:
     async def _carry_out(self, request: dict[str, Any]) -> Any:
         handler = HANDLERS.get(str(request.get("verb")))
         if handler is None:
-            raise ConfigError(f"unknown verb {request.get('verb')!r}; known: {', '.join(sorted(HANDLERS))}, follow")
+            raise ConfigError(
+                f"unknown verb {request.get('verb')!r}; known: {', '.join(sorted(HANDLERS))}, follow"
+            )
         return await handler(self._peer, request)
 
     async def _follow(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:

@@ -1,14 +1,14 @@
 """A peer's home folder: where everything one hospital owns lies, and how it is made.
 
-    home.toml       name, listening address, discovery interface (made by `p2pfl init`)
-    identity.key    Ed25519 key, sealed under a passphrase, or bare with mode 0600
-    tls.key         the certificate's own key, sealed under a key derived from the identity
-    member.record   the newest own member record
-    charter         the accepted charter
-    data.json       registered datasets           approvals.json   approved plan hashes
-    audit.db        log and outbox                outbox/          ciphertexts, until acknowledged
-    runs/<run>/     proposal, statements, prekey, model and report of one run
-    contents/       files named by their SHA-256
+home.toml       name, listening address, discovery interface (made by `p2pfl init`)
+identity.key    Ed25519 key, sealed under a passphrase, or bare with mode 0600
+tls.key         the certificate's own key, sealed under a key derived from the identity
+member.record   the newest own member record
+charter         the accepted charter
+data.json       registered datasets           approvals.json   approved plan hashes
+audit.db        log and outbox                outbox/          ciphertexts, until acknowledged
+runs/<run>/     proposal, statements, prekey, model and report of one run
+contents/       files named by their SHA-256
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ class Home:
         try:
             return record_from_text((self.path / "member.record").read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(f"{self.path}: no readable member.record; restore it or make a new home") from error
+            raise ConfigError(
+                f"{self.path}: no readable member.record; restore it or make a new home"
+            ) from error
 
     def member(self) -> Member:
         """The own member record, opened."""
@@ -131,7 +133,9 @@ def init_home(
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.chmod(0o700)
     except OSError as error:
-        raise StoreError(f"couldn't make {path}: {error.strerror}; choose a folder you may write to") from error
+        raise StoreError(
+            f"couldn't make {path}: {error.strerror}; choose a folder you may write to"
+        ) from error
     identity = Identity.generate()
     write_key(path / "identity.key", identity, passphrase)
     now = int(time.time())
@@ -152,7 +156,9 @@ def init_home(
     )
     text = record_to_text(record)
     write_private(path / "member.record", text.encode())
-    lines = [f"{key} = {_toml_string(value)}" for key, value in settings.model_dump().items() if value is not None]
+    lines = [
+        f"{key} = {_toml_string(value)}" for key, value in settings.model_dump().items() if value is not None
+    ]
     write_private(path / "home.toml", ("\n".join(lines) + "\n").encode())
     return text
 
@@ -164,7 +170,9 @@ def open_home(path: Path) -> Home:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path / 'home.toml'} is not valid TOML: {error}; mend the file") from error
     except ConfigError as error:
-        raise ConfigError(f"{path} is no p2pfl home; make one with `p2pfl init {path} --name NAME`") from error
+        raise ConfigError(
+            f"{path} is no p2pfl home; make one with `p2pfl init {path} --name NAME`"
+        ) from error
     return Home(path, _checked_settings(path, raw))
 
 
@@ -229,4 +237,6 @@ def write_private(path: Path, data: bytes) -> None:
 
 def _toml_string(value: str) -> str:
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in escaped) + '"'
+    return (
+        '"' + "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in escaped) + '"'
+    )

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import ConfigError, DataError
-from p2pfl.governance import Plan, accept_charter, fingerprint, new_charter, read_plan, record_from_text, sign_charter
+from p2pfl.governance import (
+    Plan,
+    accept_charter,
+    fingerprint,
+    new_charter,
+    read_plan,
+    record_from_text,
+    sign_charter,
+)
 from p2pfl.net import MemoryNetwork
 from p2pfl.peer.home import init_home, open_home
 from p2pfl.peer.peer import Peer
@@ -102,7 +110,9 @@ def _deal(data: str | Path | Sequence[str | Path], peers: int, folder: Path) -> 
     if not isinstance(data, (str, Path)):
         files = [Path(file) for file in data]
         if len(files) != peers:
-            raise ConfigError(f"{len(files)} data files for {peers} peers; give one file per peer, or a single one")
+            raise ConfigError(
+                f"{len(files)} data files for {peers} peers; give one file per peer, or a single one"
+            )
         return files
     try:
         with Path(data).open(newline="", encoding="utf-8") as file:

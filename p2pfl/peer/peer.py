@@ -89,7 +89,11 @@ class Peer:
         stack.callback(self._journal.close)
         self._contents = Contents(self.home.path)
         self._host = Host(
-            self._identity, self._roster, [self._transport()], on_link=self._on_link, on_refused=self._on_refused
+            self._identity,
+            self._roster,
+            [self._transport()],
+            on_link=self._on_link,
+            on_refused=self._on_refused,
         )
         services = Services(
             self._identity, self._host, self._journal, self._contents,
@@ -134,7 +138,9 @@ class Peer:
         if interface is None or self._network is not None:
             return
         port = parse_address(self.addresses[0]).port if self.addresses else None
-        discovery = Discovery(sha256(self._roster.charter.encode())[:16], interface, port, self._host.candidate)
+        discovery = Discovery(
+            sha256(self._roster.charter.encode())[:16], interface, port, self._host.candidate
+        )
         try:
             await discovery.start()
         except LinkError as error:
@@ -180,7 +186,12 @@ class Peer:
             context = runner.machine.context
             nodes = tuple(context.start.shares) if context.start else self._roster.peer_ids
             graphs.append(build_graph(context.proposal.topology, nodes))
-        wanted = {PeerId(peer) for graph in graphs if self.peer_id in graph for peer in graph.neighbors(self.peer_id)}
+        wanted = {
+            PeerId(peer)
+            for graph in graphs
+            if self.peer_id in graph
+            for peer in graph.neighbors(self.peer_id)
+        }
         return wanted - {self.peer_id}
 
     def _on_link(self, peer: PeerId, up: bool, detail: str) -> None:
@@ -241,7 +252,9 @@ class Peer:
         Raises PlanError, DataError, ConfigError or PolicyRefusal; nothing has left the building then.
         """
         read = plan if isinstance(plan, Plan) else read_plan(Path(plan))
-        runner = await self._book.propose(read, seed=seed, patience=patience, topology=topology, rounds=rounds)
+        runner = await self._book.propose(
+            read, seed=seed, patience=patience, topology=topology, rounds=rounds
+        )
         return self._adopt(runner.machine.context.proposal.run)
 
     async def join(self, run: str) -> Run:
@@ -321,7 +334,10 @@ class Peer:
         closing, rounds = machine.closing, machine.rounds
         names = {member.peer_id: member.name for member in self._roster.members}
         start = machine.context.running
-        missing = {peer: (since, why) for peer, since, why in (closing.statement.missing if closing.statement else ())}
+        missing = {
+            peer: (since, why)
+            for peer, since, why in (closing.statement.missing if closing.statement else ())
+        }
         missing = {**closing.named_missing, **missing}
         return {
             "run": start.run,
@@ -331,7 +347,12 @@ class Peer:
             "peer": self.peer_id,
             "name": self.name,
             "participants": [
-                {"peer": item.peer_id, "name": names.get(item.peer_id, ""), "samples": item.samples, "share": item.share}
+                {
+                    "peer": item.peer_id,
+                    "name": names.get(item.peer_id, ""),
+                    "samples": item.samples,
+                    "share": item.share,
+                }
                 for item in start.participants
             ],
             "rounds_done": rounds.rounds_done,

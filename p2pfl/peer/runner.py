@@ -225,7 +225,11 @@ class Runner:
     async def _begin(self, start: StartRecord) -> None:
         share = start.shares[self._services.identity.peer_id]
         await self._call(
-            "begin", initial=self.keys.initial, run=bytes.fromhex(start.run), key=self.keys.sampling, share=share
+            "begin",
+            initial=self.keys.initial,
+            run=bytes.fromhex(start.run),
+            key=self.keys.sampling,
+            share=share,
         )
 
     async def _train(self, round_: int) -> None:
@@ -267,7 +271,9 @@ class Runner:
         )
         self.timings.mixing += self.now() - started
         self.post(
-            events.Mixed(self.now(), effect.round, effect.step, Digest(value["digest"]), float(value["distance"]))
+            events.Mixed(
+                self.now(), effect.round, effect.step, Digest(value["digest"]), float(value["distance"])
+            )
         )
 
     async def _forget(self, effect: effects.Forget) -> None:
@@ -374,9 +380,10 @@ class Runner:
         else:
             parts = []
             async with asyncio.timeout(FETCH_LIMIT):
-                chunks = self._services.host.fetch(effect.peer, effect.digest, core.manifest.chunks, SEALED_CHUNK)
+                chunks = self._services.host.fetch(
+                    effect.peer, effect.digest, core.manifest.chunks, SEALED_CHUNK
+                )
                 async for chunk in chunks:
                     parts.append(await asyncio.to_thread(opener.open, len(parts), chunk))
         opener.finish()
         return b"".join(parts)
-

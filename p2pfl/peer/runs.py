@@ -138,7 +138,9 @@ class Runs:
             raise RemoteError(f"{OPEN_PROPOSALS} open proposals already", peer=proposal.proposer)
         plan = plan_from_bundle(proposal.bundle)
         if plan.digest != proposal.plan:
-            raise RemoteError("proposal whose code does not have the plan hash it names", peer=proposal.proposer)
+            raise RemoteError(
+                "proposal whose code does not have the plan hash it names", peer=proposal.proposer
+            )
         check_links(proposal.topology, self._roster, self._roster.peer_ids)
         self._adopt(proposal, statement, plan)
         self._background(self._prefetch(proposal))
@@ -242,7 +244,9 @@ class Runs:
         runner = self.runner(run)
         context = runner.machine.context
         if runner.machine.state is not State.PROPOSING:
-            raise ConfigError(f"run {run[:12]} is {runner.machine.state}; only an open proposal can be approved")
+            raise ConfigError(
+                f"run {run[:12]} is {runner.machine.state}; only an open proposal can be approved"
+            )
         if context.me in runner.machine.starting.approvals or runner.worker is not None:
             raise ConfigError(f"run {run[:12]} is already approved here; nothing more is needed")
         initial = await self._initial(context.proposal)
@@ -266,7 +270,12 @@ class Runs:
             [
                 NewEntry(
                     "data_registered",
-                    {"tag": dataset.tag, "fingerprint": dataset.fingerprint, "rows": dataset.rows, "run": run},
+                    {
+                        "tag": dataset.tag,
+                        "fingerprint": dataset.fingerprint,
+                        "rows": dataset.rows,
+                        "run": run,
+                    },
                 )
             ]
         )
@@ -308,7 +317,9 @@ class Runs:
         chunks = -(-proposal.initial_size // CHUNK)
         for peer in sorted(self._services.host.links):
             try:
-                parts = [part async for part in self._services.host.fetch(peer, proposal.initial, chunks, CHUNK)]
+                parts = [
+                    part async for part in self._services.host.fetch(peer, proposal.initial, chunks, CHUNK)
+                ]
             except (LinkError, RemoteError) as error:
                 tried.append(f"{peer[-6:]}: {error}")
                 continue
@@ -378,7 +389,9 @@ async def check_plan(plan: Plan, home: Home | None) -> dict[str, Any]:
         worker, examples = Worker(), None
     try:
         if home is None:
-            await worker.call("open", timeout=START_LIMIT, source=plan.source, settings=plan.session_settings())
+            await worker.call(
+                "open", timeout=START_LIMIT, source=plan.source, settings=plan.session_settings()
+            )
         facts: dict[str, Any] = await worker.call("describe", timeout=START_LIMIT)
     finally:
         await worker.stop()

@@ -27,7 +27,11 @@ def bottle(folder: Path, rule: str = "dpsgd", steps: int = 1, rate: float = 0.2,
 
 def error(world: Bottle) -> float:
     optimum = Quadratic.make(SIZES).optimum
-    return max(float(np.abs(site.session.vector.numpy() - optimum).max()) for site in world.sites.values() if not site.dead)
+    return max(
+        float(np.abs(site.session.vector.numpy() - optimum).max())
+        for site in world.sites.values()
+        if not site.dead
+    )
 
 
 def test_four_machines_run_to_the_end(tmp_path: Path) -> None:
@@ -70,12 +74,15 @@ def test_the_full_graph_gives_everybody_the_same_bits(tmp_path: Path) -> None:
         np.testing.assert_allclose(vector, vectors[0], rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize(("share_lost", "seed", "rounds"), [
+@pytest.mark.parametrize(
+    ("share_lost", "seed", "rounds"),
+    [
         (0.05, 0, 300),
         (0.05, 1, 300),
         (0.15, 1, 400),
         pytest.param(0.3, 0, 800, marks=pytest.mark.slow),
-    ])
+    ],
+)
 def test_kgt_survives_lost_messages(tmp_path: Path, share_lost: float, seed: int, rounds: int) -> None:
     """5 % of all messages, lists included, is the claim; 30 % leaves many one-sided rounds to settle."""
     rng = np.random.default_rng(seed)
@@ -86,15 +93,25 @@ def test_kgt_survives_lost_messages(tmp_path: Path, share_lost: float, seed: int
 
     world = bottle(tmp_path, "kgt", 4, 0.1, rounds=rounds, lost=lost, deadline=3.0)
     world.begin()
-    world.run(lambda: all(site.machine and site.machine.state is not State.PROPOSING for site in world.sites.values()))
+    world.run(
+        lambda: all(
+            site.machine and site.machine.state is not State.PROPOSING for site in world.sites.values()
+        )
+    )
     started.append(True)
     world.run()
     assert world.done()
-    taken_back = sum(len(entry["taken_back"]) for site in world.sites.values() for entry in site.entries("mixed"))
-    assert taken_back > (20 if share_lost > 0.1 else 0), "losses must have happened, or this test shows nothing"
+    taken_back = sum(
+        len(entry["taken_back"]) for site in world.sites.values() for entry in site.entries("mixed")
+    )
+    assert taken_back > (20 if share_lost > 0.1 else 0), (
+        "losses must have happened, or this test shows nothing"
+    )
     assert error(world) < 1e-10
     shares = world.machine(0).context.running.shares
-    conserved = sum(shares[peer] * site.session.state["correction"].numpy() for peer, site in world.sites.items())
+    conserved = sum(
+        shares[peer] * site.session.state["correction"].numpy() for peer, site in world.sites.items()
+    )
     assert np.abs(conserved).max() < 1e-12
 
 
@@ -110,7 +127,9 @@ def test_a_killed_site_costs_the_others_its_data_not_their_run(tmp_path: Path) -
     world.run()
     for number in (0, 2):
         machine = world.machine(number)
-        assert [(peer, since) for peer, since, _ in machine.closing.statement.missing] == [(world.order[3], 5)]
+        assert [(peer, since) for peer, since, _ in machine.closing.statement.missing] == [
+            (world.order[3], 5)
+        ]
         assert machine.closing.complete
     assert world.machine(1).closing.named_missing.keys() == {world.order[3]}
 
@@ -137,7 +156,9 @@ def test_a_stopped_site_comes_back_and_catches_up(tmp_path: Path) -> None:
     assert world.done()
     assert "catching up" in [topic for topic, _ in world[3].told]
     for site in world.sites.values():
-        assert site.machine and site.machine.closing.statement and site.machine.closing.statement.missing == ()
+        assert (
+            site.machine and site.machine.closing.statement and site.machine.closing.statement.missing == ()
+        )
         assert site.machine.rounds.biased == 0
     assert 20 <= world.machine(3).rounds.rounds_done < 40
 
@@ -175,7 +196,9 @@ def test_hierarchical_rounds_mix_twice(tmp_path: Path) -> None:
     world.begin()
     world.run()
     assert world.done()
-    steps = {(entry["round"], entry["step"]) for site in world.sites.values() for entry in site.entries("mixed")}
+    steps = {
+        (entry["round"], entry["step"]) for site in world.sites.values() for entry in site.entries("mixed")
+    }
     assert (0, 0) in steps and (0, 1) in steps
     shares = world.machine(0).context.running.shares
     assert all(site.machine and not site.machine.context.missing for site in world.sites.values())

@@ -49,7 +49,6 @@ async def test_simultaneous_dials_end_in_one_link_without_a_down(consortium: Con
 
 async def test_a_replaced_link_still_answers_what_is_under_way(consortium: Consortium) -> None:
     one, two = await listening_pair(consortium)
-    one.host.update_roster(one.host._roster)
     go = asyncio.Event()
 
     async def wait(peer: str, payload: bytes) -> bytes:

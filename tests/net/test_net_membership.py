@@ -146,6 +146,23 @@ async def test_a_revoked_member_is_closed_and_stays_out(consortium: Consortium) 
     assert notes == [] and two.host.links == {} and one.host.links == {}
 
 
+async def test_a_revoked_member_is_not_heard_while_the_goodbye_is_under_way(consortium: Consortium) -> None:
+    one, two = await consortium.pair()
+    notes: list[bytes] = []
+    two.host.handle_notify("/note/1", lambda peer, payload: notes.append(payload))
+    link = two.host._table.get(one.peer_id)
+
+    async def stuck(*parts: bytes) -> None:
+        await asyncio.Event().wait()
+
+    link.connection.send = stuck
+    two.host.update_roster(roster_of(two.site.member()))
+    heard = link.connection.bytes_in
+    await one.host.notify(two.peer_id, "/note/1", b"too late")
+    await consortium.until(lambda: link.connection.bytes_in > heard and not one.host.links)
+    assert notes == []
+
+
 async def test_a_renewed_certificate_needs_the_new_record(consortium: Consortium) -> None:
     one, two = await consortium.pair()
     before, renewed = one.site.member(), replace(one.site, identity=one.site.identity)
@@ -255,6 +272,39 @@ async def test_an_unproven_end_may_not_send_large_frames(consortium: Consortium)
     connection.abort()
 
 
+def proof_frame(binding: bytes, ends: tuple[Site, Site], hello: bytes, theirs: bytes, signer: Site) -> bytes:
+    """The dialler's proof as the protocol wants it, built from its description alone."""
+    nonce = unpack(theirs[1:], what="hello", limit=HELLO_LIMIT)["nonce"]
+    both = b"".join(len(data).to_bytes(4, "big") + data for data in (hello[1:], theirs[1:]))
+    proof = {
+        "network": CHARTER,
+        "role": "dialler",
+        "dialler": ends[0].peer_id,
+        "listener": ends[1].peer_id,
+        "dialler_nonce": bytes(32),
+        "listener_nonce": nonce,
+        "binding": binding,
+        "hellos": hashlib.sha256(both).digest(),
+    }
+    return b"P" + sign_envelope(signer.identity, "/p2pfl/hello/1", pack(proof)).encode()
+
+
+async def test_a_proof_signed_by_another_member_is_refused(consortium: Consortium) -> None:
+    one, two, three = Site("lille"), Site("rouen"), Site("caen")
+    victim = await listener(consortium, two, one, three)
+    attacker = consortium.kind.transport(one, PATIENT)
+    attacker.trust(roster_of(one.member(), two.member()))
+    connection = await attacker.dial(victim.address)
+    hello = altered_hello(one)
+    await connection.send(hello)
+    theirs = await connection.receive()
+    await connection.send(proof_frame(connection.binding, (one, two), hello, theirs, three))
+    await consortium.until(lambda: len(victim.refusals) == 1)
+    assert f"signed as {three.peer_id}" in victim.refusals[0][1]
+    assert_never_up(victim)
+    connection.abort()
+
+
 @pytest.mark.parametrize("frames_sent", [0, 1, 2])
 async def test_an_end_that_falls_silent_in_the_hello_is_let_go(
     consortium: Consortium, frames_sent: int
@@ -270,19 +320,7 @@ async def test_an_end_that_falls_silent_in_the_hello_is_let_go(
         await connection.send(hello)
     if frames_sent == 2:
         theirs = await connection.receive()
-        nonce = unpack(theirs[1:], what="hello", limit=HELLO_LIMIT)["nonce"]
-        both = b"".join(len(data).to_bytes(4, "big") + data for data in (hello[1:], theirs[1:]))
-        proof = {
-            "network": CHARTER,
-            "role": "dialler",
-            "dialler": one.peer_id,
-            "listener": two.peer_id,
-            "dialler_nonce": bytes(32),
-            "listener_nonce": nonce,
-            "binding": connection.binding,
-            "hellos": hashlib.sha256(both).digest(),
-        }
-        await connection.send(b"P" + sign_envelope(one.identity, "/p2pfl/hello/1", pack(proof)).encode())
+        await connection.send(proof_frame(connection.binding, (one, two), hello, theirs, one))
         await connection.receive()  # their proof
         assert await connection.receive() == b"O"  # the proof above is good: only the welcome is missing
     with pytest.raises(LinkError):

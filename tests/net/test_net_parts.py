@@ -6,11 +6,16 @@ import asyncio
 import secrets
 
 import pytest
-from net_peers import BOUND, TRANSPORTS, Consortium, MemoryKind
+from net_peers import BOUND, QUICK, TRANSPORTS, Consortium, MemoryKind
 
 from p2pfl.crypto.identity import Identity
 from p2pfl.errors import ConfigError, LinkError, MalformedMessage
-from p2pfl.net import Address, Discovery, certificate_binding, parse_address, wire
+from p2pfl.net import Address, Discovery, MemoryNetwork, certificate_binding, parse_address, wire
+from p2pfl.net.handlers import Handlers
+from p2pfl.net.handshake import Greeting
+from p2pfl.net.link import Link
+from p2pfl.net.memory import MemoryConnection
+from p2pfl.net.table import LinkTable
 
 pytestmark = pytest.mark.timeout(30)
 PEER = Identity.from_seed(bytes(32)).peer_id
@@ -118,6 +123,26 @@ async def memory():
     joined = Consortium(MemoryKind())
     yield joined
     await joined.stop()
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (2, 1), (1, 3, 2), (3, 1, 2)])
+async def test_the_highest_number_is_the_link_in_whatever_order_they_come(numbers: tuple[int, ...]) -> None:
+    network, events = MemoryNetwork(), []
+    table = LinkTable(lambda peer, up, text: events.append(up), QUICK)
+    ends = []
+    for number in numbers:
+        ours, theirs = [
+            MemoryConnection(network, names, names[0] == "a", (b"x", b"y"))
+            for names in (("a", "b"), ("b", "a"))
+        ]
+        ours.peer_end, theirs.peer_end = theirs, ours
+        ends.append(theirs)
+        table.adopt(Link(ours, Greeting(PEER, bytes(16), number, frozenset()), Handlers(), QUICK))
+    link = table.get(PEER)
+    assert link is not None and link.greeting.number == max(numbers)
+    assert events == [True]
+    await table.stop("the test is over")
+    assert events == [True, False] and table.connections == 0
 
 
 async def test_a_cut_is_silent_and_a_dial_over_it_fails(memory: Consortium) -> None:

@@ -1,0 +1,229 @@
+"""Every state of the machine with every event: what happens. `python tests/gossip/outcomes.py` prints the table.
+
+The committed table is tests/gossip/outcomes.txt; the test compares. A change of behaviour shows as a changed line.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bottle import QUADRATIC_PLAN, Bottle, Quadratic
+
+from p2pfl.crypto import Identity, Manifest, Prekey, sha256, sign_envelope, wrap_key
+from p2pfl.errors import IllegalStep
+from p2pfl.gossip import Machine, State, events
+from p2pfl.gossip.messages import Announcement, Core, Cover, EdgeList, sealing_context
+from p2pfl.gossip.statements import Acknowledgement, Approval, Closing, Settle, StartSignature
+from p2pfl.types import PeerId
+
+TABLE = Path(__file__).with_name("outcomes.txt")
+ME, LEFT, RIGHT, OPPOSITE = 1, 0, 2, 3  # on a ring of four
+ROUND = 3
+SETTINGS = {
+    "rule": "dpsgd", "optimiser": {"name": "sgd"}, "learning_rate": 0.2, "local_steps": 1, "batch_size": 1000,
+    "dtype": "float64",
+}  # fmt: skip
+
+
+def new_world() -> Bottle:
+    folder = Path(tempfile.mkdtemp(prefix="p2pfl-outcomes-"))
+    files = Quadratic.make((40, 30, 20, 10)).write(folder)
+    return Bottle(files, QUADRATIC_PLAN, SETTINGS, rounds=6, closing_rounds=1, deadline=10.0)
+
+
+def reached(state: State) -> Callable[[Bottle], None]:
+    """Run until the machine is in this state in round ROUND (or at all, for states outside the rounds)."""
+
+    def go(world: Bottle) -> None:
+        machine = world.machine(ME)
+        late = state in (State.CLOSING, State.DONE)
+        world.begin()
+        world.run(lambda: machine.state is state and (late or machine.context.position[0] == ROUND))
+
+    return go
+
+
+def proposing(world: Bottle) -> None:
+    world.link_all()
+    world[ME].post(events.Proposed(0.0))
+
+
+def in_training_then(*then: Callable[[float], events.Event]) -> Callable[[Bottle], None]:
+    def go(world: Bottle) -> None:
+        reached(State.TRAINING)(world)
+        for make in then:
+            world.machine(ME).handle(make(world.now))
+
+    return go
+
+
+def paused(world: Bottle) -> None:
+    machine = world.machine(ME)
+    reached(State.TRAINING)(world)
+    world[ME].post(events.Pause(world.now))
+    world.run(lambda: machine.state is State.PAUSED)
+
+
+SCENARIOS: dict[str, Callable[[Bottle], None]] = {
+    "proposing": proposing,
+    "training": reached(State.TRAINING),
+    "announcing": reached(State.ANNOUNCING),
+    "collecting": reached(State.COLLECTING),
+    "mixing": reached(State.MIXING),
+    "absent": in_training_then(lambda now: events.TrainingFailed(now, ROUND, "no")),
+    "absent for good": in_training_then(lambda now: events.Leave(now, "enough")),
+    "catching up": in_training_then(
+        lambda now: events.TrainingFailed(now, ROUND, "no"), lambda now: events.TimerFired(now, "absent")
+    ),
+    "paused": paused,
+    "closing": reached(State.CLOSING),
+    "done": reached(State.DONE),
+}
+
+
+def announcement(
+    world: Bottle, origin: int, round_: int, signer: Identity | None = None, salt: str = ""
+) -> bytes:
+    """A validly signed announcement by a site of the ring (or by ``signer``)."""
+    site, run = world[origin], world.proposal.run
+    identity = signer or site.identity
+    channel = world.proposal.channels[0]
+    manifest = Manifest(channel.size, 1, sha256(f"root{salt}".encode()), sha256(b"commitment"))
+    core = Core(
+        run, 90 + round_, round_, 0, channel.name, "all", channel.base, sha256(b"result"), "raw", manifest, 0,
+        {world.order[ME]: EdgeList((0, 0), ())},
+    )  # fmt: skip
+    signed = sign_envelope(identity, "core", core.encode())
+    context = sealing_context(run, identity.peer_id, (round_, 0), channel.name, "all")
+    keys = {world.order[ME]: wrap_key(bytes(32), world[ME].prekey.public, context)}
+    cover = sign_envelope(identity, "cover", Cover(signed.digest, keys, 1, sha256(b"head")).encode())
+    return Announcement(run, signed.encode(), cover.encode(), b"x" * 40).encode()
+
+
+def cases(world: Bottle, machine: Machine) -> Iterator[tuple[str, events.Event]]:
+    now, order, run = world.now + 0.001, world.order, world.proposal.run
+    position = machine.context.position
+    stranger = Identity.from_seed(b"s" * 32)
+    own = next(iter(machine.deliveries.outgoing), sha256(b"own"))
+    fetching = next(
+        (key for key, item in machine.deliveries.incoming.items() if item.content.value == "fetching"), None
+    )
+
+    def by(number: int, kind: str, payload: bytes, signer: Identity | None = None) -> events.Event:
+        data = sign_envelope(signer or world[number].identity, kind, payload).encode()
+        return events.StatementReceived(now, order[number], data)
+
+    def heard(origin: int, data: bytes) -> events.Event:
+        return events.AnnouncementReceived(now, order[origin], data)
+
+    here = position[0] if machine.context.start else 0
+    yield "proposed", events.Proposed(now)
+    yield "link up", events.LinkUp(now, order[RIGHT])
+    yield "link down", events.LinkDown(now, order[RIGHT], "gone")
+    for timer in ("approvals", "deadline", "nudge", "absent", "ask", "closing"):
+        yield f"timer {timer}", events.TimerFired(now, timer)
+    yield "trained", events.Trained(now, here, 0.5)
+    yield "trained, other round", events.Trained(now, here + 7, 0.5)
+    yield "training failed", events.TrainingFailed(now, here, "no")
+    parcel = events.Parcel("x", Manifest(24, 1, sha256(b"r"), sha256(b"c")), sha256(b"d"))
+    yield "encoded", events.Encoded(now, here, 0, (parcel,))
+    yield "encoded, other round", events.Encoded(now, here + 7, 0, (parcel,))
+    yield "received, unknown core", events.Received(now, sha256(b"?"))
+    if fetching is not None:
+        yield "received", events.Received(now, fetching)
+        yield "received, refused", events.Received(now, fetching, "NaN in it")
+        yield "received, world failed", events.Received(now, fetching, "link lost", again=True)
+    yield "mixed", events.Mixed(now, here, 0, sha256(b"m"), 0.1)
+    yield "mixed, other round", events.Mixed(now, here + 7, 0, sha256(b"m"), 0.1)
+    for token in ("approved", "start-signed", "run-started", "sent", "mixed", "caught-up", "closed", "note"):
+        if token in _possible(machine):
+            yield f"committed {token}", events.Committed(now, f"{token}:0:0", ())
+    yield "approve", events.Approve(now, 10, bytes(range(32)))
+    yield "pause", events.Pause(now)
+    yield "resume", events.Resume(now)
+    yield "leave", events.Leave(now, "enough")
+    yield "announcement, this round", heard(RIGHT, announcement(world, RIGHT, here))
+    yield "announcement, next round", heard(RIGHT, announcement(world, RIGHT, here + 1))
+    yield "announcement, late", heard(RIGHT, announcement(world, RIGHT, max(0, here - 1), salt="late"))
+    yield "announcement, after the end", heard(RIGHT, announcement(world, RIGHT, 4000))
+    yield "announcement, not a neighbour", heard(OPPOSITE, announcement(world, OPPOSITE, here))
+    yield (
+        "announcement, signed by another",
+        heard(RIGHT, announcement(world, RIGHT, here, world[LEFT].identity)),
+    )
+    yield "announcement, stranger", heard(RIGHT, announcement(world, RIGHT, here, stranger))
+    yield "announcement, garbage", heard(RIGHT, b"\xc1garbage")
+    prekey = Prekey.from_secret(bytes(range(32))).public
+    yield "approval", by(RIGHT, "approval", Approval(run, world.proposal.plan, 10, prekey).encode())
+    yield (
+        "approval, other run",
+        by(RIGHT, "approval", Approval("0" * 64, world.proposal.plan, 10, prekey).encode()),
+    )
+    yield (
+        "approval, stranger",
+        by(RIGHT, "approval", Approval(run, world.proposal.plan, 10, prekey).encode(), stranger),
+    )
+    yield "start, not the proposer", by(RIGHT, "start", b"\x82\xa3run\xa1x\xa9approvals\x90")
+    yield "start signature", by(RIGHT, "start-signature", StartSignature(run, sha256(b"record")).encode())
+    statement = Closing(run, True, 6, sha256(b"d"), (), 0)
+    yield "closing statement", by(RIGHT, "closing", statement.encode())
+    yield "closing statement, stranger", by(RIGHT, "closing", statement.encode(), stranger)
+    total = world.proposal.rounds + world.proposal.closing_rounds
+    settle = Settle(run, order[ME], (total, 0), EdgeList((0, 0), ()), True)
+    yield "settle", by(RIGHT, "settle", settle.encode())
+    wrong = Settle(run, order[LEFT], (total, 0), EdgeList((0, 0), ()), True)
+    yield "settle, for another", by(RIGHT, "settle", wrong.encode())
+    yield "acknowledgement", by(RIGHT, "acknowledgement", Acknowledgement(run, (own,)).encode())
+    yield "statement, garbage", events.StatementReceived(now, PeerId(order[RIGHT]), b"\xc1garbage")
+
+
+def _possible(machine: Machine) -> set[str]:
+    """Commits whose answer can come in this state: the shell answers only what the machine asked for."""
+    state = machine.state
+    found = {"note"}
+    if state is State.PROPOSING:
+        return found
+    return found | {
+        State.ANNOUNCING: {"sent", "mixed"},
+        State.CATCHING_UP: {"caught-up", "mixed"},
+        State.CLOSING: {"mixed"},
+    }.get(state, {"mixed"})
+
+
+def outcome(machine: Machine, event: events.Event) -> str:
+    """The state afterwards and the effects, in words; a copy of the machine takes the event."""
+    tried = copy.deepcopy(machine)
+    try:
+        effects = tried.handle(event)
+    except IllegalStep:
+        assert tried.state is machine.state
+        assert not tried.context.effects
+        return "illegal"
+    names = []
+    for effect in effects:
+        name = type(effect).__name__
+        topic = getattr(effect, "topic", None) or getattr(effect, "kind", None)
+        names.append(f"{name}({topic})" if topic else name)
+    return f"{tried.state} | {' '.join(names) or '-'}"
+
+
+def table() -> list[str]:
+    lines = []
+    for name, go in SCENARIOS.items():
+        world = new_world()
+        go(world)
+        machine = world.machine(ME)
+        for label, event in cases(world, machine):
+            lines.append(f"{name:<16} {label:<34} {outcome(machine, event)}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join(table()) + "\n")
