@@ -160,9 +160,10 @@ class ClosingPart:
         for peer, since, reason in statement.missing:
             if peer not in self.named_missing and peer in self.context.running.shares:
                 self.named_missing[peer] = (since, reason)
-        if self.context.state is State.ABSENT and self.context.away_for_good and not self.stated:
-            if self.context.me in self.context.running.shares:
-                self.state_own()
+        context = self.context
+        away = context.state is State.ABSENT and context.away_for_good
+        if away and not self.stated and context.me in context.running.shares:
+            self.state_own()
         self.check_complete()
 
     def check_complete(self) -> None:

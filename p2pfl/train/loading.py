@@ -20,5 +20,5 @@ def load_model(source: bytes, model_file: bytes) -> nn.Module:
         module.load_state_dict(safetensors.torch.load(model_file))
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0]
-        raise DataError(f"this file does not hold the plan's model: {first}; use the plan it was trained with") from error
+        raise DataError(f"this file does not hold the plan's model: {first}; use the plan of its run") from error
     return module.eval()

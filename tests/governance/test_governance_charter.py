@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from governance_worlds import EXPIRES, NOW, assert_one_sentence, certificate, identity, record, signed, unsigned
+from governance_worlds import (
+    EXPIRES,
+    NOW,
+    assert_one_sentence,
+    certificate,
+    identity,
+    record,
+    signed,
+    unsigned,
+)
 
 from p2pfl.crypto import Identity, pack, unpack
 from p2pfl.errors import ConfigError, PolicyRefusal, StoreError
@@ -96,7 +105,7 @@ def test_a_stranger_cannot_sign() -> None:
 def test_a_wrong_signature_names_its_signer_everywhere() -> None:
     bad = replace(signed(), signatures=((identity(0).peer_id, bytes(64)), *signed().signatures[1:]))
     for call in (lambda: check_charter(bad, NOW), lambda: merge_charters([bad]), lambda: _reparsed(bad)):
-        with pytest.raises(ConfigError, match="the signature of Lille .* does not hold") as caught:
+        with pytest.raises(ConfigError, match=r"the signature of Lille .* does not hold") as caught:
             call()
         assert_one_sentence(caught.value)
 

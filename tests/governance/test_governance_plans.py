@@ -55,7 +55,9 @@ def test_settings_and_their_defaults() -> None:
 
 
 def test_optional_settings_reach_the_session() -> None:
-    toml = TOML.replace('{ name = "sgd" }', '{ name = "adam", beta1 = 0, epsilon = 1e-7 }').replace("0.1", "1")
+    toml = TOML.replace('{ name = "sgd" }', '{ name = "adam", beta1 = 0, epsilon = 1e-7 }').replace(
+        "0.1", "1"
+    )
     toml += 'dtype = "float64"\nbatch_norm = "private"\nbuffers = "share"\ndeadline = 5\n'
     plan = plan_from_files(SOURCE, toml.encode())
     values = plan.session_settings()
@@ -88,7 +90,11 @@ BAD = [
     ('tag = "heart"', 'tag = "../heart"', ["data.tag is '../heart'", "1 to 64 of a-z"]),
     ('tag = "heart"', 'tags = "heart"', ["data.tag is missing"]),
     ('tag = "heart"', 'tag = "heart"\nfile = "x"', ["data.file is not a known key", "are tag"]),
-    ('kind = "hierarchical"', 'kind = "star"', ["topology kind is 'star'", "ring, full, hierarchical, edges"]),
+    (
+        'kind = "hierarchical"',
+        'kind = "star"',
+        ["topology kind is 'star'", "ring, full, hierarchical, edges"],
+    ),
     ('kind = "hierarchical"', "", ["topology kind is missing"]),
     ("clusters = 2", "clusters = 0", ["topology clusters is 0", "their number"]),
     ("clusters = 2", "clusters = [[0, 1], [true]]", ["topology clusters"]),
@@ -114,7 +120,11 @@ BAD = [
     ("rounds = 20", "rounds = 20\nclosing_rounds = -1", ["training.closing_rounds is -1", "0 or more"]),
     ("rounds = 20", "rounds = 20\ndeadline = 0", ["training.deadline is 0", "above 0"]),
     ("rounds = 20", "rounds = 20\ndeadline = 1e6", ["training.deadline", "86400.0 or less"]),
-    ("rounds = 20", 'rounds = 20\ndtype = "float16"', ["training.dtype is 'float16'", "'float32' or 'float64'"]),
+    (
+        "rounds = 20",
+        'rounds = 20\ndtype = "float16"',
+        ["training.dtype is 'float16'", "'float32' or 'float64'"],
+    ),
     ("rounds = 20", "rounds = 20\nmomentum = 0.9", ["training.momentum is not a known key", "deadline"]),
     ("rounds = 20", "rounds = 20\n[privacy]\nepsilon = 1", ["privacy is not a known key", "plan, data"]),
     ("rounds = 20", "rounds = 20\nrounds = 21", ["not valid TOML"]),
@@ -122,7 +132,7 @@ BAD = [
     ("rounds = 20", "rounds = " + "9" * 5000, ["not valid TOML"]),
     ("rounds = 20", "rounds = " + "[" * 30000, ["not valid TOML"]),
     ("rounds = 20", "rounds = 20 #" + "x" * 70000, ["shorten it to 65536"]),
-    ('[plan]\nname = "heart"', 'plan = "heart"\n[extra]\nname = ""', ["not a known key"]),
+    ('[plan]\nname = "heart"', 'plan = "heart"\n[extra]\nname = ""', ["plan is 'heart'", "a table"]),
 ]
 
 
@@ -144,7 +154,10 @@ def test_each_bad_value_ends_in_one_sentence(old: str, new: str, words: list[str
     ("source", "words"),
     [
         (b"", "no function model"),
-        (b"def model(): ...\nclass Other:\n    def loss(self): ...\n    def load(self): ...\n", "no function loss"),
+        (
+            b"def model(): ...\nclass Other:\n    def loss(self): ...\n    def load(self): ...\n",
+            "no function loss",
+        ),
         (b"def model(:\n", "plan.py, line 1 is not Python"),
         (SOURCE + b"return 1\n", "plan.py, line 4 is not Python"),
         (SOURCE + b"\0", "not Python"),
