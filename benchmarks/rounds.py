@@ -199,22 +199,28 @@ def parts(reports: list[dict[str, Any]], rounds: int, seconds: float) -> list[di
         for name in reports[0]["timings"]
         if name != "sent_bytes"
     }
+    mean["log"] -= mean["signing"]  # measured inside it
+    mean["the rest"] = seconds - sum(value for name, value in mean.items() if name not in BESIDE)
     return [
-        {"part": name, "milliseconds": value * 1e3, "share": value / seconds} for name, value in mean.items()
+        {"part": name, "milliseconds": mean[name] * 1e3, "share": mean[name] / seconds} for name in MEANINGS
     ]
 
 
+BESIDE = ("log_after", "wire", "fetching")  # run beside the others; their time is no part of the sum
+
+
 MEANINGS = {
-    "training": "5 local steps in the worker",
+    "training": "5 local steps in the worker process",
     "encoding": "the worker hands over the message and its digest",
-    "sealing": "encrypt, hash",
+    "sealing": "encrypt and hash the message",
     "signing": "sign core and cover, wrap the key for 3 partners",
-    "log": "ciphertext file and commit, each synced, before the announcement",
-    "log_after": "commit of the mixing (beside the next round's training)",
-    "wire": "announcements handed to the links (in parallel)",
-    "fetching": "open what came in, hand it to the worker (3 in parallel)",
-    "waiting": "announced, until every neighbour's message is here",
+    "log": "ciphertext file and commit, both synced, before anything leaves",
+    "waiting": "own message announced, until every neighbour's is here and opened",
     "mixing": "the worker mixes",
+    "the rest": "the event loop's own steps between these",
+    "wire": "beside: announcements written to the 3 links (sum)",
+    "fetching": "beside: open what came in, hand it to the worker (sum of 3)",
+    "log_after": "beside: the commit of the mixing",
 }
 
 

@@ -18,7 +18,8 @@ from p2pfl.peer import read_text
 
 PASSPHRASE_VARIABLE = "P2PFL_PASSPHRASE"  # noqa: S105 - the variable's name, not a passphrase
 
-out = Console(highlight=False, soft_wrap=True)
+_PIPE_WIDTH = 160  # columns where nobody looks: a table in a file should not be cut
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -96,9 +96,7 @@ class _Lines:
             # Excel puts a byte order mark in front of UTF-8
             return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
         except UnicodeDecodeError:
-            raise DataError(
-                f"{self._path}: line {self.number} is not UTF-8 text; save the file as CSV UTF-8"
-            ) from None
+            raise DataError(f"{self._path}: line {self.number} is not UTF-8 text; save the file as CSV UTF-8") from None
 
 
 def _count(path: Path, lines: _Lines) -> tuple[int, int]:
@@ -119,9 +117,7 @@ def _count(path: Path, lines: _Lines) -> tuple[int, int]:
             _check_record(path, lines.number, blank, len(record), len(header))
             rows += 1
     except csv.Error as error:
-        raise DataError(
-            f"{path}: line {lines.number} is not CSV ({error}); mend that line, or {_HINT}"
-        ) from error
+        raise DataError(f"{path}: line {lines.number} is not CSV ({error}); mend that line, or {_HINT}") from error
     if rows == 0:
         raise DataError(f"{path} has a header but no records; {_HINT}")
     return rows, len(header)

@@ -59,9 +59,7 @@ class Registry:
         ) as error:  # RuntimeError: links in a circle (Python < 3.13)
             raise DataError(f"couldn't find {file}: its links lead nowhere; check the name") from error
         table = read_table(absolute)
-        added = RegisteredDataset(
-            tag, absolute, table.fingerprint, table.rows, table.columns, table.bytes, now
-        )
+        added = RegisteredDataset(tag, absolute, table.fingerprint, table.rows, table.columns, table.bytes, now)
         before = known.get(tag)
         if before is not None and not replace:
             if (before.path, before.fingerprint) == (added.path, added.fingerprint):
@@ -125,9 +123,7 @@ class Registry:
             for one in datasets
         ]
         try:
-            data = json.dumps({"format": _FORMAT, "datasets": rows}, indent=1, ensure_ascii=False).encode(
-                "utf-8"
-            )
+            data = json.dumps({"format": _FORMAT, "datasets": rows}, indent=1, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:  # Python's surrogates for names that are not UTF-8
             raise DataError("the file's name is not valid UTF-8; rename the file") from error
         _write_atomic(self._path, data)

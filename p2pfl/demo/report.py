@@ -112,7 +112,7 @@ def print_report(out: Console, value: Mapping[str, Any], evaluation: Evaluation)
             row["name"], str(row["patients"]),
             *(_figure(row[key]) for key in ("auc_alone", "auc_together", "auc_alone_home", "auc_together_home")),
             "" if row["rounds_done"] is None else str(row["rounds_done"]),
-            f"{row['log_entries']} entries, {'verified' if row['log_verified'] else 'BROKEN'}",
+            f"{row['log_entries']}, {'verified' if row['log_verified'] else 'BROKEN'}",
         )  # fmt: skip
     out.print(table)
     out.print(f"\nAUC if all data had been pooled in one place: {value['auc_pooled']:.4f}")

@@ -46,9 +46,7 @@ class ApprovalBook:
         rows = [{"plan": one.plan, "at": one.at} for one in (*known, Approval(plan, at))]
         data = json.dumps({"format": _FORMAT, "approved": rows}, indent=1).encode()
         if len(data) > BOOK_LIMIT:
-            raise ConfigError(
-                f"{self._path} would grow over {BOOK_LIMIT} bytes; remove approvals no longer needed"
-            )
+            raise ConfigError(f"{self._path} would grow over {BOOK_LIMIT} bytes; remove approvals no longer needed")
         write_atomic(self._path, data)
 
     def is_approved(self, plan: Digest) -> bool:
@@ -65,8 +63,7 @@ class ApprovalBook:
         # RecursionError: json descends into nested lists
         except (ValueError, RecursionError, MalformedMessage, LimitExceeded) as error:
             raise ConfigError(
-                f"{self._path} is damaged, so no plan counts as approved; "
-                "restore it, or delete it and approve anew"
+                f"{self._path} is damaged, so no plan counts as approved; restore it, or delete it and approve anew"
             ) from error
 
 

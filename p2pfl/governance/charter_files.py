@@ -19,8 +19,7 @@ _WORD = "signature"
 def charter_to_text(charter: Charter) -> str:
     """The charter's file: readable lines (for display, never read back), document, one line per signature."""
     words = tuple(
-        (_WORD, str(peer_id), base64.b64encode(signature).decode("ascii"))
-        for peer_id, signature in charter.signatures
+        (_WORD, str(peer_id), base64.b64encode(signature).decode("ascii")) for peer_id, signature in charter.signatures
     )
     return to_text(CHARTER_HEADER, TextForm(tuple(describe_charter(charter)), charter.document, words))
 
@@ -35,9 +34,7 @@ def parse_charter(text: str) -> Charter:
     charter = read_document(form.body)
     signatures = [_signature(words, what) for words in form.words]
     if len({peer_id for peer_id, _ in signatures}) != len(signatures):
-        raise ConfigError(
-            f"{what} has two signatures of one member; merge the files with `p2pfl charter merge`"
-        )
+        raise ConfigError(f"{what} has two signatures of one member; merge the files with `p2pfl charter merge`")
     return with_signatures(charter, signatures)
 
 
@@ -61,12 +58,8 @@ def describe_charter(charter: Charter) -> list[str]:
 
 def _signature(words: tuple[str, ...], what: str) -> tuple[PeerId, bytes]:
     if len(words) != 3 or words[0] != _WORD:
-        raise ConfigError(
-            f"{what} has a line that begins with {words[0][:40]!r}; ask its sender for the file again"
-        )
+        raise ConfigError(f"{what} has a line that begins with {words[0][:40]!r}; ask its sender for the file again")
     signature = decode_base64(words[2], what)
     if len(signature) != SIGNATURE_BYTES:
-        raise ConfigError(
-            f"{what} has a signature of {len(signature)} bytes; ask its sender for the file again"
-        )
+        raise ConfigError(f"{what} has a signature of {len(signature)} bytes; ask its sender for the file again")
     return PeerId(words[1]), signature

@@ -30,9 +30,7 @@ def check_document(charter: Charter) -> None:
         )
     members = charter.members
     if len(members) < MIN_MEMBERS:
-        raise ConfigError(
-            f"the charter names {len(members)} member(s); a consortium needs {MIN_MEMBERS}; add records"
-        )
+        raise ConfigError(f"the charter names {len(members)} member(s); a consortium needs {MIN_MEMBERS}; add records")
     problem = name_problem(charter.name)
     if problem:
         raise ConfigError(f"the charter's name: {problem}")
@@ -52,19 +50,15 @@ def _check_unique(members: tuple[Member, ...]) -> None:
     repeated = _first_repeated(members, lambda member: [member.peer_id])
     if repeated:
         raise ConfigError(
-            f"the charter names one peer id twice, as {repeated[0]} and {repeated[1]}; "
-            "give each hospital's record once"
+            f"the charter names one peer id twice, as {repeated[0]} and {repeated[1]}; give each hospital's record once"
         )
     # names differ by more than case: they are what people type and see
     repeated = _first_repeated(members, lambda member: [member.name.casefold()])
     if repeated:
         raise ConfigError(
-            f"two members of the charter are called {repeated[0]}; "
-            "ask one of them for a record with another name"
+            f"two members of the charter are called {repeated[0]}; ask one of them for a record with another name"
         )
-    repeated = _first_repeated(members, lambda member: member.certificates) or _first_repeated(
-        members, _subjects
-    )
+    repeated = _first_repeated(members, lambda member: member.certificates) or _first_repeated(members, _subjects)
     if repeated:
         raise ConfigError(
             f"{repeated[0]} and {repeated[1]} have certificates that TLS cannot tell apart; "
@@ -100,8 +94,7 @@ def _check_limits(charter: Charter) -> None:
         lowest, highest = LIMITS[name]
         if type(value) is not int or not lowest <= value <= highest:
             raise ConfigError(
-                f"the charter's limit {name} is {repr(value)[:40]}; "
-                f"write a whole number from {lowest} to {highest}"
+                f"the charter's limit {name} is {repr(value)[:40]}; write a whole number from {lowest} to {highest}"
             )
     if charter.limits.get("minimum_participants", 0) > len(charter.members):
         raise ConfigError(

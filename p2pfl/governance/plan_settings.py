@@ -88,9 +88,7 @@ class TrainingTable(_Table):
     dtype: Literal["float32", "float64"] = "float32"
     batch_norm: Literal["private", "shared"] | None = None
     buffers: Literal["exclude", "share"] | None = None
-    deadline: float = Field(
-        default=30.0, gt=0, le=MAX_DEADLINE
-    )  # seconds a round waits for a neighbour at most
+    deadline: float = Field(default=30.0, gt=0, le=MAX_DEADLINE)  # seconds a round waits for a neighbour at most
 
 
 class PlanSettings(_Table):

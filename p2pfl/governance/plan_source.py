@@ -76,17 +76,11 @@ def _class_around(text: str, name: str, line: int) -> str | None:
     except (SyntaxError, ValueError):  # a cell with magic commands
         return None
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.ClassDef)
-            and node.name == name
-            and node.lineno <= line <= (node.end_lineno or 0)
-        ):
+        if isinstance(node, ast.ClassDef) and node.name == name and node.lineno <= line <= (node.end_lineno or 0):
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             return textwrap.dedent("\n".join(text.splitlines()[first - 1 : node.end_lineno]))
     return None
 
 
 def _no_source(name: str) -> PlanError:
-    return PlanError(
-        f"the source of {name} cannot be found; define it in a file or a notebook cell and run that"
-    )
+    return PlanError(f"the source of {name} cannot be found; define it in a file or a notebook cell and run that")

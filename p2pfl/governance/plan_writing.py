@@ -91,9 +91,7 @@ def _source(
     for role, thing in roles.items():
         if thing.__name__ != role:
             if role in written:
-                raise PlanError(
-                    f"{role}={thing.__name__}, but another thing is called {role}; rename that one"
-                )
+                raise PlanError(f"{role}={thing.__name__}, but another thing is called {role}; rename that one")
             blocks.append(f"{role} = {thing.__name__}")
     return ("\n\n\n".join(block.strip("\n") for block in blocks) + "\n").encode("utf-8")
 
@@ -102,9 +100,7 @@ def _check_import(line: str) -> None:
     try:
         statements = ast.parse(line.strip()).body
     except (SyntaxError, ValueError) as error:
-        raise PlanError(
-            f"imports has {line[:60]!r}, which is not Python; write for example 'import torch'"
-        ) from error
+        raise PlanError(f"imports has {line[:60]!r}, which is not Python; write for example 'import torch'") from error
     if not statements or not all(isinstance(one, (ast.Import, ast.ImportFrom)) for one in statements):
         raise PlanError(f"imports has {line[:60]!r}; write import lines only, values go into constants")
 

@@ -59,9 +59,7 @@ class Plan:
 def read_plan(folder: Path) -> Plan:
     """The plan in ``folder``. Raises ConfigError if a file cannot be read, PlanError for what it says."""
     if not folder.is_dir():
-        raise ConfigError(
-            f"{folder} is not a folder; give the folder that holds {PLAN_CODE} and {PLAN_SETTINGS}"
-        )
+        raise ConfigError(f"{folder} is not a folder; give the folder that holds {PLAN_CODE} and {PLAN_SETTINGS}")
     return plan_from_files(
         read_bounded(folder / PLAN_CODE, BUNDLE_LIMIT), read_bounded(folder / PLAN_SETTINGS, TOML_LIMIT)
     )
@@ -84,9 +82,7 @@ def plan_from_bundle(data: bytes) -> Plan:
         plan_source.decode("utf-8")
         settings = parse_settings(toml)
     except UnicodeDecodeError as error:
-        raise MalformedMessage(
-            "a proposed plan's code is not UTF-8 text; ask the proposer to mend it"
-        ) from error
+        raise MalformedMessage("a proposed plan's code is not UTF-8 text; ask the proposer to mend it") from error
     except PlanError as error:
         raise MalformedMessage(f"a proposed plan cannot be used: {error}") from error
     return Plan(plan_source, toml, settings)
@@ -115,6 +111,4 @@ def check_source(source: bytes) -> symtable.SymbolTable:
 
 def defined_names(table: symtable.SymbolTable) -> set[str]:
     """Names that the module itself binds: definitions, assignments, imports."""
-    return {
-        symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()
-    }
+    return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}

@@ -129,9 +129,7 @@ def record_from_text(text: str) -> bytes:
                 "ask its owner for the file again"
             )
     if len(form.readable) != len(expected):
-        raise ConfigError(
-            "the member record file has lost or gained readable lines; ask its owner for the file again"
-        )
+        raise ConfigError("the member record file has lost or gained readable lines; ask its owner for the file again")
     return form.body
 
 
@@ -148,9 +146,7 @@ def _problem(member: Member) -> str | None:
     if len(member.addresses) > MAX_ADDRESSES:
         return f"{len(member.addresses)} addresses; keep at most {MAX_ADDRESSES}"
     if member.addresses and not member.listens:
-        return (
-            "it names an address but says that it does not listen; leave the addresses out or let it listen"
-        )
+        return "it names an address but says that it does not listen; leave the addresses out or let it listen"
     if not 1 <= len(member.certificates) <= MAX_CERTIFICATES:
         return f"{len(member.certificates)} certificates; give 1 to {MAX_CERTIFICATES}"
     if len(set(member.certificates)) != len(member.certificates):

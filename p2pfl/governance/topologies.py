@@ -34,9 +34,7 @@ def _position(value: Any) -> bool:
 def _clusters(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return 1 <= len(value) <= MAX_SITES and all(
-            isinstance(cluster, (list, tuple))
-            and 1 <= len(cluster) <= MAX_SITES
-            and all(map(_position, cluster))
+            isinstance(cluster, (list, tuple)) and 1 <= len(cluster) <= MAX_SITES and all(map(_position, cluster))
             for cluster in value
         )
     return type(value) is int and 1 <= value <= MAX_SITES

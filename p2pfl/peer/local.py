@@ -1,4 +1,4 @@
-"""Several peers in one process, for notebooks and tests: temporary homes, memory links, the same machine and workers."""
+"""Several peers in one process, for notebooks and tests: temporary homes, memory links, real machines and workers."""
 
 from __future__ import annotations
 

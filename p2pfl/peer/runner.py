@@ -54,13 +54,17 @@ class Services:
 
 @dataclass(slots=True)
 class Timings:
-    """Seconds spent per part, for the benchmark and the status; waits of parallel parts overlap."""
+    """Seconds spent per part. Wire, fetching and log_after run beside the others; those follow each other."""
 
     training: float = 0.0
     encoding: float = 0.0
     sealing: float = 0.0
-    log: float = 0.0
+    signing: float = 0.0
+    log: float = 0.0  # commits that let a delta out
+    log_after: float = 0.0  # all other commits
+    wire: float = 0.0
     fetching: float = 0.0
+    waiting: float = 0.0  # from the own announcement until all messages are here
     mixing: float = 0.0
     sent_bytes: int = 0
 
@@ -92,6 +96,7 @@ class Runner:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._commit_lock = asyncio.Lock()
         self._sealed: dict[tuple[Position, str], Sealed] = {}
+        self._announced_at: float | None = None
         self._announcements: dict[Digest, Announcement] = {}
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._drive(), name=f"run {self._run[:8]}")
@@ -260,6 +265,9 @@ class Runner:
 
     async def _mix(self, effect: effects.Mix) -> None:
         started = self.now()
+        if self._announced_at is not None:
+            self.timings.waiting += started - self._announced_at
+            self._announced_at = None
         value = await self._call(
             "mix",
             round=effect.round,
@@ -297,11 +305,20 @@ class Runner:
                 entries.append(entry)
             if entries:
                 await self._services.journal.commit(entries)
-            self.timings.log += self.now() - started
+            self._time_commit(started, bool(effect.cores))
         self.post(events.Committed(self.now(), effect.token, tuple(digests)))
+
+    def _time_commit(self, started: float, announces: bool) -> None:
+        now = self.now()
+        if announces:
+            self.timings.log += now - started
+            self._announced_at = now
+        else:
+            self.timings.log_after += now - started
 
     async def _commit_core(self, core: Core, recipients: tuple[PeerId, ...]) -> tuple[Digest, NewEntry]:
         """Sign a core, wrap its key, store its ciphertext; the entry lets it out once it is committed."""
+        started = self.now()
         sealed = self._sealed.pop((core.position, core.channel))
         identity = self._services.identity
         signed = sign_envelope(identity, "core", core.encode())
@@ -313,6 +330,7 @@ class Runner:
             identity, "cover", Cover(signed.digest, keys, head.size, Digest(head.hash.hex())).encode()
         )
         announcement = Announcement(self._run, signed.encode(), cover.encode(), b"")
+        self.timings.signing += self.now() - started
         await self._services.contents.put_ciphertext(signed.digest, sealed.chunks, frozenset(recipients))
         self._announcements[signed.digest] = announcement
         body = {
@@ -337,6 +355,7 @@ class Runner:
         announcement = self._announcements.get(core)
         if announcement is None:
             return
+        started = self.now()
         try:
             chunk = await asyncio.to_thread(self._services.contents.first_chunk, core)
         except OSError:
@@ -345,6 +364,7 @@ class Runner:
         data = Announcement(announcement.run, announcement.core, announcement.cover, inline).encode()
         self.timings.sent_bytes += len(data)
         await self._notify(peer, ANNOUNCE, data)
+        self.timings.wire += self.now() - started
 
     async def _notify(self, peer: PeerId, protocol: str, data: bytes) -> None:
         try:

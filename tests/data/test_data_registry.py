@@ -210,8 +210,7 @@ def test_long_files_are_fingerprinted_in_blocks(tmp_path: Path) -> None:
 
 
 ROW = (
-    '{"tag": "heart", "path": "/x", "fingerprint": "' + "0" * 64 + '", '
-    '"rows": 1, "columns": 1, "bytes": 1, "added": 1}'
+    '{"tag": "heart", "path": "/x", "fingerprint": "' + "0" * 64 + '", "rows": 1, "columns": 1, "bytes": 1, "added": 1}'
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from itertools import permutations
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 from governance_worlds import (
     EXPIRES,
     NOW,
@@ -19,8 +23,9 @@ from governance_worlds import (
     signed,
     unsigned,
 )
+from nacl import bindings
 
-from p2pfl.crypto import Identity, pack, unpack
+from p2pfl.crypto import Identity, pack, sign_envelope, unpack
 from p2pfl.errors import ConfigError, PolicyRefusal, StoreError
 from p2pfl.governance import (
     Charter,
@@ -81,6 +86,46 @@ def test_two_different_charters_do_not_merge() -> None:
     assert_one_sentence(caught.value)
     with pytest.raises(ConfigError, match="no charter files"):
         merge_charters([])
+
+
+def _another_signature(number: int, message: bytes) -> bytes:
+    """A second valid signature by the same key: RFC 8032 5.1.6 with a nonce of our own choice."""
+    key = hashlib.sha512(identity(number).seed).digest()
+    scalar = bytes([key[0] & 248, *key[1:31], key[31] & 127 | 64])
+    nonce = bindings.crypto_core_ed25519_scalar_reduce(b"n" * 64)
+    point = bindings.crypto_scalarmult_ed25519_base_noclamp(nonce)
+    hashed = hashlib.sha512(point + identity(number).public_key + message).digest()
+    challenge = bindings.crypto_core_ed25519_scalar_reduce(hashed)
+    product = bindings.crypto_core_ed25519_scalar_mul(
+        challenge, bindings.crypto_core_ed25519_scalar_reduce(scalar + bytes(32))
+    )
+    return point + bindings.crypto_core_ed25519_scalar_add(nonce, product)
+
+
+def test_two_valid_signatures_of_one_founder_merge_to_one() -> None:
+    usual = sign_charter(unsigned(), identity(0))
+    envelope = sign_envelope(identity(0), "charter-signature", bytes.fromhex(usual.digest))
+    other = replace(usual, signatures=((identity(0).peer_id, _another_signature(0, envelope.signed_bytes)),))
+    assert other.signatures != usual.signatures
+    assert merge_charters([usual, other]) == merge_charters([other, usual])
+
+
+def test_a_copied_certificate_subject_is_refused() -> None:
+    genuine = x509.load_der_x509_certificate(certificate(0).der)
+    key = Ed25519PrivateKey.generate()
+    copied = (
+        x509.CertificateBuilder()
+        .subject_name(genuine.subject)
+        .issuer_name(genuine.subject)
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(genuine.not_valid_before_utc)
+        .not_valid_after(genuine.not_valid_after_utc)
+        .sign(key, None)
+        .public_bytes(Encoding.DER)
+    )
+    with pytest.raises(ConfigError, match="ask Rouen for a record with a new certificate"):
+        new_charter("Nord", [record(0), record(1, certificates=[copied])])
 
 
 def test_signing_twice_changes_nothing() -> None:
@@ -229,6 +274,16 @@ def test_a_damaged_charter_file_is_refused(old: str, new: str, words: str) -> No
     with pytest.raises(ConfigError, match=words) as caught:
         parse_charter(text.replace(old, new, 1))
     assert_one_sentence(caught.value)
+
+
+def test_a_signature_has_one_spelling() -> None:
+    text = charter_to_text(signed())
+    # 64 bytes leave four unused bits in the last base64 digit, which most decoders ignore
+    digit = text.rstrip("\n")[-3]
+    other = chr(ord(digit) + 1)
+    assert digit in "AQgw"
+    with pytest.raises(ConfigError, match="damaged"):
+        parse_charter(text.rstrip("\n")[:-3] + other + "==\n")
 
 
 def test_one_founder_has_one_signature_line() -> None:

@@ -55,9 +55,7 @@ def test_settings_and_their_defaults() -> None:
 
 
 def test_optional_settings_reach_the_session() -> None:
-    toml = TOML.replace('{ name = "sgd" }', '{ name = "adam", beta1 = 0, epsilon = 1e-7 }').replace(
-        "0.1", "1"
-    )
+    toml = TOML.replace('{ name = "sgd" }', '{ name = "adam", beta1 = 0, epsilon = 1e-7 }').replace("0.1", "1")
     toml += 'dtype = "float64"\nbatch_norm = "private"\nbuffers = "share"\ndeadline = 5\n'
     plan = plan_from_files(SOURCE, toml.encode())
     values = plan.session_settings()
