@@ -36,6 +36,8 @@ class Roster:
     charter: Digest
     members: tuple[Member, ...]
     quorum: int  # signatures needed, more than half of the members
+    minimum_participants: int = 2  # of a run
+    max_parameters_bytes: int | None = None  # of the model channel; None: no limit in the charter
 
     def member(self, peer_id: str) -> Member | None:
         """The member with this peer id, or None for a stranger."""

@@ -130,9 +130,7 @@ def claims(found: Sequence[Evaluation]) -> list[str]:
     ]
 
 
-def gains(
-    names: Sequence[str], alone: Figures, together: Figures, pooled: Figures | None = None
-) -> list[str]:
+def gains(names: Sequence[str], alone: Figures, together: Figures, pooled: Figures | None = None) -> list[str]:
     """One row per hospital; columns are [splits, hospitals]."""
     header = ["hospital", "alone", "together", "gain", "splits with a gain"]
     rows = []
@@ -161,8 +159,7 @@ def matrix(found: Sequence[Evaluation], names: Sequence[str]) -> list[str]:
     """Mean AUC of each hospital's own model at each hospital."""
     places = list(found[0].matrix[names[0]])
     rows = [
-        [name, *(f"{np.mean([item.matrix[name][place] for item in found]):.3f}" for place in places)]
-        for name in names
+        [name, *(f"{np.mean([item.matrix[name][place] for item in found]):.3f}" for place in places)] for name in names
     ]
     return table(["", *places], rows)
 

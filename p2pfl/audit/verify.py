@@ -36,7 +36,7 @@ class Verification:
     problem: str | None
 
 
-class _Bad(Exception):  # noqa: N818 - an outcome of the check, never seen outside this module
+class _Bad(Exception):
     """The first bad place and what is wrong there."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,7 +127,7 @@ def accept(
     charter = parse_charter(read_text(file))
     if opened.member().peer_id not in {member.peer_id for member in charter.members}:
         raise ConfigError(f"{home} is not among this charter's members; use the right home or charter")
-    accept_charter(opened.charter_file, charter, told)
+    accept_charter(opened.charter_file, charter, told, now=int(time.time()))
     note(f"accepted; start the peer with `p2pfl up {home}`")
 
 

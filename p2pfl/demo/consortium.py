@@ -118,7 +118,7 @@ class Consortium:
 
     async def _listening(self, with_port: Sequence[str]) -> dict[str, str]:
         if await discovery_works():
-            return {name: f"/ip4/{LOOPBACK}/tcp/0" for name in with_port}
+            return dict.fromkeys(with_port, f"/ip4/{LOOPBACK}/tcp/0")
         self._say(
             "zeroconf does not work on this machine's loopback interface; the charter names fixed ports instead"
         )

@@ -62,9 +62,7 @@ class Evaluator:
     def __init__(self, plan: Plan, hospitals: Sequence[Hospital], folder: Path) -> None:
         """Writes the hospitals' files, and everybody's, to ``folder``. ConfigError if it can't."""
         if EVERYBODY in (names := [hospital.name for hospital in hospitals]) or len(set(names)) < len(names):
-            raise ConfigError(
-                f"two of the hospitals' names {', '.join(names)} are the same; give each its own"
-            )
+            raise ConfigError(f"two of the hospitals' names {', '.join(names)} are the same; give each its own")
         self._plan = plan
         self._sessions: dict[str, Session] = {}
         self.names = tuple(names)
@@ -93,9 +91,7 @@ class Evaluator:
         session.begin(model, TEST_RUN, TEST_KEY, 1.0)
         figures = session.evaluate("test")
         if not math.isfinite(figures.get("auc", math.nan)):
-            raise PlanError(
-                f'the plan gives no "auc" on the test patients of {name}; let its metrics() return one'
-            )
+            raise PlanError(f'the plan gives no "auc" on the test patients of {name}; let its metrics() return one')
         return figures["auc"]
 
     def evaluate(

@@ -151,9 +151,7 @@ def _write(hospitals: Sequence[Hospital], path: Path) -> None:
             for hospital in hospitals:
                 writer.writerows(hospital.rows())
     except OSError as error:
-        raise ConfigError(
-            f"couldn't write {path}: {error.strerror}; choose a folder that can be written"
-        ) from error
+        raise ConfigError(f"couldn't write {path}: {error.strerror}; choose a folder that can be written") from error
 
 
 def _hospital(
@@ -170,9 +168,7 @@ def _hospital(
     return Hospital(name, features, values, labels, test)
 
 
-def _divided(
-    radius: NDArray[np.float64], labels: NDArray[np.int64], sampler: Sampler
-) -> list[NDArray[np.int64]]:
+def _divided(radius: NDArray[np.float64], labels: NDArray[np.int64], sampler: Sampler) -> list[NDArray[np.int64]]:
     """Positions of each built-in hospital's patients."""
     cuts = np.rint(np.cumsum([share for _, share in BUILT_IN][:-1]) * len(radius)).astype(int)
     for _ in range(DRAWS_LIMIT):
@@ -192,10 +188,7 @@ def _sampler(seed: int) -> Sampler:
 def _read_heart(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     try:
         with path.open(newline="", encoding="ascii") as file:
-            rows = [
-                row
-                for _, row in zip(range(HEART_ROWS_LIMIT + 1), filter(None, csv.reader(file)), strict=False)
-            ]
+            rows = [row for _, row in zip(range(HEART_ROWS_LIMIT + 1), filter(None, csv.reader(file)), strict=False)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"couldn't read {path}: {error}; get the file again") from error
     if not 1 <= len(rows) <= HEART_ROWS_LIMIT:
@@ -207,8 +200,7 @@ def _read_heart(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 def _heart_row(path: Path, line: int, row: list[str]) -> list[float]:
     if len(row) != len(HEART_ATTRIBUTES) + 1:
         raise DataError(
-            f"{path}, row {line} has {len(row)} values instead of {len(HEART_ATTRIBUTES) + 1}; "
-            "get the file again"
+            f"{path}, row {line} has {len(row)} values instead of {len(HEART_ATTRIBUTES) + 1}; get the file again"
         )
     try:
         values = [float("nan") if cell.strip() in MISSING else float(cell) for cell in row]

@@ -54,9 +54,7 @@ def run_in_memory(
     spec = plan.settings.topology_spec() if topology is None else topology
     with TemporaryDirectory(prefix="p2pfl-") as folder:
         evaluator = Evaluator(plan, hospitals, Path(folder))
-        sites = _Sites(
-            plan, {site.name: evaluator.files[site.name] for site in charter_order(hospitals)}, seed
-        )
+        sites = _Sites(plan, {site.name: evaluator.files[site.name] for site in charter_order(hospitals)}, seed)
         schedule = Schedule(spec, sites.nodes, sites.shares, rounds, closing)
         distance = 0.0
         for round_ in range(schedule.total):
@@ -99,9 +97,7 @@ class _Sites:
 
     def _mix(self, mixing: Mixing, position: tuple[int, int], *, last: bool, closing: bool) -> float:
         round_, step = position
-        sent = {
-            name: session.encode(round_, step, closing=closing) for name, session in self.sessions.items()
-        }
+        sent = {name: session.encode(round_, step, closing=closing) for name, session in self.sessions.items()}
         squares = 0.0
         for name, session in self.sessions.items():
             edges = []

@@ -36,8 +36,6 @@ from p2pfl.gossip.statements import (
 from p2pfl.topology import Schedule, build_graph
 from p2pfl.types import Digest, PeerId, Roster, StartRecord
 
-MIN_PARTICIPANTS = 2  # one site alone needs no consortium
-
 
 @dataclass(slots=True)
 class Starting:
@@ -101,9 +99,10 @@ class Starting:
         context = self.context
         if context.proposal.proposer != context.me or self.start_payload is not None:
             return
-        if len(self.approvals) < MIN_PARTICIPANTS:
+        if len(self.approvals) < context.roster.minimum_participants:
             context.away_for_good = (
-                f"only {len(self.approvals)} of {len(context.roster.members)} members approved in time; "
+                f"only {len(self.approvals)} of {len(context.roster.members)} members approved in time, "
+                f"{context.roster.minimum_participants} are needed; "
                 "ask them and propose again"
             )
             return
@@ -147,8 +146,9 @@ class Starting:
             if envelope.signer in approvals:
                 raise MalformedMessage("start record holds two approvals of one member", peer=envelope.signer)
             approvals[envelope.signer] = approval
-        if len(approvals) < MIN_PARTICIPANTS:
-            raise MalformedMessage("start record with fewer than two participants")
+        if len(approvals) < self.context.roster.minimum_participants:
+            least = self.context.roster.minimum_participants
+            raise MalformedMessage(f"start record with {len(approvals)} participants, the charter asks for {least}")
         participants = participants_of(self.context.proposal, approvals, self.context.roster.peer_ids)
         record = self.context.proposal.start_record(participants)
         try:

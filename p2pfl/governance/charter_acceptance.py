@@ -75,4 +75,10 @@ def _check_agreed(charter: Charter) -> Roster:
             f"the charter lacks the signature of {names}; "
             "let them run `p2pfl charter sign`, then merge the files with `p2pfl charter merge`"
         )
-    return Roster(charter.digest, charter.members, charter.quorum)
+    return Roster(
+        charter.digest,
+        charter.members,
+        charter.quorum,
+        minimum_participants=charter.limits.get("minimum_participants", 2),
+        max_parameters_bytes=charter.limits.get("max_parameters_bytes"),
+    )

@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 from pathlib import Path
 
-from p2pfl.crypto import CHUNK
+from p2pfl.crypto import CHUNK, Opener
 from p2pfl.errors import ConfigError, StoreError
+from p2pfl.net import Host
 from p2pfl.peer.home import write_private
 from p2pfl.types import Digest, PeerId
 
@@ -88,6 +89,18 @@ class Contents:
                 _read_at, self._outbox / content, index * SEALED_CHUNK, SEALED_CHUNK
             )
         return await asyncio.to_thread(_read_at, self._files / content, index * CHUNK, CHUNK)
+
+
+async def pull_sealed(host: Host, peer: PeerId, content: Digest, opener: Opener) -> bytes:
+    """Pull the chunks of a sealed content from a neighbour and open each; the plaintext, once the root holds.
+
+    Raises LinkError, SignatureRefused or LimitExceeded.
+    """
+    parts: list[bytes] = []
+    async for chunk in host.fetch(peer, content, opener.manifest.chunks, SEALED_CHUNK):
+        parts.append(await asyncio.to_thread(opener.open, len(parts), chunk))
+    opener.finish()
+    return b"".join(parts)
 
 
 def _read_at(path: Path, offset: int, size: int) -> bytes | None:

@@ -101,7 +101,7 @@ class Peer:
             store_statement=lambda run, data: self._book.store_statement(run, data),
             told=self._told, failed=self._fail,
         )  # fmt: skip
-        self._book = Runs(self.home, self._roster, services)
+        self._book = Runs(self.home, self._roster, self._charter.topology, services)
         self._host.handle_notify(FLOOD, self._on_flood)
         self._host.handle_notify(ANNOUNCE, self._on_announcement)
         self._host.handle_notify(DIRECT, self._on_direct)

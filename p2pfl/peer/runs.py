@@ -10,7 +10,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from nacl.secret import SecretBox
 
 from p2pfl.audit import NewEntry
 from p2pfl.crypto import CHUNK, Prekey, open_envelope, sha256, sign_envelope
-from p2pfl.errors import ConfigError, LinkError, PlanError, RemoteError, StoreError
+from p2pfl.errors import ConfigError, LinkError, PlanError, PolicyRefusal, RemoteError, StoreError
 from p2pfl.gossip import Flood, Machine, Proposal, events, open_proposal
 from p2pfl.gossip.messages import FLOOD_LIMIT, envelope_frame, open_frame
 from p2pfl.gossip.starting import check_links
@@ -44,10 +44,11 @@ PATIENCE = 24 * 3600.0  # seconds a proposer waits for approvals unless told oth
 class Runs:
     """All runs of one peer under one charter."""
 
-    def __init__(self, home: Home, roster: Roster, services: Services) -> None:
+    def __init__(self, home: Home, roster: Roster, default_topology: Mapping[str, Any], services: Services) -> None:
         self.runners: dict[str, Runner] = {}
         self.plans: dict[str, Plan] = {}
         self._home = home
+        self._default_topology = default_topology
         self._roster = roster
         self._services = services
         self._flood = Flood(roster)
@@ -141,6 +142,7 @@ class Runs:
             raise RemoteError(
                 "proposal whose code does not have the plan hash it names", peer=proposal.proposer
             )
+        self._check_size(proposal.channels)
         check_links(proposal.topology, self._roster, self._roster.peer_ids)
         self._adopt(proposal, statement, plan)
         self._background(self._prefetch(proposal))
@@ -189,6 +191,12 @@ class Runs:
                 self._statements.setdefault(proposal.run, []).append(data)
                 runner.post(events.StatementReceived(runner.now(), self.me, data))
 
+    def _check_size(self, channels: Sequence[ChannelSpec]) -> None:
+        most = self._roster.max_parameters_bytes
+        size = max(channel.size for channel in channels)
+        if most is not None and size > most:
+            raise PolicyRefusal(f"the model has {size} bytes, the charter allows {most}; propose a smaller one")
+
     async def propose(
         self,
         plan: Plan,
@@ -200,7 +208,7 @@ class Runs:
     ) -> Runner:
         """Make a proposal, flood it, and approve it here. Raises PlanError, PolicyRefusal, DataError, ConfigError."""
         settings = plan.settings
-        graph = dict(topology or settings.topology_spec())
+        graph = dict(topology or settings.topology or self._default_topology)
         total = rounds or settings.training.rounds
         check_links(graph, self._roster, self._roster.peer_ids)
         shares = {peer: 1 / len(self._roster.members) for peer in self._roster.peer_ids}
@@ -217,6 +225,11 @@ class Runs:
             await worker.stop()
             raise
         channels = tuple(ChannelSpec(row["name"], row["size"], Digest(row["base"])) for row in begun)
+        try:
+            self._check_size(channels)
+        except PolicyRefusal:
+            await worker.stop()
+            raise
         proposal = Proposal(
             charter=self._roster.charter, plan=plan.digest, bundle=plan.bundle(), proposer=self.me,
             nonce=secrets.token_bytes(16), initial=digest, initial_size=len(initial), channels=channels, seed=seed,

@@ -72,9 +72,7 @@ def spec_from_graph(graph: nx.Graph, nodes: Sequence[Hashable]) -> dict[str, Any
     that are neither, or a graph that is not connected.
     """
     if graph.is_directed() or graph.is_multigraph():
-        raise ConfigError(
-            "couldn't use the graph: mixing goes both ways over one edge; pass a plain nx.Graph"
-        )
+        raise ConfigError("couldn't use the graph: mixing goes both ways over one edge; pass a plain nx.Graph")
     places: dict[Hashable, int] = {node: place for place, node in enumerate(nodes)}
     if not set(graph.nodes) <= set(places):
         places = {place: place for place in range(len(nodes))}
@@ -99,9 +97,7 @@ def clusters_of(spec: Mapping[str, Any], sites: int) -> tuple[tuple[int, ...], .
         starts = [place * sites // clusters for place in range(clusters + 1)]
         return tuple(tuple(range(one, two)) for one, two in pairwise(starts))
     if not _is_list(clusters) or not all(_is_list(cluster) and cluster for cluster in clusters):
-        raise ConfigError(
-            '"clusters" must be a number or a list of lists of positions, none empty; write it so'
-        )
+        raise ConfigError('"clusters" must be a number or a list of lists of positions, none empty; write it so')
     members = [_position(place, sites, "a cluster") for cluster in clusters for place in cluster]
     if sorted(members) != list(range(sites)):
         raise ConfigError(f"the clusters must hold each of the {sites} sites exactly once; mend the lists")

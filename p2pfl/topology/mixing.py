@@ -38,16 +38,12 @@ class Mixing:
         Every world sums in this order, so results agree bit by bit. ConfigError for a stranger.
         """
         if peer not in self._places:
-            raise ConfigError(
-                f"{peer} is not a site of this mixing; ask for one of its {len(self.nodes)} sites"
-            )
+            raise ConfigError(f"{peer} is not a site of this mixing; ask for one of its {len(self.nodes)} sites")
         place = self._places[peer]
         row = slice(self.matrix.indptr[place], self.matrix.indptr[place + 1])
         entries = zip(self.matrix.indices[row].tolist(), self.matrix.data[row].tolist(), strict=True)
         return tuple(
-            sorted(
-                (self.nodes[other], weight) for other, weight in entries if other != place and weight != 0.0
-            )
+            sorted((self.nodes[other], weight) for other, weight in entries if other != place and weight != 0.0)
         )
 
     @cached_property

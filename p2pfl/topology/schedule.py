@@ -47,8 +47,7 @@ class Schedule:
         """``shares`` are sample shares, one per site. ConfigError for whatever does not fit together."""
         if rounds < 1 or closing_rounds < 0:
             raise ConfigError(
-                f"{rounds} rounds and {closing_rounds} closing rounds; "
-                "give at least one round and no negative number"
+                f"{rounds} rounds and {closing_rounds} closing rounds; give at least one round and no negative number"
             )
         self.nodes = tuple(nodes)
         self.rounds = rounds

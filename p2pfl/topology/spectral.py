@@ -37,9 +37,7 @@ def spectral_gap(matrix: Any, shares: Sequence[float] | Mapping[Any, float] | No
     values = list(shares.values()) if isinstance(shares, Mapping) else shares
     law = np.ones(sites) if values is None else np.asarray(values, dtype=np.float64)
     if law.shape != (sites,) or not (law > 0).all():
-        raise ConfigError(
-            f"{law.size} shares for {sites} sites; give one positive share per row of the matrix"
-        )
+        raise ConfigError(f"{law.size} shares for {sites} sites; give one positive share per row of the matrix")
     root = np.sqrt(law)
     even = sparse.csr_array(sparse.diags_array(root) @ matrix @ sparse.diags_array(1 / root))
     symmetric = abs(even - even.T).max() <= SYMMETRY
@@ -52,9 +50,7 @@ def spectral_gap(matrix: Any, shares: Sequence[float] | Mapping[Any, float] | No
     return max(0.0, 1.0 - second)
 
 
-def closing_rounds_for(
-    matrix: Any, factor: float, shares: Sequence[float] | Mapping[Any, float] | None = None
-) -> int:
+def closing_rounds_for(matrix: Any, factor: float, shares: Sequence[float] | Mapping[Any, float] | None = None) -> int:
     """The least T with (1 - gap)^T <= factor: rounds without training that shrink disagreement to ``factor``.
 
     Raises ConfigError unless 0 < factor < 1, and if more than 10,000 rounds would be needed.
@@ -76,9 +72,7 @@ def _dense_symmetric(even: Any) -> float:
 
 def _sparse_symmetric(even: Any) -> float:
     """Shift-and-invert at both ends of the spectrum: plain Lanczos stalls where eigenvalues crowd near 1."""
-    start = np.cos(
-        np.arange(even.shape[0]) ** 2.0
-    )  # fixed, and not close to any eigenvector of a regular graph
+    start = np.cos(np.arange(even.shape[0]) ** 2.0)  # fixed, and not close to any eigenvector of a regular graph
     near_one = eigsh(sparse.csc_array(even), k=2, sigma=1 + SHIFT, v0=start, return_eigenvectors=False)
     lowest = eigsh(sparse.csc_array(even), k=1, sigma=-1 - SHIFT, v0=start, return_eigenvectors=False)
     return float(max(abs(near_one.min()), abs(lowest.min())))

@@ -52,9 +52,7 @@ def test_the_builtin_hospitals_share_all_patients() -> None:
     assert [site.patients for site in hospitals] == [228, 170, 114, 57]  # 40, 30, 20, 10 % of 569
     together = np.concatenate([site.values for site in hospitals])
     assert len(np.unique(together, axis=0)) == 569  # nobody twice
-    assert (
-        sum(site.labels.sum() for site in hospitals) == 212
-    )  # malignant, as the data set's description says
+    assert sum(site.labels.sum() for site in hospitals) == 212  # malignant, as the data set's description says
     radius = [site.values[:, site.features.index("mean radius")].mean() for site in hospitals]
     assert radius == sorted(radius, reverse=True)
     assert [site.name for site in charter_order(hospitals)] == ["Lille", "Caen", "Rouen", "Amiens"]
@@ -193,9 +191,7 @@ def test_ranges_of_the_breast_cancer_plan_are_the_published_ones() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["breast_cancer", "heart"])
-def test_the_auc_is_the_rank_statistic(
-    name: str, scores: list[float], labels: list[int], auc: float | None
-) -> None:
+def test_the_auc_is_the_rank_statistic(name: str, scores: list[float], labels: list[int], auc: float | None) -> None:
     plan = load_plan_module(read_plan(PLANS / name).source)
     batch = (torch.tensor(scores).unsqueeze(1), torch.tensor(labels, dtype=torch.float32))
     figures = plan.metrics(torch.nn.Identity(), batch)

@@ -107,12 +107,8 @@ def test_a_round_outside_the_schedule_is_refused(t: int) -> None:
         Schedule({"kind": "ring"}, NODES, SHARES, rounds=3, closing_rounds=2).round(t)
 
 
-@pytest.mark.parametrize(
-    ("rounds", "closing", "shares"), [(0, 1, SHARES), (1, -1, SHARES), (1, 1, {NODES[0]: 1.0})]
-)
-def test_what_does_not_fit_together_is_refused(
-    rounds: int, closing: int, shares: dict[PeerId, float]
-) -> None:
+@pytest.mark.parametrize(("rounds", "closing", "shares"), [(0, 1, SHARES), (1, -1, SHARES), (1, 1, {NODES[0]: 1.0})])
+def test_what_does_not_fit_together_is_refused(rounds: int, closing: int, shares: dict[PeerId, float]) -> None:
     with pytest.raises(ConfigError, match="give"):
         Schedule({"kind": "ring"}, NODES, shares, rounds, closing)
 

@@ -63,9 +63,7 @@ def load(path: Path) -> dict[str, tuple[Tensor, ...]]:
 
 def inputs(row: dict[str, str]) -> list[float]:
     """The 30 inputs of one patient."""
-    return [
-        2 * (float(row[name]) - least) / (greatest - least) - 1 for name, (least, greatest) in RANGES.items()
-    ]
+    return [2 * (float(row[name]) - least) / (greatest - least) - 1 for name, (least, greatest) in RANGES.items()]
 
 
 def model() -> nn.Module:
