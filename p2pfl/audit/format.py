@@ -119,13 +119,9 @@ def prepare(new: NewEntry) -> Prepared:
             f"an audit entry has the kind {new.kind[:60]!r}; use lower-case letters, digits and _, at most 40"
         )
     if DOCUMENTS in new.body:
-        raise ConfigError(
-            f"the body of {new.kind} has a field {DOCUMENTS!r}; that name is the log's own, use another"
-        )
+        raise ConfigError(f"the body of {new.kind} has a field {DOCUMENTS!r}; that name is the log's own, use another")
     if len(new.documents) > MAX_DOCUMENTS:
-        raise ConfigError(
-            f"{new.kind} has {len(new.documents)} documents; split it, {MAX_DOCUMENTS} fit one entry"
-        )
+        raise ConfigError(f"{new.kind} has {len(new.documents)} documents; split it, {MAX_DOCUMENTS} fit one entry")
     documents = []
     for role, content in new.documents:
         if not _ROLE.fullmatch(role):

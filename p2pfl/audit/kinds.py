@@ -72,17 +72,13 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
             "a member's delta was opened, checked and taken",
             ("run", "peer", "round", "step", "channel", "core"),
         ),
-        Kind.DELTA_IGNORED: KindNote(
-            "a late or repeated delta had no effect", ("run", "origin", "round", "reason")
-        ),
+        Kind.DELTA_IGNORED: KindNote("a late or repeated delta had no effect", ("run", "origin", "round", "reason")),
         Kind.REFUSED: KindNote("a message or a stranger was refused", ("run", "peer", "reason")),
         Kind.EQUIVOCATION: KindNote(
             "a member signed two different cores for one place; both are kept as evidence",
             ("run", "peer", "round", "step", "channel"),
         ),
-        Kind.MIXED: KindNote(
-            "the model was mixed over these edges", ("run", "round", "step", "edges", "taken_back")
-        ),
+        Kind.MIXED: KindNote("the model was mixed over these edges", ("run", "round", "step", "edges", "taken_back")),
         Kind.EDGE_UNSETTLED: KindNote(
             "an edge left the window unsettled: recorded bias", ("run", "peer", "round", "step")
         ),

@@ -36,9 +36,7 @@ _ENTRY_OVERHEAD = 16 * 1024  # four pages: what an entry touches in tables and i
 class AuditLog:
     """An open log with its one writer. Use create or open; all calls may come from any thread."""
 
-    def __init__(
-        self, path: Path, identity: Identity, connection: sqlite3.Connection, head: Head, lock: WriterLock
-    ):
+    def __init__(self, path: Path, identity: Identity, connection: sqlite3.Connection, head: Head, lock: WriterLock):
         self._path = path
         self._identity = identity
         self._connection = connection
@@ -104,15 +102,11 @@ class AuditLog:
         """
         require_time(now_ms)
         if not 0 < len(entries) <= MAX_ENTRIES:
-            raise ConfigError(
-                f"one append takes 1 to {MAX_ENTRIES} audit entries, not {len(entries)}; split them"
-            )
+            raise ConfigError(f"one append takes 1 to {MAX_ENTRIES} audit entries, not {len(entries)}; split them")
         prepared = [prepare(entry) for entry in entries]
         with self._exclusive():
             if self._broken is not None:
-                raise StoreError(
-                    f"the audit log {self._path} takes no entries since {self._broken}; {AFTER_FAILURE}"
-                )
+                raise StoreError(f"the audit log {self._path} takes no entries since {self._broken}; {AFTER_FAILURE}")
             self._begin()
             try:
                 self._require_unchanged()
@@ -140,9 +134,7 @@ class AuditLog:
             raise self._fail("a transaction could not begin", error) from error
 
     def _require_unchanged(self) -> None:
-        row = self._connection.execute(
-            "SELECT position, hash FROM entries ORDER BY position DESC LIMIT 1"
-        ).fetchone()
+        row = self._connection.execute("SELECT position, hash FROM entries ORDER BY position DESC LIMIT 1").fetchone()
         if row != (self._head.size - 1, self._head.hash):
             raise StoreError("somebody else changed the file")
 
@@ -166,9 +158,7 @@ class AuditLog:
         with contextlib.suppress(sqlite3.Error):
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-        return StoreError(
-            f"the audit log {self._path} could not be written: {what} ({error}); {AFTER_FAILURE}"
-        )
+        return StoreError(f"the audit log {self._path} could not be written: {what} ({error}); {AFTER_FAILURE}")
 
     def entries(self, start: int = 0, kind: str | None = None) -> Iterator[Entry]:
         """Committed entries from position ``start``, oldest first; appends may go on meanwhile."""
@@ -187,9 +177,7 @@ class AuditLog:
         except ValueError:
             raise ConfigError(f"{digest[:80]!r} is not a digest; give 64 hexadecimal digits") from None
         with self._exclusive(), self._readable():
-            row = self._connection.execute(
-                "SELECT content FROM documents WHERE digest = ? LIMIT 1", (key,)
-            ).fetchone()
+            row = self._connection.execute("SELECT content FROM documents WHERE digest = ? LIMIT 1", (key,)).fetchone()
         return None if row is None else _checked(self._path, key, row[0])
 
     def documents(self, role: str, start: int = 0) -> Iterator[tuple[int, str, bytes]]:
@@ -237,9 +225,7 @@ class AuditLog:
     @contextlib.contextmanager
     def _hold(self) -> Iterator[None]:
         if not self._mutex.acquire(timeout=LOCK_SECONDS):
-            raise StoreError(
-                f"the audit log {self._path} is busy for more than {LOCK_SECONDS:.0f} s; check the disk"
-            )
+            raise StoreError(f"the audit log {self._path} is busy for more than {LOCK_SECONDS:.0f} s; check the disk")
         try:
             yield
         finally:

@@ -103,10 +103,7 @@ class _Words:
         return f": {self[field]}" if self.has(field) else ""
 
     def everything(self) -> str:
-        shown = [
-            f"{_safe(str(name))}={self._text(value)}"
-            for name, value in list(self._body.items())[:SHOWN_ITEMS]
-        ]
+        shown = [f"{_safe(str(name))}={self._text(value)}" for name, value in list(self._body.items())[:SHOWN_ITEMS]]
         return ", ".join(shown) or "no details"
 
     def _peer(self, value: Any) -> str:
@@ -164,8 +161,7 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
         Kind.PEER_STARTED: lambda w: f"peer started{': ' + w['name'] if w.has('name') else ''}",
         Kind.RECOVERED: lambda w: f"recovered after a crash{w.because('what')}",
         Kind.CHARTER_ACCEPTED: lambda w: (
-            f"charter {w.short('charter')} accepted"
-            + (f", version {w['version']}" if w.has("version") else "")
+            f"charter {w.short('charter')} accepted" + (f", version {w['version']}" if w.has("version") else "")
         ),
         Kind.DATA_REGISTERED: lambda w: f"data registered: tag {w['tag']}, {w['rows']} rows",
         Kind.LINK_UP: lambda w: f"link up with {w.peer()} over {w['kind']}",
@@ -174,12 +170,9 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
         Kind.PLAN_APPROVED: lambda w: f"plan {w.short('plan')} approved, {w['samples']} samples",
         Kind.START_SIGNED: lambda w: f"start record {w.short('record')} signed",
         Kind.RUN_STARTED: lambda w: (
-            f"run started with {w.peers('participants')}; "
-            f"signed by {w.peers('signers')}, plan {w.short('plan')}"
+            f"run started with {w.peers('participants')}; signed by {w.peers('signers')}, plan {w.short('plan')}"
         ),
-        Kind.ROUND_STARTED: lambda w: (
-            f"round {w['round']} started{'' if w['active'] != 'False' else ', not active'}"
-        ),
+        Kind.ROUND_STARTED: lambda w: f"round {w['round']} started{'' if w['active'] != 'False' else ', not active'}",
         Kind.DELTA_SENT: lambda w: (
             f"delta allowed out: {w.place()}, {w['bytes']} bytes to {w.peers('to')}, core {w.short('core')}"
         ),

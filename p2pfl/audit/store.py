@@ -35,9 +35,7 @@ BUSY_SECONDS = 5.0
 PAGE = 64
 """Entries read at once: at most 64 bodies of 64 KiB in memory."""
 
-_ROW_LIMIT = (
-    MAX_DOCUMENT + MAX_BODY
-)  # SQLite refuses to build a longer row, so a hostile file cannot eat memory
+_ROW_LIMIT = MAX_DOCUMENT + MAX_BODY  # SQLite refuses to build a longer row, so a hostile file cannot eat memory
 
 _WRITER_SETTINGS = (
     "synchronous = FULL",
@@ -191,9 +189,7 @@ def schema_problem(connection: sqlite3.Connection) -> str | None:
     Compares the exact text: a view or a computed column could show every reader other rows.
     """
     found = dict(
-        connection.execute(
-            "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
-        )
+        connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
     )
     for name, statement in TABLES.items():
         if found.get(name) != statement:
@@ -237,9 +233,7 @@ def _entry(row: tuple[Any, ...]) -> Entry:
     try:
         fields, documents = decode_body(body)
     except RemoteError as error:
-        raise StoreError(
-            f"entry {position} of the audit log is damaged ({error}); run p2pfl audit verify"
-        ) from None
+        raise StoreError(f"entry {position} of the audit log is damaged ({error}); run p2pfl audit verify") from None
     named = tuple((role, Digest(item.hex())) for role, item in documents)
     return Entry(position, time, kind, fields, digest, named)
 

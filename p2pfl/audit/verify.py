@@ -77,9 +77,7 @@ class _Check:
         if problem is not None:
             raise _Bad(f"file: {problem}")
         meta = self._meta(connection)
-        documents = _Rows(
-            connection, "SELECT entry, place, role, digest, content FROM documents ORDER BY entry, place"
-        )
+        documents = _Rows(connection, "SELECT entry, place, role, digest, content FROM documents ORDER BY entry, place")
         heads = _Rows(connection, "SELECT size, hash, time, signature, previous FROM heads ORDER BY size")
         for row in connection.execute(
             "SELECT position, time, kind, body, previous, hash FROM entries ORDER BY position"
@@ -105,9 +103,7 @@ class _Check:
         self.log = _shown(log)
         return log, version, created
 
-    def _first_entry(
-        self, kind: str, fields: dict[str, Any], meta: tuple[Any, ...], expected: str | None
-    ) -> None:
+    def _first_entry(self, kind: str, fields: dict[str, Any], meta: tuple[Any, ...], expected: str | None) -> None:
         if kind != Kind.LOG_CREATED or set(fields) != {"log", "format", "created"}:
             raise _Bad(f"entry 0: it is not {Kind.LOG_CREATED}")
         if (fields["log"], fields["format"], fields["created"]) != meta:
@@ -166,9 +162,7 @@ class _Check:
         if self.entries == 0:
             raise _Bad("entry 0: missing")
         if self._covered != self.entries:
-            raise _Bad(
-                f"head of size {self.entries}: missing (entries from {self._covered} on are not signed)"
-            )
+            raise _Bad(f"head of size {self.entries}: missing (entries from {self._covered} on are not signed)")
         _no_other_document(documents, None)
 
 

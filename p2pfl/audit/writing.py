@@ -40,9 +40,7 @@ class WriterLock:
         try:
             self._file: int | None = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ConfigError(
-                f"cannot make the lock file {lock} ({error.strerror}); check the folder"
-            ) from None
+            raise ConfigError(f"cannot make the lock file {lock} ({error.strerror}); check the folder") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -66,9 +64,7 @@ def require_time(now_ms: int) -> None:
 
 def damaged(path: Path, reason: str) -> StoreError:
     """The error for a file that does not hold together."""
-    return StoreError(
-        f"the audit log {path} is damaged: {reason}; run p2pfl audit verify and restore a backup"
-    )
+    return StoreError(f"the audit log {path} is damaged: {reason}; run p2pfl audit verify and restore a backup")
 
 
 def build(path: Path, identity: Identity, now_ms: int) -> None:
@@ -94,9 +90,7 @@ def build(path: Path, identity: Identity, now_ms: int) -> None:
         fresh.rename(path)
         _sync_folder(path.parent)
     except (sqlite3.Error, OSError) as error:
-        raise StoreError(
-            f"the audit log {path} could not be made ({error}); check the folder and the disk"
-        ) from error
+        raise StoreError(f"the audit log {path} could not be made ({error}); check the folder and the disk") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -143,13 +137,9 @@ def check_end(path: Path, connection: sqlite3.Connection, identity: Identity) ->
     if meta is None:
         raise damaged(path, "table meta is empty")
     if meta[1] != FORMAT:
-        raise ConfigError(
-            f"the audit log {path} has format {meta[1]!r}, this program reads {FORMAT}; update it"
-        )
+        raise ConfigError(f"the audit log {path} has format {meta[1]!r}, this program reads {FORMAT}; update it")
     if meta[0] != identity.peer_id:
-        raise ConfigError(
-            f"the audit log {path} belongs to {meta[0]}, not to {identity.peer_id}; use its own key"
-        )
+        raise ConfigError(f"the audit log {path} belongs to {meta[0]}, not to {identity.peer_id}; use its own key")
     try:
         head = store.load_head(connection)
         if head is not None:

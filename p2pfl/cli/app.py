@@ -22,9 +22,7 @@ app = typer.Typer(
     add_completion=False,
 )
 home.register(app)
-app.add_typer(
-    charter.app, name="charter", help="Make, sign, merge, accept and read the consortium's charter."
-)
+app.add_typer(charter.app, name="charter", help="Make, sign, merge, accept and read the consortium's charter.")
 app.add_typer(data.app, name="data", help="Grant data files to plans, under a tag.")
 app.add_typer(plan.app, name="plan", help="Check, propose, read and approve plans.")
 app.add_typer(audit.app, name="audit", help="Check and read a peer's audit log.")

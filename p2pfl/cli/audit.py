@@ -52,9 +52,7 @@ def verify(place: LogPlace, as_json: AsJson = False) -> None:
 def show_log(
     place: LogPlace,
     start: Annotated[int, typer.Option("--from", help="First entry to print.")] = 0,
-    kind: Annotated[
-        str | None, typer.Option("--kind", help="Only entries of this kind, such as mixed.")
-    ] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only entries of this kind, such as mixed.")] = None,
     last: Annotated[int | None, typer.Option("--last", help="Only so many of the newest entries.")] = None,
     as_json: AsJson = False,
 ) -> None:

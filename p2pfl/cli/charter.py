@@ -40,12 +40,8 @@ def new(
     ],
     name: Annotated[str, typer.Option("--name", help="The consortium's name.")],
     output: Output,
-    topology: Annotated[
-        str, typer.Option("--topology", help="Default graph: ring, full or hierarchical.")
-    ] = "ring",
-    clusters: Annotated[
-        int | None, typer.Option("--clusters", help="Number of clusters, for hierarchical.")
-    ] = None,
+    topology: Annotated[str, typer.Option("--topology", help="Default graph: ring, full or hierarchical.")] = "ring",
+    clusters: Annotated[int | None, typer.Option("--clusters", help="Number of clusters, for hierarchical.")] = None,
     quorum: Annotated[
         int | None, typer.Option("--quorum", help="Signatures needed; more than half by default.")
     ] = None,
@@ -55,9 +51,7 @@ def new(
     Example: p2pfl charter new --name north -o charter lille.record caen.record rouen.record
     """
     spec: dict[str, Any] = {"kind": topology, **({"clusters": clusters} if clusters is not None else {})}
-    charter = new_charter(
-        name, [record_from_text(read_text(path)) for path in records], quorum=quorum, topology=spec
-    )
+    charter = new_charter(name, [record_from_text(read_text(path)) for path in records], quorum=quorum, topology=spec)
     build_graph(spec, [PeerId(member.peer_id) for member in charter.members])
     write_result(output, charter_to_text(charter).encode())
     note(f"wrote {output}; every founder signs it with `p2pfl charter sign HOME {output}`")
@@ -68,9 +62,7 @@ def new(
 def sign(
     home: HomePath,
     file: CharterFile,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write elsewhere than into CHARTER.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write elsewhere than into CHARTER.")] = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Add this founder's signature to a charter file.
@@ -111,18 +103,14 @@ def _tell_missing(charter: Charter) -> None:
 def accept(
     home: HomePath,
     file: CharterFile,
-    told: Annotated[
-        str | None, typer.Option("--fingerprint", help="The fingerprint read out to you.")
-    ] = None,
+    told: Annotated[str | None, typer.Option("--fingerprint", help="The fingerprint read out to you.")] = None,
 ) -> None:
     """Take a fully signed charter into a home, if its fingerprint is the one you were told by telephone.
 
     Example: p2pfl charter accept homes/lille charter --fingerprint "1a2b 3c4d ..."
     """
     if told is None:
-        raise ConfigError(
-            "give --fingerprint with the fingerprint read out to you; do not copy it from the file"
-        )
+        raise ConfigError("give --fingerprint with the fingerprint read out to you; do not copy it from the file")
     opened = open_home(home)
     charter = parse_charter(read_text(file))
     if opened.member().peer_id not in {member.peer_id for member in charter.members}:

@@ -21,9 +21,7 @@ def add(
     home: HomePath,
     file: Annotated[Path, typer.Argument(help="A CSV file with a header row.", metavar="FILE")],
     tag: Annotated[str, typer.Option("--tag", help="The tag by which plans name this data.")],
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Let the tag stand for this file from now on.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Let the tag stand for this file from now on.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Grant a CSV file to plans that name its tag. The file stays where it is; its fingerprint is kept.
@@ -46,6 +44,4 @@ def list_data(home: HomePath, as_json: AsJson = False) -> None:
     """
     known = open_home(home).registry.list()
     rows = [(item.tag, item.rows, item.columns, item.fingerprint[:16], item.path) for item in known]
-    show_table(
-        [asdict(item) for item in known], as_json, ("tag", "rows", "columns", "fingerprint", "file"), rows
-    )
+    show_table([asdict(item) for item in known], as_json, ("tag", "rows", "columns", "fingerprint", "file"), rows)

@@ -25,9 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder with the UCI heart-disease files.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Folder with the UCI heart-disease files.")] = None,
     topology: Annotated[str, typer.Option("--topology", help="ring, full or hierarchical.")] = "ring",
     rounds: Annotated[
         int | None, typer.Option("--rounds", help="Training rounds, instead of the plan's.", min=1)
@@ -50,9 +48,7 @@ def demo(
         else:
             folder = home.absolute()
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise ConfigError(
-                    f"{home} already exists and is not empty; choose a new folder for the homes"
-                )
+                raise ConfigError(f"{home} already exists and is not empty; choose a new folder for the homes")
             folder.mkdir(parents=True, exist_ok=True)
         hospitals, plan = hospitals_for(data, seed)
         options = Options(topology, rounds, seed, _kill(kill, [site.name for site in hospitals]))

@@ -35,16 +35,12 @@ def init(
     home: HomePath,
     name: Annotated[str, typer.Option("--name", help="The hospital's name in the charter.")],
     listen: Annotated[str | None, typer.Option("--listen", help="Address to listen on: a multiaddr.")] = None,
-    no_listen: Annotated[
-        bool, typer.Option("--no-listen", help="No listening port; this peer dials out.")
-    ] = False,
+    no_listen: Annotated[bool, typer.Option("--no-listen", help="No listening port; this peer dials out.")] = False,
     discover: Annotated[
         str | None,
         typer.Option("--discover", help="IPv4 of the interface for zeroconf discovery; off by default."),
     ] = None,
-    bare: Annotated[
-        bool, typer.Option("--bare", help="Keep the key unsealed, readable by this user only.")
-    ] = False,
+    bare: Annotated[bool, typer.Option("--bare", help="Keep the key unsealed, readable by this user only.")] = False,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Make a home: key, certificate, member record. Prints the record that `p2pfl charter new` takes.
@@ -207,9 +203,7 @@ def result(
 
 
 def _finished_run(folder: Path, run: str | None) -> Path:
-    done = (
-        sorted(folder.glob("*/report.json"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
-    )
+    done = sorted(folder.glob("*/report.json"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
     chosen = [path.parent for path in done if run is None or path.parent.name.startswith(run)]
     if not chosen:
         which = f" that begins with {run!r}" if run else ""

@@ -21,9 +21,7 @@ RunName = Annotated[str, typer.Argument(help="The run's id or its beginning.", m
 @app.command("check")
 def check(
     plan: PlanFolder,
-    home: Annotated[
-        Path | None, typer.Option("--home", help="Try it on this home's registered data, too.")
-    ] = None,
+    home: Annotated[Path | None, typer.Option("--home", help="Try it on this home's registered data, too.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Try a plan without starting anything: settings, code, model, loss; on real data with --home.
@@ -51,13 +49,10 @@ def check(
 def propose(
     home: HomePath,
     plan: PlanFolder,
-    patience: Annotated[float, typer.Option("--patience", help="Seconds to wait for approvals.")] = 24
-    * 3600.0,
+    patience: Annotated[float, typer.Option("--patience", help="Seconds to wait for approvals.")] = 24 * 3600.0,
     rounds: Annotated[int | None, typer.Option("--rounds", help="Rounds, instead of the plan's.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the initial parameters.")] = None,
-    topology: Annotated[
-        str | None, typer.Option("--topology", help="ring or full, instead of the plan's.")
-    ] = None,
+    topology: Annotated[str | None, typer.Option("--topology", help="ring or full, instead of the plan's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only; tell nobody.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run until it is over.")] = False,
     as_json: AsJson = False,
@@ -99,9 +94,7 @@ def follow_run(home: HomePath, run: RunName, as_json: AsJson = False) -> None:
 
 async def _follow(home: Path, run: str, as_json: bool) -> None:
     async for topic, facts in follow(home, run):
-        line = "  ".join(
-            f"{name} {value}" for name, value in facts.items() if not isinstance(value, dict | list)
-        )
+        line = "  ".join(f"{name} {value}" for name, value in facts.items() if not isinstance(value, dict | list))
         show({"topic": topic, **facts}, as_json, [f"{topic:<12} {line}"])
 
 
@@ -151,12 +144,8 @@ def _code(value: dict[str, Any]) -> list[str]:
 def approve(
     home: HomePath,
     run: RunName,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask; for scripts that have read the plan.")
-    ] = False,
-    plan: Annotated[
-        str | None, typer.Option("--plan", help="Approve only if the plan hash begins with this.")
-    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; for scripts that have read the plan.")] = False,
+    plan: Annotated[str | None, typer.Option("--plan", help="Approve only if the plan hash begins with this.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the code that travels with a proposal, and approve it: this site takes part with its data.

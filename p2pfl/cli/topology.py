@@ -27,19 +27,11 @@ def group() -> None:
 
 @app.command("show")
 def show_topology(
-    kind: Annotated[
-        str, typer.Argument(help="ring, full, hierarchical, or a JSON file with a spec.", metavar="KIND")
-    ],
+    kind: Annotated[str, typer.Argument(help="ring, full, hierarchical, or a JSON file with a spec.", metavar="KIND")],
     sites: Annotated[int | None, typer.Option("--sites", help="Number of equal sites.")] = None,
-    charter: Annotated[
-        Path | None, typer.Option("--charter", help="Take the sites from this charter.")
-    ] = None,
-    clusters: Annotated[
-        int | None, typer.Option("--clusters", help="Number of clusters, for hierarchical.")
-    ] = None,
-    shares: Annotated[
-        str | None, typer.Option("--shares", help="Sample counts, such as 303,294,123,200.")
-    ] = None,
+    charter: Annotated[Path | None, typer.Option("--charter", help="Take the sites from this charter.")] = None,
+    clusters: Annotated[int | None, typer.Option("--clusters", help="Number of clusters, for hierarchical.")] = None,
+    shares: Annotated[str | None, typer.Option("--shares", help="Sample counts, such as 303,294,123,200.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print who mixes with whom and with which weight, the spectral gap, and which absences disconnect the graph.
@@ -72,16 +64,10 @@ def show_topology(
     }
     lines = [f"sites {len(names)}, edges {graph.number_of_edges()}, spectral gap {gap:.6f}"]
     for row, name in enumerate(names):
-        others = [
-            f"{names[column]} {dense[row, column]:.4f}"
-            for column in range(len(names))
-            if dense[row, column] > 0
-        ]
+        others = [f"{names[column]} {dense[row, column]:.4f}" for column in range(len(names)) if dense[row, column] > 0]
         lines.append(f"{name:<16} {', '.join(others)}")
     lines.append(f"one absence that disconnects: {_list(alone)}")
-    lines.append(
-        f"two absences that disconnect: {_list(pairs)}" if len(nodes) <= MOST_PAIRS else "pairs not tried"
-    )
+    lines.append(f"two absences that disconnect: {_list(pairs)}" if len(nodes) <= MOST_PAIRS else "pairs not tried")
     show(value, as_json, lines)
 
 

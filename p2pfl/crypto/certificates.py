@@ -50,9 +50,7 @@ def create_certificate(subject: str, *, not_before: int, not_after: int, passwor
     if not_after <= not_before:
         raise ConfigError("a certificate would end before it begins; give a later end")
     if not 1 <= len(password) <= PASSWORD_LIMIT:
-        raise ConfigError(
-            f"a certificate key's password has 1 to {PASSWORD_LIMIT} bytes; give such a password"
-        )
+        raise ConfigError(f"a certificate key's password has 1 to {PASSWORD_LIMIT} bytes; give such a password")
     suffix = secrets.token_hex(_SUFFIX_BYTES)
     room = _COMMON_NAME_LIMIT - len(suffix) - 1
     short = subject.encode("utf-8")[:room].decode("utf-8", errors="ignore")
@@ -107,12 +105,9 @@ def _signed(name: x509.Name, key: Ed25519PrivateKey, not_before: int, not_after:
 def _load(der: bytes) -> x509.Certificate:
     if len(der) > CERTIFICATE_LIMIT:
         raise LimitExceeded(
-            f"a certificate has {len(der)} bytes, more than {CERTIFICATE_LIMIT}; "
-            "ask its owner for a new member record"
+            f"a certificate has {len(der)} bytes, more than {CERTIFICATE_LIMIT}; ask its owner for a new member record"
         )
     try:
         return x509.load_der_x509_certificate(der)
     except ValueError as error:
-        raise MalformedMessage(
-            "a certificate cannot be decoded; ask its owner for a new member record"
-        ) from error
+        raise MalformedMessage("a certificate cannot be decoded; ask its owner for a new member record") from error

@@ -63,9 +63,7 @@ class Envelope:
 def sign_envelope(identity: Identity, kind: str, payload: bytes) -> Envelope:
     """The payload, signed. Raises IllegalStep for a kind that is not 1 to 64 visible ASCII characters."""
     if not _KIND.fullmatch(kind):
-        raise IllegalStep(
-            f"an envelope's kind is 1 to {KIND_LIMIT} visible ASCII characters; rename {kind!r}"
-        )
+        raise IllegalStep(f"an envelope's kind is 1 to {KIND_LIMIT} visible ASCII characters; rename {kind!r}")
     payload = bytes(payload)
     return Envelope(identity.peer_id, kind, payload, identity.sign(_signed_bytes(kind, payload)))
 

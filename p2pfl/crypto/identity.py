@@ -43,9 +43,7 @@ class Identity:
     def from_seed(cls, seed: bytes) -> Identity:
         """The identity of a 32-byte seed. Raises ConfigError for another length."""
         if len(seed) != KEY_BYTES:
-            raise ConfigError(
-                f"an identity seed has {KEY_BYTES} bytes, not {len(seed)}; restore the key file"
-            )
+            raise ConfigError(f"an identity seed has {KEY_BYTES} bytes, not {len(seed)}; restore the key file")
         return cls(SigningKey(seed))
 
     @property
@@ -84,8 +82,7 @@ def verify_signature(peer_id: str, message: bytes, signature: bytes) -> None:
         raise SignatureRefused(f"a signature names no usable peer id ({error}); drop the message") from None
     if len(signature) != SIGNATURE_BYTES:
         raise SignatureRefused(
-            f"a signature in the name of {peer_id} has {len(signature)} bytes, not {SIGNATURE_BYTES}; "
-            "drop the message"
+            f"a signature in the name of {peer_id} has {len(signature)} bytes, not {SIGNATURE_BYTES}; drop the message"
         )
     try:
         VerifyKey(public_key).verify(message, signature)

@@ -28,9 +28,7 @@ _DATA_TAG = 0x12
 
 def encode_key(key_type: int, data: bytes) -> bytes:
     """The protobuf form of a public or private key."""
-    return (
-        bytes([_TYPE_TAG]) + encode_uvarint(key_type) + bytes([_DATA_TAG]) + encode_uvarint(len(data)) + data
-    )
+    return bytes([_TYPE_TAG]) + encode_uvarint(key_type) + bytes([_DATA_TAG]) + encode_uvarint(len(data)) + data
 
 
 def decode_key(encoded: bytes) -> tuple[int, bytes]:
@@ -44,9 +42,7 @@ def decode_key(encoded: bytes) -> tuple[int, bytes]:
         raise MalformedMessage("an encoded key has no data after its type; ask the sender for a libp2p key")
     length, offset = decode_uvarint(encoded, offset + 1)
     if len(encoded) != offset + length:
-        raise MalformedMessage(
-            "an encoded key is cut off or has extra bytes; ask the sender to send it again"
-        )
+        raise MalformedMessage("an encoded key is cut off or has extra bytes; ask the sender to send it again")
     return key_type, encoded[offset:]
 
 

@@ -64,9 +64,7 @@ _BARE_SIZE = _START.size + KEY_BYTES + DIGEST_BYTES
 _SEALED_SIZE = _START.size + _SEAL.size + KEY_BYTES + _TAG + DIGEST_BYTES
 
 
-def write_key(
-    path: Path, identity: Identity, passphrase: str | None, *, cost: PassphraseCost = MODERATE
-) -> None:
+def write_key(path: Path, identity: Identity, passphrase: str | None, *, cost: PassphraseCost = MODERATE) -> None:
     """Write a new key file with mode 0600; None as passphrase writes it bare.
 
     The file appears whole or not at all and is on disk when the call returns. An existing file is never
@@ -119,9 +117,7 @@ def _sealed(seed: bytes, passphrase: str, cost: PassphraseCost) -> bytes:
 
 
 def _stretch(passphrase: str, salt: bytes, cost: PassphraseCost, what: str) -> bytes:
-    if not (
-        LOWEST.passes <= cost.passes <= HIGHEST.passes and LOWEST.memory <= cost.memory <= HIGHEST.memory
-    ):
+    if not (LOWEST.passes <= cost.passes <= HIGHEST.passes and LOWEST.memory <= cost.memory <= HIGHEST.memory):
         raise ConfigError(
             f"{what} asks for {cost.passes} passes over {cost.memory} bytes, outside what is allowed; "
             "restore it from a backup"
@@ -132,16 +128,12 @@ def _stretch(passphrase: str, salt: bytes, cost: PassphraseCost, what: str) -> b
     except UnicodeEncodeError:
         raise ConfigError(f"the passphrase for {what} is not valid text; type it again") from None
     if not 1 <= len(secret) <= PASSPHRASE_LIMIT:
-        raise ConfigError(
-            f"the passphrase for {what} must have 1 to {PASSPHRASE_LIMIT} bytes; choose another"
-        )
+        raise ConfigError(f"the passphrase for {what} must have 1 to {PASSPHRASE_LIMIT} bytes; choose another")
     try:
         return argon2id.kdf(32, secret, salt, opslimit=cost.passes, memlimit=cost.memory)
     except (CryptoError, MemoryError):
         mebibytes = cost.memory >> 20
-        raise StoreError(
-            f"no {mebibytes} MiB of memory to open {what}; free some memory and try again"
-        ) from None
+        raise StoreError(f"no {mebibytes} MiB of memory to open {what}; free some memory and try again") from None
 
 
 def _read(path: Path) -> bytes:
@@ -176,9 +168,7 @@ def _check_format(path: Path, content: bytes) -> None:
         raise ConfigError(f"{path} is not a p2pfl key file; give the right path or restore it from a backup")
     _, version, form = _START.unpack(content[: _START.size])
     if version != _VERSION:
-        raise ConfigError(
-            f"key file {path} has format {version}, this version reads {_VERSION}; update p2pfl"
-        )
+        raise ConfigError(f"key file {path} has format {version}, this version reads {_VERSION}; update p2pfl")
     whole = len(content) == {_BARE: _BARE_SIZE, _SEALED: _SEALED_SIZE}.get(form)
     if not whole or hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
         raise ConfigError(f"key file {path} is damaged; restore it from a backup")
@@ -187,9 +177,7 @@ def _check_format(path: Path, content: bytes) -> None:
 def _write_new(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{random_bytes(8).hex()}")
     try:
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600
-        )
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)

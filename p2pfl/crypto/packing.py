@@ -88,9 +88,7 @@ def read_fields(value: Any, what: str, spec: Mapping[str, type | tuple[type, ...
     if value.keys() != spec.keys():
         missing = _names(spec.keys() - value.keys())
         unknown = _names(value.keys() - spec.keys())
-        raise MalformedMessage(
-            f"{what} has wrong fields (missing: {missing}; unknown: {unknown}); {_UPDATE_HINT}"
-        )
+        raise MalformedMessage(f"{what} has wrong fields (missing: {missing}; unknown: {unknown}); {_UPDATE_HINT}")
     for name, wanted in spec.items():
         allowed = wanted if isinstance(wanted, tuple) else (wanted,)
         if type(value[name]) not in allowed:

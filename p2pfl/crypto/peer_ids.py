@@ -31,9 +31,7 @@ _VALUES = {character: value for value, character in enumerate(_ALPHABET)}
 def peer_id_from_public_key(public_key: bytes) -> PeerId:
     """The peer id of a 32-byte Ed25519 public key. Raises IllegalStep for another length."""
     if len(public_key) != KEY_BYTES:
-        raise IllegalStep(
-            f"an Ed25519 public key has {KEY_BYTES} bytes, not {len(public_key)}; pass the raw key"
-        )
+        raise IllegalStep(f"an Ed25519 public key has {KEY_BYTES} bytes, not {len(public_key)}; pass the raw key")
     return PeerId(multihash_to_text(multihash_of_key(encode_key(ED25519, public_key))))
 
 
@@ -95,9 +93,7 @@ def text_to_multihash(text: str) -> bytes:
     Raises MalformedMessage unless the text is the one canonical spelling of an identity or SHA-256 multihash.
     """
     if not text or len(text) > TEXT_LIMIT:
-        raise MalformedMessage(
-            f"a peer id has 1 to {TEXT_LIMIT} characters, not {len(text)}; check its source"
-        )
+        raise MalformedMessage(f"a peer id has 1 to {TEXT_LIMIT} characters, not {len(text)}; check its source")
     multihash = _from_base58(text) if text.startswith(("1", "Qm")) else _from_cid(text)
     _split_multihash(multihash)
     return multihash
@@ -107,9 +103,7 @@ def _from_base58(text: str) -> bytes:
     number = 0
     for character in text:
         if character not in _VALUES:
-            raise MalformedMessage(
-                f"a peer id holds {character!r}, which base58 does not use; check its source"
-            )
+            raise MalformedMessage(f"a peer id holds {character!r}, which base58 does not use; check its source")
         number = number * 58 + _VALUES[character]
     zeros = len(text) - len(text.lstrip("1"))
     return b"\0" * zeros + number.to_bytes((number.bit_length() + 7) // 8, "big")
@@ -123,9 +117,7 @@ def _from_cid(text: str) -> bytes:
     except ValueError:
         raise MalformedMessage("a peer id is not valid base32; check its source") from None
     if content[:2] != _CID_PREFIX:
-        raise MalformedMessage(
-            "a CID is not of kind libp2p-key (0x72), so it names no peer; check its source"
-        )
+        raise MalformedMessage("a CID is not of kind libp2p-key (0x72), so it names no peer; check its source")
     # unused bits and letter case could otherwise spell one peer in several ways
     if multihash_to_cid(content[2:]) != text:
         raise MalformedMessage("a peer id is not written in its canonical base32 form; check its source")
@@ -145,12 +137,8 @@ def _split_multihash(multihash: bytes) -> tuple[int, bytes]:
 def _key_in_multihash(multihash: bytes) -> bytes:
     code, content = _split_multihash(multihash)
     if code != _IDENTITY:
-        raise MalformedMessage(
-            "a peer id holds only the hash of a key; members use Ed25519 keys (12D3KooW...)"
-        )
+        raise MalformedMessage("a peer id holds only the hash of a key; members use Ed25519 keys (12D3KooW...)")
     key_type, key = decode_key(content)
     if key_type != ED25519 or len(key) != KEY_BYTES:
-        raise MalformedMessage(
-            "a peer id names a key of another type; members use Ed25519 keys (12D3KooW...)"
-        )
+        raise MalformedMessage("a peer id names a key of another type; members use Ed25519 keys (12D3KooW...)")
     return key

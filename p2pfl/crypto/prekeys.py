@@ -47,9 +47,7 @@ class Prekey:
     def from_secret(cls, secret: bytes) -> Prekey:
         """The prekey of 32 stored secret bytes. Raises ConfigError for another length."""
         if len(secret) != PREKEY_BYTES:
-            raise ConfigError(
-                f"a prekey has {PREKEY_BYTES} bytes, not {len(secret)}; restore it from the store"
-            )
+            raise ConfigError(f"a prekey has {PREKEY_BYTES} bytes, not {len(secret)}; restore it from the store")
         return cls(PrivateKey(secret))
 
     @property
@@ -63,18 +61,14 @@ class Prekey:
         Raises SignatureRefused for a wrong length, another recipient, any changed byte, or another context.
         """
         if len(wrapped) != WRAPPED_BYTES:
-            raise SignatureRefused(
-                f"a wrapped key has {len(wrapped)} bytes, not {WRAPPED_BYTES}; ask for it again"
-            )
+            raise SignatureRefused(f"a wrapped key has {len(wrapped)} bytes, not {WRAPPED_BYTES}; ask for it again")
         try:
             content = self._box.decrypt(wrapped)
         except CryptoError:
             raise SignatureRefused("a wrapped key does not open with our prekey; ask for it again") from None
         bound, key = content[:-CONTENT_KEY_BYTES], content[-CONTENT_KEY_BYTES:]
         if not hmac.compare_digest(bound, _context_hash(self.public, context)):
-            raise SignatureRefused(
-                "a wrapped key belongs to another message; ask the sender for the right one"
-            )
+            raise SignatureRefused("a wrapped key belongs to another message; ask the sender for the right one")
         return key
 
     def __repr__(self) -> str:
@@ -93,13 +87,9 @@ def wrap_key(key: bytes, recipient_public: bytes, context: bytes) -> bytes:
     give everybody the same shared secret).
     """
     if len(key) != CONTENT_KEY_BYTES:
-        raise IllegalStep(
-            f"a content key has {CONTENT_KEY_BYTES} bytes, not {len(key)}; pass the key that seal gave"
-        )
+        raise IllegalStep(f"a content key has {CONTENT_KEY_BYTES} bytes, not {len(key)}; pass the key that seal gave")
     if len(recipient_public) != PREKEY_BYTES:
-        raise MalformedMessage(
-            f"a prekey has {len(recipient_public)} bytes, not {PREKEY_BYTES}; ask its owner"
-        )
+        raise MalformedMessage(f"a prekey has {len(recipient_public)} bytes, not {PREKEY_BYTES}; ask its owner")
     try:
         box = SealedBox(PublicKey(recipient_public))
         return bytes(box.encrypt(_context_hash(recipient_public, context) + key))

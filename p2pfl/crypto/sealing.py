@@ -122,9 +122,7 @@ def seal(plaintext: bytes | memoryview, context: bytes) -> Sealed:
         raise IllegalStep(f"a payload of {len(view)} bytes exceeds {SIZE_LIMIT}; send it in parts")
     key = random_bytes(CONTENT_KEY_BYTES)
     cipher = _ChunkCipher(key, context, expected_chunks(len(view)))
-    chunks = [
-        cipher.encrypt(index, bytes(view[index * CHUNK : (index + 1) * CHUNK])) for index in cipher.indices
-    ]
+    chunks = [cipher.encrypt(index, bytes(view[index * CHUNK : (index + 1) * CHUNK])) for index in cipher.indices]
     root = Digest(root_of_hashes([leaf_hash(chunk) for chunk in chunks]).hex())
     return Sealed(Manifest(len(view), len(chunks), root, cipher.commitment), key, chunks)
 
@@ -148,9 +146,7 @@ class Opener:
     def __init__(self, manifest: Manifest, key: bytes, context: bytes) -> None:
         manifest.check()
         if len(key) != CONTENT_KEY_BYTES:
-            raise SignatureRefused(
-                f"a content key has {CONTENT_KEY_BYTES} bytes, not {len(key)}; ask for it again"
-            )
+            raise SignatureRefused(f"a content key has {CONTENT_KEY_BYTES} bytes, not {len(key)}; ask for it again")
         self.manifest = manifest
         self._cipher = _ChunkCipher(key, context, manifest.chunks)
         if not hmac.compare_digest(self._cipher.commitment, manifest.commitment):
@@ -184,9 +180,7 @@ class Opener:
             missing = self._hashes.index(None)
             raise SignatureRefused(f"chunk {missing} of {self.manifest.chunks} is missing; fetch it")
         if root_of_hashes(hashes).hex() != self.manifest.root:
-            raise SignatureRefused(
-                "the chunks are not those the sender signed; fetch them from the sender itself"
-            )
+            raise SignatureRefused("the chunks are not those the sender signed; fetch them from the sender itself")
 
 
 def open_all(manifest: Manifest, key: bytes, context: bytes, chunks: Iterable[bytes]) -> bytes:
@@ -195,9 +189,7 @@ def open_all(manifest: Manifest, key: bytes, context: bytes, chunks: Iterable[by
     parts: list[bytes] = []
     for index, chunk in enumerate(chunks):
         if index >= manifest.chunks:
-            raise SignatureRefused(
-                f"more than the {manifest.chunks} chunks that were signed; fetch them again"
-            )
+            raise SignatureRefused(f"more than the {manifest.chunks} chunks that were signed; fetch them again")
         parts.append(opener.open(index, chunk))
     opener.finish()
     return b"".join(parts)
@@ -217,9 +209,7 @@ class _ChunkCipher:
 
     def __init__(self, key: bytes, context: bytes, chunks: int) -> None:
         if len(context) > CONTEXT_LIMIT:
-            raise IllegalStep(
-                f"a sealing context has {len(context)} bytes, more than {CONTEXT_LIMIT}; hash it first"
-            )
+            raise IllegalStep(f"a sealing context has {len(context)} bytes, more than {CONTEXT_LIMIT}; hash it first")
         self.indices = range(chunks)
         self._context = context
         self._key = hkdf_sha256(key, info=frame(_KEY_LABEL, context))
@@ -236,9 +226,7 @@ class _ChunkCipher:
         try:
             return crypto_aead_xchacha20poly1305_ietf_decrypt(chunk, extra, nonce, self._key)
         except CryptoError:
-            raise SignatureRefused(
-                f"chunk {index} does not open: altered or misplaced; fetch it again"
-            ) from None
+            raise SignatureRefused(f"chunk {index} does not open: altered or misplaced; fetch it again") from None
 
     def _place(self, index: int) -> tuple[bytes, bytes]:
         last = index == len(self.indices) - 1

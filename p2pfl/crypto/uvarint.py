@@ -34,9 +34,7 @@ def decode_uvarint(data: bytes, offset: int = 0) -> tuple[int, int]:
         value |= (byte & 0x7F) << (7 * place)
         if byte < 0x80:
             if byte == 0 and place > 0:
-                raise MalformedMessage(
-                    "an unsigned varint is not minimal; ask the sender to update its software"
-                )
+                raise MalformedMessage("an unsigned varint is not minimal; ask the sender to update its software")
             return value, offset + place + 1
     raise MalformedMessage("an unsigned varint has more than 9 bytes; ask the sender to update its software")
 

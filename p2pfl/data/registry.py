@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.data.csv_files import fingerprint_file, read_table
-from p2pfl.errors import ConfigError, DataError, StoreError
+from p2pfl.errors import ConfigError, DataError
+from p2pfl.files import write_atomic
 
 TAG_FORM = "1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
 MAX_DATASETS = 1000  # per site; lists stay readable, the file stays under 1 MiB
@@ -126,7 +126,7 @@ class Registry:
             data = json.dumps({"format": _FORMAT, "datasets": rows}, indent=1, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:  # Python's surrogates for names that are not UTF-8
             raise DataError("the file's name is not valid UTF-8; rename the file") from error
-        _write_atomic(self._path, data)
+        write_atomic(self._path, data)
 
 
 def _check_tag(tag: str) -> None:
@@ -162,27 +162,3 @@ def _dataset(row: Any) -> RegisteredDataset:
     if not path.is_absolute():
         raise ValueError("an entry's path is not absolute")
     return RegisteredDataset(**{**row, "path": path})
-
-
-def _write_atomic(path: Path, data: bytes) -> None:
-    """Replace the file, mode 0600: whole or as before after a crash. Raises StoreError."""
-    # the process id keeps a command-line verb and a running peer from sharing one temporary file
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise StoreError(f"couldn't write {path}: {error.strerror}; check space and rights") from error

@@ -24,9 +24,7 @@ from p2pfl.topology import build_graph
 from p2pfl.types import PeerId
 
 LOOPBACK = "127.0.0.1"
-START_TIME = (
-    60.0  # seconds until all processes answer and are linked; four torch imports on two cores take 10
-)
+START_TIME = 60.0  # seconds until all processes answer and are linked; four torch imports on two cores take 10
 RUN_TIME = 600.0  # seconds a demo run may take at most
 POLL = 0.1  # seconds between two looks at a starting peer
 STOP_TIME = 10.0  # seconds a process gets to end by itself
@@ -119,9 +117,7 @@ class Consortium:
     async def _listening(self, with_port: Sequence[str]) -> dict[str, str]:
         if await discovery_works():
             return dict.fromkeys(with_port, f"/ip4/{LOOPBACK}/tcp/0")
-        self._say(
-            "zeroconf does not work on this machine's loopback interface; the charter names fixed ports instead"
-        )
+        self._say("zeroconf does not work on this machine's loopback interface; the charter names fixed ports instead")
         return {name: f"/ip4/{LOOPBACK}/tcp/{_free_port()}" for name in with_port}
 
     @asynccontextmanager
@@ -161,9 +157,7 @@ class Consortium:
                 while not await condition():
                     await asyncio.sleep(POLL)
         except TimeoutError as error:
-            raise LinkError(
-                f"{what} within {seconds:.0f} s; see up.log in the homes under {self.folder}"
-            ) from error
+            raise LinkError(f"{what} within {seconds:.0f} s; see up.log in the homes under {self.folder}") from error
 
     async def train(self) -> None:
         """Propose at the first hospital, approve at the others, follow everywhere until all are done."""

@@ -85,9 +85,7 @@ def _evaluate(consortium: Consortium, plan_folder: Path, initial: str) -> Evalua
 
 def live_table(consortium: Consortium, messages: Sequence[str]) -> RenderableType:
     """The table that changes while the hospitals train."""
-    table = Table(
-        "hospital", "process", "state", "round", "loss", "links", "bytes sent", box=None, pad_edge=False
-    )
+    table = Table("hospital", "process", "state", "round", "loss", "links", "bytes sent", box=None, pad_edge=False)
     for site in consortium.sites:
         table.add_row(
             site.name,
@@ -118,9 +116,7 @@ def print_report(out: Console, value: Mapping[str, Any], evaluation: Evaluation)
     out.print(f"\nAUC if all data had been pooled in one place: {value['auc_pooled']:.4f}")
     names = list(evaluation.matrix)
     columns = list(next(iter(evaluation.matrix.values())))
-    matrix = Table(
-        "trained alone at", *columns, title="\nTrained at, tested at", title_justify="left", box=None
-    )
+    matrix = Table("trained alone at", *columns, title="\nTrained at, tested at", title_justify="left", box=None)
     for name in names:
         matrix.add_row(name, *(_figure(evaluation.matrix[name][at]) for at in columns))
     out.print(matrix)

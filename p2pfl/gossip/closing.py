@@ -39,9 +39,7 @@ class ClosingPart:
         """All rounds are done: ask the neighbours about edges that are still open."""
         self.begun = True
         context = self.context
-        context.tell(
-            "closing", unsettled=sum(len(ledger.unsettled) for ledger in self.rounds.ledgers.values())
-        )
+        context.tell("closing", unsettled=sum(len(ledger.unsettled) for ledger in self.rounds.ledgers.values()))
         context.set_timer("closing", context.running.deadline)
         self.ask(everybody=True)
         self.finish_when_settled()

@@ -81,9 +81,7 @@ class Deliveries:
         envelope, core = open_core(announcement.core)
         origin = envelope.signer
         if origin != peer:
-            raise SignatureRefused(
-                f"announcement signed by {origin}, not by the peer that sent it", peer=peer
-            )
+            raise SignatureRefused(f"announcement signed by {origin}, not by the peer that sent it", peer=peer)
         self._check_place(origin, core)
         known = self.signed.get((origin, core.key))
         if known is not None and known.digest != envelope.digest:
@@ -96,8 +94,7 @@ class Deliveries:
         self.reached[origin] = max(self.reached.get(origin, (0, 0)), core.position)
         if core.round > window:
             raise LimitExceeded(
-                f"round {core.round} is outside the window that ends at round {window}; "
-                "this peer catches up first",
+                f"round {core.round} is outside the window that ends at round {window}; this peer catches up first",
                 peer=peer,
             )
         self._check_content(core)
@@ -259,9 +256,7 @@ class Deliveries:
 
     # --- out
 
-    def sent(
-        self, cores: tuple[Core, ...], digests: tuple[Digest, ...], recipients: tuple[PeerId, ...]
-    ) -> None:
+    def sent(self, cores: tuple[Core, ...], digests: tuple[Digest, ...], recipients: tuple[PeerId, ...]) -> None:
         """Own cores are committed: announce them to every linked recipient."""
         for core, digest in zip(cores, digests, strict=True):
             self.outgoing[digest] = Outgoing(core, set(recipients))

@@ -32,9 +32,7 @@ from p2pfl.gossip.statements import (
 from p2pfl.gossip.table import TABLE, State
 from p2pfl.types import Digest, PeerId, Roster, StartRecord
 
-EARLY_LIMIT = (
-    8  # announcements kept per neighbour before the start record is valid here: one round's channels
-)
+EARLY_LIMIT = 8  # announcements kept per neighbour before the start record is valid here: one round's channels
 STATEMENTS = ("approval", "start", "start-signature", "settle", "acknowledgement", "closing")
 FLOODED = frozenset({"approval", "start", "start-signature", "closing"})
 

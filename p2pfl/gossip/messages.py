@@ -88,8 +88,7 @@ class Core:
                 "commitment": self.manifest.commitment,
                 "arguments": self.arguments,
                 "lists": {
-                    peer: [list(item.floor), [list(row) for row in item.items]]
-                    for peer, item in self.lists.items()
+                    peer: [list(item.floor), [list(row) for row in item.items]] for peer, item in self.lists.items()
                 },
             }
         )
@@ -116,17 +115,13 @@ _CORE_FIELDS: dict[str, type | tuple[type, ...]] = {
 
 def decode_core(payload: bytes) -> Core:
     """Decode a core whose signature holds. Raises MalformedMessage."""
-    fields = read_fields(
-        unpack(payload, what="core", limit=ANNOUNCEMENT_LIMIT, max_items=8192), "core", _CORE_FIELDS
-    )
+    fields = read_fields(unpack(payload, what="core", limit=ANNOUNCEMENT_LIMIT, max_items=8192), "core", _CORE_FIELDS)
     _check_position(fields["round"], fields["step"], "core")
     _check_range(fields["sequence"], 0, 2**53, "core: sequence")
     _check_range(fields["arguments"], 0, 2**31, "core: arguments")
     _check_range(fields["size"], 0, 2**40, "core: size")
     if fields["chunks"] != expected_chunks(fields["size"]):
-        raise MalformedMessage(
-            "core: the number of chunks does not fit its size; the sender must encode it anew"
-        )
+        raise MalformedMessage("core: the number of chunks does not fit its size; the sender must encode it anew")
     for name in ("base", "result", "root", "commitment"):
         check_digest(fields[name], f"core: {name}")
     if len(fields["channel"]) > 32 or len(fields["codec"]) > 32 or len(fields["to"]) > 64:
@@ -134,9 +129,7 @@ def decode_core(payload: bytes) -> Core:
     lists = {PeerId(str(peer)): decode_edge_list(value) for peer, value in fields["lists"].items()}
     if len(lists) > MAX_PARTICIPANTS:
         raise MalformedMessage("core: lists for more peers than a consortium has")
-    manifest = Manifest(
-        fields["size"], fields["chunks"], Digest(fields["root"]), Digest(fields["commitment"])
-    )
+    manifest = Manifest(fields["size"], fields["chunks"], Digest(fields["root"]), Digest(fields["commitment"]))
     return Core(
         RunId(fields["run"]), fields["sequence"], fields["round"], fields["step"], fields["channel"], fields["to"],
         Digest(fields["base"]), Digest(fields["result"]), fields["codec"], manifest, fields["arguments"], lists,
@@ -250,12 +243,7 @@ def envelope_frame(run: str, envelope: bytes) -> bytes:
 def open_frame(data: bytes, limit: int) -> tuple[RunId, bytes]:
     """Split an envelope frame; nothing is verified yet."""
     value = unpack(data, what="frame", limit=limit + 128)
-    if not (
-        isinstance(value, list)
-        and len(value) == 2
-        and isinstance(value[0], str)
-        and isinstance(value[1], bytes)
-    ):
+    if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], bytes)):
         raise MalformedMessage("frame: not a run and an envelope")
     return RunId(value[0]), value[1]
 

@@ -64,9 +64,7 @@ class Starting:
         if self.own_approval is not None or context.me in self.approvals:
             raise IllegalStep("this peer has already approved the run; nothing more is needed")
         if samples < 1:
-            raise ConfigError(
-                "an approval needs at least one training example; register data for the plan's tag"
-            )
+            raise ConfigError("an approval needs at least one training example; register data for the plan's tag")
         self.own_approval = Approval(context.proposal.run, context.proposal.plan, samples, prekey)
         context.log("plan_approved", {"plan": context.proposal.plan, "samples": samples})
         context.commit("approved")

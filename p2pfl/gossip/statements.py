@@ -169,14 +169,10 @@ class Approval:
 def open_approval(data: bytes) -> tuple[Envelope, Approval]:
     """Verify and decode an approval."""
     envelope = open_envelope(data, kinds=("approval",), limit=DIRECT_LIMIT)
-    fields = _fields(
-        envelope, "approval", {"run": str, "plan": str, "samples": int, "prekey": bytes}, DIRECT_LIMIT
-    )
+    fields = _fields(envelope, "approval", {"run": str, "plan": str, "samples": int, "prekey": bytes}, DIRECT_LIMIT)
     if len(fields["prekey"]) != 32 or not 1 <= fields["samples"] <= 2**40:
         raise MalformedMessage("approval: prekey or sample count out of range", peer=envelope.signer)
-    return envelope, Approval(
-        RunId(fields["run"]), Digest(fields["plan"]), fields["samples"], fields["prekey"]
-    )
+    return envelope, Approval(RunId(fields["run"]), Digest(fields["plan"]), fields["samples"], fields["prekey"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +352,5 @@ def record_digest(payload: bytes) -> Digest:
     return sha256(b"p2pfl start record\n" + payload)
 
 
-def _fields(
-    envelope: Envelope, what: str, spec: Mapping[str, type | tuple[type, ...]], limit: int
-) -> dict[str, Any]:
+def _fields(envelope: Envelope, what: str, spec: Mapping[str, type | tuple[type, ...]], limit: int) -> dict[str, Any]:
     return read_fields(unpack(envelope.payload, what=what, limit=limit, max_items=8192), what, spec)

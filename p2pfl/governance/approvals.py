@@ -9,7 +9,7 @@ from typing import Any
 
 from p2pfl.crypto import parse_digest
 from p2pfl.errors import ConfigError, LimitExceeded, MalformedMessage
-from p2pfl.governance.files import read_bounded, write_atomic
+from p2pfl.files import read_bounded, write_atomic
 from p2pfl.types import Digest
 
 BOOK_LIMIT = 2**20  # bytes: some 10,000 approvals, decades of them

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from p2pfl.errors import ConfigError, PolicyRefusal
+from p2pfl.files import read_bounded, write_atomic
 from p2pfl.governance.charter import Charter, fingerprint
 from p2pfl.governance.charter_files import CHARTER_TEXT_LIMIT, charter_to_text, parse_charter
 from p2pfl.governance.charter_rules import check_document
 from p2pfl.governance.charter_signatures import missing_signatures, with_signatures
-from p2pfl.governance.files import read_bounded, write_atomic
 from p2pfl.types import Roster
 
 

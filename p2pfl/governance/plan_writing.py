@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import PlanError
-from p2pfl.governance.files import write_atomic
+from p2pfl.files import write_atomic
 from p2pfl.governance.plan_source import source_of
 from p2pfl.governance.plans import (
     PLAN_CODE,

@@ -15,7 +15,7 @@ from typing import Any
 from p2pfl.crypto import pack, read_fields, sha256, unpack
 from p2pfl.crypto.uvarint import frame
 from p2pfl.errors import ConfigError, MalformedMessage, PlanError
-from p2pfl.governance.files import read_bounded
+from p2pfl.files import read_bounded
 from p2pfl.governance.plan_settings import TOML_LIMIT, PlanSettings, parse_settings
 from p2pfl.types import Digest
 

@@ -41,9 +41,7 @@ class Discovery:
     same one possibly again.
     """
 
-    def __init__(
-        self, network_tag: str, interface: str, port: int | None, on_address: Callable[[str], None]
-    ) -> None:
+    def __init__(self, network_tag: str, interface: str, port: int | None, on_address: Callable[[str], None]) -> None:
         if not 0 < len(network_tag) <= _TAG_LIMIT or not network_tag.isascii():
             raise ConfigError(
                 f"a network tag has 1 to {_TAG_LIMIT} ASCII characters; use the start of the charter digest"
@@ -79,9 +77,7 @@ class Discovery:
 
     async def _start(self) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind(
-                (self._interface, 0)
-            )  # fails here, where nothing is open yet, if there is no such interface
+            probe.bind((self._interface, 0))  # fails here, where nothing is open yet, if there is no such interface
         self._zeroconf = AsyncZeroconf(interfaces=[self._interface])
         self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE, handlers=[self._on_change])
         if self._port is not None:
@@ -116,9 +112,7 @@ class Discovery:
         except (OSError, TimeoutError, ZeroconfError):
             pass  # a hint that fails to say goodbye expires by itself
 
-    def _on_change(
-        self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
-    ) -> None:
+    def _on_change(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         """A sync callback of the browser: look the name up in a task. Goodbyes can be forged and are
         ignored.
         """

@@ -81,9 +81,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
             body = self._start + _PREFIX
             length = int.from_bytes(self._view[self._start : body], "big")
             if length > self._limit:
-                self._fail(
-                    LimitExceeded(f"a frame of {length} bytes exceeds {self._limit}; closing the connection")
-                )
+                self._fail(LimitExceeded(f"a frame of {length} bytes exceeds {self._limit}; closing the connection"))
                 self.transport.abort()
                 return
             if self._end - body < length:

@@ -150,14 +150,10 @@ class _Exchange:
         if self._connection.dialled and self._expected is None and self._greeter.needless(peer, b""):
             raise AlreadyLinkedError(peer)  # an address heard by discovery leads to a neighbour we have
         hellos = (own_hello, other_hello) if self._connection.dialled else (other_hello, own_hello)
-        proofs = self._proof_fields(
-            peer, hello["nonce"], hashlib.sha256(b"".join(map(_sized, hellos))).digest()
-        )
+        proofs = self._proof_fields(peer, hello["nonce"], hashlib.sha256(b"".join(map(_sized, hellos))).digest())
         await self._send(_PROOF, sign_envelope(self._greeter.identity, _KIND, pack(proofs["own"])).encode())
         self._check_proof(await self._receive(_PROOF), peer, proofs["other"])
-        self._connection.allow(
-            FRAME_LIMIT
-        )  # before our OK or WELCOME: the other end may use the link at once
+        self._connection.allow(FRAME_LIMIT)  # before our OK or WELCOME: the other end may use the link at once
         number = await self._settle(peer, hello["process"])
         return Greeting(peer, hello["process"], number, frozenset(hello["protocols"]))
 
@@ -282,9 +278,7 @@ class _Exchange:
             raise SignatureRefused(
                 f"{self._address} claims to be {peer} but signed as {envelope.signer}; refused", peer=peer
             )
-        signed = read_fields(
-            unpack(envelope.payload, what="proof", limit=HELLO_LIMIT), "proof", _PROOF_FIELDS
-        )
+        signed = read_fields(unpack(envelope.payload, what="proof", limit=HELLO_LIMIT), "proof", _PROOF_FIELDS)
         for name, value in fields.items():
             if signed[name] != value:
                 raise SignatureRefused(

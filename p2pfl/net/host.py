@@ -96,10 +96,7 @@ class Host:
             transport.trust(self._roster)
         self._started = True
         try:
-            return [
-                await self._transport(address).listen(address, self._accept, self._report)
-                for address in listen
-            ]
+            return [await self._transport(address).listen(address, self._accept, self._report) for address in listen]
         except BaseException:
             await self.stop()
             raise
@@ -149,17 +146,13 @@ class Host:
         """
         self._dialler.candidate(address)
 
-    async def request(
-        self, peer: PeerId, protocol: str, payload: bytes, timeout: float | None = None
-    ) -> bytes:
+    async def request(self, peer: PeerId, protocol: str, payload: bytes, timeout: float | None = None) -> bytes:
         """Ask and wait for the answer (both at most 1 MiB less a header).
 
         Raises LinkError (no link, no answer in ``timeout`` seconds, unknown protocol) or Refusal (the
         handler there says no).
         """
-        return await self._link(peer).request(
-            protocol, payload, self._limits.request if timeout is None else timeout
-        )
+        return await self._link(peer).request(protocol, payload, self._limits.request if timeout is None else timeout)
 
     async def notify(self, peer: PeerId, protocol: str, payload: bytes) -> None:
         """Send without an answer; returns when the link has taken it. LinkError when there is no link."""
@@ -181,9 +174,7 @@ class Host:
         for last_try in (False, True):
             link = self._link(peer)
             try:
-                async with contextlib.aclosing(
-                    link.fetch(content, done, chunks, chunk_limit, seconds)
-                ) as pulled:
+                async with contextlib.aclosing(link.fetch(content, done, chunks, chunk_limit, seconds)) as pulled:
                     async for chunk in pulled:
                         done += 1
                         yield chunk
@@ -235,9 +226,7 @@ class Host:
             transport.trust(roster)
         for link in self._table.all():
             if not self._current(link.peer, link.connection):
-                self._table.close(
-                    link.peer, "no longer a member, or its certificate is no longer in its record"
-                )
+                self._table.close(link.peer, "no longer a member, or its certificate is no longer in its record")
         for peer in roster.peer_ids:
             self._dialler.changed(peer)
 

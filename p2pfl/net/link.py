@@ -34,9 +34,7 @@ class LinkInfo:
 class Link:
     """Lives from ``run`` until that returns the reason of its end. Never raises into the host."""
 
-    def __init__(
-        self, connection: Connection, greeting: Greeting, handlers: Handlers, limits: Limits
-    ) -> None:
+    def __init__(self, connection: Connection, greeting: Greeting, handlers: Handlers, limits: Limits) -> None:
         loop = asyncio.get_running_loop()
         self.peer = greeting.peer
         self.greeting = greeting
@@ -158,9 +156,7 @@ class Link:
                 finally:
                     del self._answers[number]
         except TimeoutError:
-            raise LinkError(
-                f"{self.peer} did not answer {protocol} within {seconds:g} s; try again later"
-            ) from None
+            raise LinkError(f"{self.peer} did not answer {protocol} within {seconds:g} s; try again later") from None
 
     async def notify(self, protocol: str, payload: bytes) -> None:
         """Send without an answer; returns once the medium has taken it."""
@@ -216,9 +212,7 @@ class Link:
                 continue
             handle = kinds.get(frame[0]) if frame else None
             if handle is None:
-                raise MalformedMessage(
-                    f"{self.peer} sent a frame of unknown type; closing the link", peer=self.peer
-                )
+                raise MalformedMessage(f"{self.peer} sent a frame of unknown type; closing the link", peer=self.peer)
             handle(frame)
 
     def _on_bye(self, frame: bytes) -> None:
@@ -283,9 +277,7 @@ class Link:
         if code == wire.REFUSED:
             answer.set_exception(Refusal(f"{self.peer} refused: {printable(text)}"))
         elif code == wire.UNKNOWN:
-            answer.set_exception(
-                LinkError(f"{self.peer} does not know this protocol; it may run another version")
-            )
+            answer.set_exception(LinkError(f"{self.peer} does not know this protocol; it may run another version"))
         else:
             answer.set_exception(LinkError(f"{self.peer} failed to answer; its own log says why"))
 

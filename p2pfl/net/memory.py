@@ -110,9 +110,7 @@ class MemoryConnection:
         self._check()
         frame = b"".join(parts)
         if len(frame) > FRAME_LIMIT:
-            raise IllegalStep(
-                f"a frame of {len(frame)} bytes exceeds {FRAME_LIMIT}; send large content by fetch"
-            )
+            raise IllegalStep(f"a frame of {len(frame)} bytes exceeds {FRAME_LIMIT}; send large content by fetch")
         self.bytes_out += len(frame) + _HEADER
         self._outbox.append(frame)
         self.flush()
@@ -150,9 +148,7 @@ class MemoryConnection:
             return
         self.bytes_in += len(frame) + _HEADER
         if len(frame) > self._limit:
-            self._fail(
-                LimitExceeded(f"a frame of {len(frame)} bytes exceeds {self._limit}; closing the connection")
-            )
+            self._fail(LimitExceeded(f"a frame of {len(frame)} bytes exceeds {self._limit}; closing the connection"))
             self.abort()
             return
         self._inbox.append(frame)
@@ -214,9 +210,7 @@ class MemoryTransport:
         """Listen under a name; ConfigError when it is taken."""
         name = address.removeprefix(_PREFIX)
         if name != self._name:
-            raise ConfigError(
-                f"cannot listen on {address}: this transport is called {self._name}; use its own name"
-            )
+            raise ConfigError(f"cannot listen on {address}: this transport is called {self._name}; use its own name")
         if name in self._network.listeners:
             raise ConfigError(f"cannot listen on {address}: the name is in use; choose another")
         self._network.listeners[name] = (self, accept)
@@ -230,15 +224,9 @@ class MemoryTransport:
             raise LinkError(f"cannot connect to {address}: nobody answers; is that peer up?")
         other, accept = self._network.listeners[name]
         if other._certificate not in self._trusted:
-            raise NotAMember(
-                f"{address} shows a certificate that is in no member's record; check the address"
-            )
-        ours = MemoryConnection(
-            self._network, (self._name, name), True, (self._certificate, other._certificate)
-        )
-        theirs = MemoryConnection(
-            self._network, (name, self._name), False, (other._certificate, self._certificate)
-        )
+            raise NotAMember(f"{address} shows a certificate that is in no member's record; check the address")
+        ours = MemoryConnection(self._network, (self._name, name), True, (self._certificate, other._certificate))
+        theirs = MemoryConnection(self._network, (name, self._name), False, (other._certificate, self._certificate))
         ours.peer_end, theirs.peer_end = theirs, ours
         other._admit(theirs, accept)
         return ours

@@ -38,9 +38,7 @@ def parse_address(text: str) -> Address:
     peer = None
     if len(parts) == 7:
         if parts[5] != "p2p":
-            raise ConfigError(
-                f"address {shown} has /{parts[5]}/ after the port; only /p2p/PEER may follow it"
-            )
+            raise ConfigError(f"address {shown} has /{parts[5]}/ after the port; only /p2p/PEER may follow it")
         peer = parse_peer_id(parts[6])
     return Address(kind, _host(kind, host, shown), _port(port, shown), peer)
 

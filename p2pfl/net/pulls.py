@@ -165,9 +165,7 @@ class Server:
     def queue(self, frame: bytes) -> None:
         """A PULL has arrived."""
         if len(self._ranges) >= QUEUED_RANGES:
-            raise LimitExceeded(
-                f"{self._peer} has more than {QUEUED_RANGES} pulls waiting; closing", peer=self._peer
-            )
+            raise LimitExceeded(f"{self._peer} has more than {QUEUED_RANGES} pulls waiting; closing", peer=self._peer)
         self._ranges.append(wire.read_pull(frame))
         self._work.set()
 
@@ -204,8 +202,6 @@ class Server:
             return None
         if chunk is not None and len(chunk) > CHUNK_LIMIT:
             self.faults += 1
-            _log.error(
-                "chunk %d of %s has %d bytes, at most %d travel", index, content, len(chunk), CHUNK_LIMIT
-            )
+            _log.error("chunk %d of %s has %d bytes, at most %d travel", index, content, len(chunk), CHUNK_LIMIT)
             return None
         return chunk

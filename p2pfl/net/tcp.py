@@ -40,9 +40,7 @@ class TcpConnection:
 
     kind = "tcp"
 
-    def __init__(
-        self, protocol: FrameProtocol, address: str, dialled: bool, own: bytes, limits: Limits
-    ) -> None:
+    def __init__(self, protocol: FrameProtocol, address: str, dialled: bool, own: bytes, limits: Limits) -> None:
         remote = protocol.transport.get_extra_info("ssl_object").getpeercert(True)
         if not remote:
             raise NotAMember(f"{address} showed no certificate; it is no peer of this consortium")
@@ -121,8 +119,7 @@ class TcpTransport:
                 context.load_cert_chain(file.name, password=self._password)
             except ssl.SSLError as error:
                 raise ConfigError(
-                    f"our own TLS certificate or its key cannot be loaded ({error.reason}); "
-                    "make a new member record"
+                    f"our own TLS certificate or its key cannot be loaded ({error.reason}); make a new member record"
                 ) from None
 
     async def listen(self, address: str, accept: Accept, refused: Refused) -> str:
@@ -145,9 +142,7 @@ class TcpTransport:
         self._spawn(self._tasks, self._accept_loop(listener, accept, refused))
         return str(Address(wanted.kind, wanted.host, listener.getsockname()[1]))
 
-    def _spawn(
-        self, tasks: set[asyncio.Task[None]], coroutine: Coroutine[Any, Any, None]
-    ) -> asyncio.Task[None]:
+    def _spawn(self, tasks: set[asyncio.Task[None]], coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         tasks.add(task)
         task.add_done_callback(tasks.discard)

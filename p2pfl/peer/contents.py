@@ -8,8 +8,8 @@ from pathlib import Path
 
 from p2pfl.crypto import CHUNK, Opener
 from p2pfl.errors import ConfigError, StoreError
+from p2pfl.files import write_atomic
 from p2pfl.net import Host
-from p2pfl.peer.home import write_private
 from p2pfl.types import Digest, PeerId
 
 SEALED_CHUNK = CHUNK + 16  # the authentication tag of XChaCha20-Poly1305
@@ -29,7 +29,7 @@ class Contents:
 
     async def put_ciphertext(self, core: Digest, chunks: list[bytes], recipients: frozenset[PeerId]) -> None:
         """Store the chunks of one sealed delta durably."""
-        await asyncio.to_thread(write_private, self._outbox / core, b"".join(chunks))
+        await asyncio.to_thread(write_atomic, self._outbox / core, b"".join(chunks))
         self._recipients[core] = recipients
 
     def restore_ciphertext(self, core: Digest, recipients: frozenset[PeerId]) -> bool:
@@ -63,7 +63,7 @@ class Contents:
         digest = Digest(hashlib.sha256(data).hexdigest())
         path = self._files / digest
         if not path.exists():
-            write_private(path, data)
+            write_atomic(path, data)
         return digest
 
     def file(self, digest: Digest) -> bytes | None:
@@ -85,9 +85,7 @@ class Contents:
         if content in self._recipients:
             if peer not in self._recipients[content]:
                 return None
-            return await asyncio.to_thread(
-                _read_at, self._outbox / content, index * SEALED_CHUNK, SEALED_CHUNK
-            )
+            return await asyncio.to_thread(_read_at, self._outbox / content, index * SEALED_CHUNK, SEALED_CHUNK)
         return await asyncio.to_thread(_read_at, self._files / content, index * CHUNK, CHUNK)
 
 

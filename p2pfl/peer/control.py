@@ -33,9 +33,7 @@ async def _status(peer: Peer, request: dict[str, Any]) -> Any:
 
 async def _propose(peer: Peer, request: dict[str, Any]) -> Any:
     options = {
-        name: request[name]
-        for name in ("seed", "patience", "topology", "rounds")
-        if request.get(name) is not None
+        name: request[name] for name in ("seed", "patience", "topology", "rounds") if request.get(name) is not None
     }
     run = await peer.propose(read_plan(Path(str(request["plan"]))), **options)
     return {"run": run.id, "plan": run.plan.digest}
@@ -153,9 +151,7 @@ class ControlServer:
     async def _carry_out(self, request: dict[str, Any]) -> Any:
         handler = HANDLERS.get(str(request.get("verb")))
         if handler is None:
-            raise ConfigError(
-                f"unknown verb {request.get('verb')!r}; known: {', '.join(sorted(HANDLERS))}, follow"
-            )
+            raise ConfigError(f"unknown verb {request.get('verb')!r}; known: {', '.join(sorted(HANDLERS))}, follow")
         return await handler(self._peer, request)
 
     async def _follow(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:

@@ -13,7 +13,6 @@ contents/       files named by their SHA-256
 
 from __future__ import annotations
 
-import os
 import time
 import tomllib
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from p2pfl.crypto import Identity, create_certificate, read_key, write_key
 from p2pfl.data import Registry
 from p2pfl.errors import ConfigError, StoreError
+from p2pfl.files import write_atomic
 from p2pfl.governance import (
     ApprovalBook,
     Charter,
@@ -96,9 +96,7 @@ class Home:
         try:
             return record_from_text((self.path / "member.record").read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(
-                f"{self.path}: no readable member.record; restore it or make a new home"
-            ) from error
+            raise ConfigError(f"{self.path}: no readable member.record; restore it or make a new home") from error
 
     def member(self) -> Member:
         """The own member record, opened."""
@@ -133,9 +131,7 @@ def init_home(
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.chmod(0o700)
     except OSError as error:
-        raise StoreError(
-            f"couldn't make {path}: {error.strerror}; choose a folder you may write to"
-        ) from error
+        raise StoreError(f"couldn't make {path}: {error.strerror}; choose a folder you may write to") from error
     identity = Identity.generate()
     write_key(path / "identity.key", identity, passphrase)
     now = int(time.time())
@@ -143,7 +139,7 @@ def init_home(
     certificate = create_certificate(
         identity.peer_id[-12:], not_before=now - 3600, not_after=expires, password=tls_password(identity)
     )
-    write_private(path / "tls.key", certificate.key_pem)
+    write_atomic(path / "tls.key", certificate.key_pem)
     addresses = [] if listen is None or needs_discovery(listen) else [listen]
     record = make_record(
         identity,
@@ -155,11 +151,9 @@ def init_home(
         expires=expires,
     )
     text = record_to_text(record)
-    write_private(path / "member.record", text.encode())
-    lines = [
-        f"{key} = {_toml_string(value)}" for key, value in settings.model_dump().items() if value is not None
-    ]
-    write_private(path / "home.toml", ("\n".join(lines) + "\n").encode())
+    write_atomic(path / "member.record", text.encode())
+    lines = [f"{key} = {_toml_string(value)}" for key, value in settings.model_dump().items() if value is not None]
+    write_atomic(path / "home.toml", ("\n".join(lines) + "\n").encode())
     return text
 
 
@@ -170,9 +164,7 @@ def open_home(path: Path) -> Home:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path / 'home.toml'} is not valid TOML: {error}; mend the file") from error
     except ConfigError as error:
-        raise ConfigError(
-            f"{path} is no p2pfl home; make one with `p2pfl init {path} --name NAME`"
-        ) from error
+        raise ConfigError(f"{path} is no p2pfl home; make one with `p2pfl init {path} --name NAME`") from error
     return Home(path, _checked_settings(path, raw))
 
 
@@ -213,30 +205,6 @@ def read_text(path: Path, limit: int = 4 * 2**20) -> str:
         raise ConfigError(f"{path} is not a text file; check the name") from error
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file with mode 0600 so that it is either whole or absent after a crash."""
-    temporary = path.with_name(path.name + ".new")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise StoreError(f"couldn't write {path}: {error.strerror}; check space and rights") from error
-
-
 def _toml_string(value: str) -> str:
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return (
-        '"' + "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in escaped) + '"'
-    )
+    return '"' + "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in escaped) + '"'

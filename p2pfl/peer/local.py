@@ -110,9 +110,7 @@ def _deal(data: str | Path | Sequence[str | Path], peers: int, folder: Path) -> 
     if not isinstance(data, (str, Path)):
         files = [Path(file) for file in data]
         if len(files) != peers:
-            raise ConfigError(
-                f"{len(files)} data files for {peers} peers; give one file per peer, or a single one"
-            )
+            raise ConfigError(f"{len(files)} data files for {peers} peers; give one file per peer, or a single one")
         return files
     try:
         with Path(data).open(newline="", encoding="utf-8") as file:

@@ -71,9 +71,7 @@ class Peer:
         charter = self.home.charter()
         self._roster = check_charter(charter, now=int(time.time()))
         if self._roster.member(self.peer_id) is None:
-            raise ConfigError(
-                f"{self.home.path}: the accepted charter does not name this peer; accept the right one"
-            )
+            raise ConfigError(f"{self.home.path}: the accepted charter does not name this peer; accept the right one")
         self._charter = charter
         async with contextlib.AsyncExitStack() as stack:
             await self._open(stack)
@@ -138,9 +136,7 @@ class Peer:
         if interface is None or self._network is not None:
             return
         port = parse_address(self.addresses[0]).port if self.addresses else None
-        discovery = Discovery(
-            sha256(self._roster.charter.encode())[:16], interface, port, self._host.candidate
-        )
+        discovery = Discovery(sha256(self._roster.charter.encode())[:16], interface, port, self._host.candidate)
         try:
             await discovery.start()
         except LinkError as error:
@@ -186,12 +182,7 @@ class Peer:
             context = runner.machine.context
             nodes = tuple(context.start.shares) if context.start else self._roster.peer_ids
             graphs.append(build_graph(context.proposal.topology, nodes))
-        wanted = {
-            PeerId(peer)
-            for graph in graphs
-            if self.peer_id in graph
-            for peer in graph.neighbors(self.peer_id)
-        }
+        wanted = {PeerId(peer) for graph in graphs if self.peer_id in graph for peer in graph.neighbors(self.peer_id)}
         return wanted - {self.peer_id}
 
     def _on_link(self, peer: PeerId, up: bool, detail: str) -> None:
@@ -252,9 +243,7 @@ class Peer:
         Raises PlanError, DataError, ConfigError or PolicyRefusal; nothing has left the building then.
         """
         read = plan if isinstance(plan, Plan) else read_plan(Path(plan))
-        runner = await self._book.propose(
-            read, seed=seed, patience=patience, topology=topology, rounds=rounds
-        )
+        runner = await self._book.propose(read, seed=seed, patience=patience, topology=topology, rounds=rounds)
         return self._adopt(runner.machine.context.proposal.run)
 
     async def join(self, run: str) -> Run:
@@ -334,10 +323,7 @@ class Peer:
         closing, rounds = machine.closing, machine.rounds
         names = {member.peer_id: member.name for member in self._roster.members}
         start = machine.context.running
-        missing = {
-            peer: (since, why)
-            for peer, since, why in (closing.statement.missing if closing.statement else ())
-        }
+        missing = {peer: (since, why) for peer, since, why in (closing.statement.missing if closing.statement else ())}
         missing = {**closing.named_missing, **missing}
         return {
             "run": start.run,

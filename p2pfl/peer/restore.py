@@ -52,9 +52,7 @@ def restored_run(log: AuditLog, proposal: Proposal, roster: Roster) -> RestoredR
         elif entry.kind == "run_closed":
             closed = True
     outgoing = tuple(
-        (digest, core, frozenset(peers))
-        for digest, (core, peers, _) in waiting.items()
-        if peers and not closed
+        (digest, core, frozenset(peers)) for digest, (core, peers, _) in waiting.items() if peers and not closed
     )
     state = Restored(signed, start, rounds_done, outgoing, closed)
     stored_now = tuple((digest, waiting[digest][2]) for digest, _, _ in outgoing)

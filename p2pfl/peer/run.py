@@ -94,9 +94,7 @@ class Run:
         await self.finished()
         if self._model is None:
             away = self._runner.machine.context.away_for_good or "it did not take part"
-            raise ConfigError(
-                f"this peer has no model of run {self.id[:12]}: {away}; ask a partner for theirs"
-            )
+            raise ConfigError(f"this peer has no model of run {self.id[:12]}: {away}; ask a partner for theirs")
         return self._model
 
     def report(self) -> dict[str, Any]:

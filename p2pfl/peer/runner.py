@@ -279,9 +279,7 @@ class Runner:
         )
         self.timings.mixing += self.now() - started
         self.post(
-            events.Mixed(
-                self.now(), effect.round, effect.step, Digest(value["digest"]), float(value["distance"])
-            )
+            events.Mixed(self.now(), effect.round, effect.step, Digest(value["digest"]), float(value["distance"]))
         )
 
     async def _forget(self, effect: effects.Forget) -> None:
@@ -377,9 +375,7 @@ class Runner:
         core = effect.core
         try:
             payload = await self._open(effect)
-            await self._call(
-                "receive", key=effect.digest, channel=core.channel, payload=payload, result=core.result
-            )
+            await self._call("receive", key=effect.digest, channel=core.channel, payload=payload, result=core.result)
         except RemoteError as error:
             self.post(events.Received(self.now(), effect.digest, str(error)))
             return
@@ -400,9 +396,7 @@ class Runner:
         else:
             parts = []
             async with asyncio.timeout(FETCH_LIMIT):
-                chunks = self._services.host.fetch(
-                    effect.peer, effect.digest, core.manifest.chunks, SEALED_CHUNK
-                )
+                chunks = self._services.host.fetch(effect.peer, effect.digest, core.manifest.chunks, SEALED_CHUNK)
                 async for chunk in chunks:
                     parts.append(await asyncio.to_thread(opener.open, len(parts), chunk))
         opener.finish()

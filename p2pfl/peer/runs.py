@@ -20,12 +20,13 @@ from nacl.secret import SecretBox
 from p2pfl.audit import NewEntry
 from p2pfl.crypto import CHUNK, Prekey, open_envelope, sha256, sign_envelope
 from p2pfl.errors import ConfigError, LinkError, PlanError, PolicyRefusal, RemoteError, StoreError
+from p2pfl.files import write_atomic
 from p2pfl.gossip import Flood, Machine, Proposal, events, open_proposal
 from p2pfl.gossip.messages import FLOOD_LIMIT, envelope_frame, open_frame
 from p2pfl.gossip.starting import check_links
 from p2pfl.gossip.table import State
 from p2pfl.governance import Plan, plan_from_bundle
-from p2pfl.peer.home import Home, write_private
+from p2pfl.peer.home import Home
 from p2pfl.peer.restore import restored_run
 from p2pfl.peer.runner import FLOOD, RunKeys, Runner, Services
 from p2pfl.peer.worker import START_LIMIT, Worker
@@ -132,16 +133,13 @@ class Runs:
         mine = [
             runner
             for runner in self.runners.values()
-            if runner.machine.context.proposal.proposer == proposal.proposer
-            and runner.machine.state is State.PROPOSING
+            if runner.machine.context.proposal.proposer == proposal.proposer and runner.machine.state is State.PROPOSING
         ]
         if len(mine) >= OPEN_PROPOSALS:
             raise RemoteError(f"{OPEN_PROPOSALS} open proposals already", peer=proposal.proposer)
         plan = plan_from_bundle(proposal.bundle)
         if plan.digest != proposal.plan:
-            raise RemoteError(
-                "proposal whose code does not have the plan hash it names", peer=proposal.proposer
-            )
+            raise RemoteError("proposal whose code does not have the plan hash it names", peer=proposal.proposer)
         self._check_size(proposal.channels)
         check_links(proposal.topology, self._roster, self._roster.peer_ids)
         self._adopt(proposal, statement, plan)
@@ -151,7 +149,7 @@ class Runs:
         run = proposal.run
         folder = self._home.run_folder(run)
         if not restart:
-            write_private(folder / "proposal", statement)
+            write_atomic(folder / "proposal", statement)
         restored = restored_run(self._services.journal.log, proposal, self._roster) if restart else None
         machine = Machine(
             self.me,
@@ -213,57 +211,51 @@ class Runs:
         check_links(graph, self._roster, self._roster.peer_ids)
         shares = {peer: 1 / len(self._roster.members) for peer in self._roster.peer_ids}
         Schedule(graph, self._roster.peer_ids, shares, total, settings.training.closing_rounds).round(0)
-        seed = secrets.randbelow(2**31) if seed is None else seed
-        worker, facts = await self.ready_worker(plan)
+        worker, facts = await ready_worker(plan, self._home)
         try:
-            initial = await worker.call("initial", timeout=START_LIMIT, seed=seed)
-            digest = self._services.contents.put_file(initial)
-            begun = await worker.call(
-                "begin", timeout=START_LIMIT, initial=initial, run=bytes(32), key=bytes(32), share=1.0
-            )
+            proposal, initial = await self._proposal(plan, worker, graph, total, patience, seed)
+            statement = sign_envelope(self._services.identity, "proposal", proposal.encode()).encode()
+            open_proposal(statement)  # what the others would refuse is refused here first
+            body = {"run": proposal.run, "plan": plan.digest, "seed": proposal.seed}
+            await self._services.journal.commit([NewEntry("plan_proposed", body)])
+            runner = self._adopt(proposal, statement, plan)
         except BaseException:
             await worker.stop()
             raise
-        channels = tuple(ChannelSpec(row["name"], row["size"], Digest(row["base"])) for row in begun)
-        try:
-            self._check_size(channels)
-        except PolicyRefusal:
-            await worker.stop()
-            raise
-        proposal = Proposal(
-            charter=self._roster.charter, plan=plan.digest, bundle=plan.bundle(), proposer=self.me,
-            nonce=secrets.token_bytes(16), initial=digest, initial_size=len(initial), channels=channels, seed=seed,
-            topology=graph, rounds=total, closing_rounds=settings.training.closing_rounds,
-            deadline=float(settings.training.deadline), patience=float(patience),
-        )  # fmt: skip
-        statement = sign_envelope(self._services.identity, "proposal", proposal.encode()).encode()
-        open_proposal(statement)
-        await self._services.journal.commit(
-            [NewEntry("plan_proposed", {"run": proposal.run, "plan": plan.digest, "seed": seed})]
-        )
-        runner = self._adopt(proposal, statement, plan)
         self.flood_own(envelope_frame(proposal.run, statement))
         await self._approve(runner, plan, worker, facts, initial)
         return runner
 
-    # --- approval
+    async def _proposal(
+        self, plan: Plan, worker: Worker, graph: dict[str, Any], rounds: int, patience: float, seed: int | None
+    ) -> tuple[Proposal, bytes]:
+        """The proposal and the file with the initial parameters, drawn in the worker."""
+        training = plan.settings.training
+        seed = secrets.randbelow(2**31) if seed is None else seed
+        initial: bytes = await worker.call("initial", timeout=START_LIMIT, seed=seed)
+        rows = await worker.call("begin", timeout=START_LIMIT, initial=initial, run=bytes(32), key=bytes(32), share=1.0)
+        channels = tuple(ChannelSpec(row["name"], row["size"], Digest(row["base"])) for row in rows)
+        self._check_size(channels)
+        proposal = Proposal(
+            charter=self._roster.charter, plan=plan.digest, bundle=plan.bundle(), proposer=self.me,
+            nonce=secrets.token_bytes(16), initial=self._services.contents.put_file(initial),
+            initial_size=len(initial), channels=channels, seed=seed, topology=graph, rounds=rounds,
+            closing_rounds=training.closing_rounds, deadline=float(training.deadline), patience=float(patience),
+        )  # fmt: skip
+        return proposal, initial
 
-    async def ready_worker(self, plan: Plan) -> tuple[Worker, dict[str, int]]:
-        """A worker that has the plan and the granted data loaded and checked. Raises PlanError or DataError."""
-        return await ready_worker(plan, self._home)
+    # --- approval
 
     async def approve(self, run: str) -> Runner:
         """The site's yes: fetch the initial parameters, try the plan on the granted data, sign the approval."""
         runner = self.runner(run)
         context = runner.machine.context
         if runner.machine.state is not State.PROPOSING:
-            raise ConfigError(
-                f"run {run[:12]} is {runner.machine.state}; only an open proposal can be approved"
-            )
+            raise ConfigError(f"run {run[:12]} is {runner.machine.state}; only an open proposal can be approved")
         if context.me in runner.machine.starting.approvals or runner.worker is not None:
             raise ConfigError(f"run {run[:12]} is already approved here; nothing more is needed")
         initial = await self._initial(context.proposal)
-        worker, facts = await self.ready_worker(self.plans[run])
+        worker, facts = await ready_worker(self.plans[run], self._home)
         await self._approve(runner, self.plans[run], worker, facts, initial)
         return runner
 
@@ -304,7 +296,7 @@ class Runs:
             except CryptoError as error:
                 raise StoreError(f"{path} is damaged; leave this run and ask for a new proposal") from error
         prekey = Prekey.generate()
-        write_private(path, bytes(box.encrypt(prekey.secret)))
+        write_atomic(path, bytes(box.encrypt(prekey.secret)))
         return prekey
 
     async def _initial(self, proposal: Proposal) -> bytes:
@@ -330,9 +322,7 @@ class Runs:
         chunks = -(-proposal.initial_size // CHUNK)
         for peer in sorted(self._services.host.links):
             try:
-                parts = [
-                    part async for part in self._services.host.fetch(peer, proposal.initial, chunks, CHUNK)
-                ]
+                parts = [part async for part in self._services.host.fetch(peer, proposal.initial, chunks, CHUNK)]
             except (LinkError, RemoteError) as error:
                 tried.append(f"{peer[-6:]}: {error}")
                 continue
@@ -363,15 +353,15 @@ class Runs:
         """Keep the result of a closed run."""
         folder = self._home.run_folder(run)
         if model is not None:
-            write_private(folder / "model.safetensors", model)
-        write_private(folder / "report.json", json.dumps(report, indent=1, sort_keys=True).encode())
+            write_atomic(folder / "model.safetensors", model)
+        write_atomic(folder / "report.json", json.dumps(report, indent=1, sort_keys=True).encode())
         return folder
 
     def mark_over(self, run: str) -> None:
         """Complete: nothing of this run needs to be taken up after a restart; its prekey is deleted."""
         folder = self._home.run_folder(run)
         (folder / "prekey").unlink(missing_ok=True)
-        write_private(folder / "over", b"")
+        write_atomic(folder / "over", b"")
 
 
 async def ready_worker(plan: Plan, home: Home) -> tuple[Worker, dict[str, int]]:
@@ -402,9 +392,7 @@ async def check_plan(plan: Plan, home: Home | None) -> dict[str, Any]:
         worker, examples = Worker(), None
     try:
         if home is None:
-            await worker.call(
-                "open", timeout=START_LIMIT, source=plan.source, settings=plan.session_settings()
-            )
+            await worker.call("open", timeout=START_LIMIT, source=plan.source, settings=plan.session_settings())
         facts: dict[str, Any] = await worker.call("describe", timeout=START_LIMIT)
     finally:
         await worker.stop()

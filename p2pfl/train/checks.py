@@ -29,9 +29,7 @@ def plan_problems(
             elif not bool(torch.isfinite(gradient.grad).all()):
                 problems.append(f"{plan.name}: the first gradient is not finite; mend the loss")
             elif not bool(gradient.grad.any()):
-                problems.append(
-                    f"{plan.name}: the gradient is 0 everywhere; compute the loss from the model's output"
-                )
+                problems.append(f"{plan.name}: the gradient is 0 everywhere; compute the loss from the model's output")
         except LocalError as error:
             problems.append(str(error))
         for part, data in parts.items():

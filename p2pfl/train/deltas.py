@@ -37,9 +37,7 @@ def rebuild(payload: bytes, base: Tensor | None, size: int, dtype: torch.dtype, 
             f"delta of {len(payload)} bytes where {size * numpy_dtype.itemsize} were agreed; ask its sender"
         )
     # bytearray: torch wants memory it may write to
-    array = np.frombuffer(bytearray(payload), dtype=numpy_dtype).astype(
-        numpy_dtype.newbyteorder("="), copy=False
-    )
+    array = np.frombuffer(bytearray(payload), dtype=numpy_dtype).astype(numpy_dtype.newbyteorder("="), copy=False)
     delta = torch.from_numpy(array)
     value = delta if base is None else base + delta
     if not bool(torch.isfinite(value).all()):

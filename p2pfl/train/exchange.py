@@ -91,9 +91,7 @@ class Exchange:
             if not 0.0 < weight <= 1.0:
                 raise IllegalStep(f"weight {weight} for {origin}; take it from the mixing matrix")
             if set(keys) != set(self._own):
-                raise IllegalStep(
-                    f"channels {sorted(keys)} from {origin}, own {sorted(self._own)}; encode first"
-                )
+                raise IllegalStep(f"channels {sorted(keys)} from {origin}, own {sorted(self._own)}; encode first")
             for channel, key in keys.items():
                 if key in used:
                     raise IllegalStep(f"message {key!r} is named twice; mix each message once")
@@ -102,9 +100,7 @@ class Exchange:
                     raise IllegalStep(f"no message of channel {channel} under {key!r}; receive it first")
         for tag in corrections:
             if tag not in self._kept or corrections.count(tag) > 1:
-                raise IllegalStep(
-                    f"no displacement of {tag[0]} in round {tag[1]}, step {tag[2]}; settle it once"
-                )
+                raise IllegalStep(f"no displacement of {tag[0]} in round {tag[1]}, step {tag[2]}; settle it once")
         if len(self._kept) + len(tags) > KEPT_LIMIT:
             raise LimitExceeded(f"{KEPT_LIMIT} displacements are unsettled; forget those outside the window")
 

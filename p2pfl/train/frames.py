@@ -37,9 +37,7 @@ def decode_body(body: bytes) -> Any:
     try:
         return msgpack.unpackb(body, raw=False, strict_map_key=True, max_bin_len=FRAME_LIMIT)
     except (ValueError, msgpack.UnpackException) as error:
-        raise MalformedMessage(
-            f"a frame that is not msgpack ({type(error).__name__}); stop the worker"
-        ) from error
+        raise MalformedMessage(f"a frame that is not msgpack ({type(error).__name__}); stop the worker") from error
 
 
 def read_frame(stream: BinaryIO) -> Any | None:

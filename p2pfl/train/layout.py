@@ -60,8 +60,7 @@ class Layout:
         shared_buffers = {
             name: tensor
             for name, tensor in module.named_buffers()
-            if tensor.is_floating_point()
-            and (batch_norm == "shared" if name in norm_names else buffers == "share")
+            if tensor.is_floating_point() and (batch_norm == "shared" if name in norm_names else buffers == "share")
         }
         self.parameters = _entries(parameters, 0, norm_names if batch_norm == "private" else frozenset())
         self.buffers = _entries(shared_buffers, _stop(self.parameters), frozenset())
@@ -72,9 +71,7 @@ class Layout:
         mask = self.shared_mask
         self.shared_size = int(mask.sum())
         if self.shared_size == 0:
-            raise PlanError(
-                'every tensor of the model is private; share at least one, or set batch_norm = "shared"'
-            )
+            raise PlanError('every tensor of the model is private; share at least one, or set batch_norm = "shared"')
         self._shared = None if self.shared_size == self.size else mask.nonzero().squeeze(-1)
 
     @property
@@ -94,17 +91,12 @@ class Layout:
         """A copy of the module's tensors, [P]."""
         tensors = dict(itertools.chain(module.named_parameters(), module.named_buffers()))
         with torch.no_grad():
-            return torch.cat(
-                [tensors[entry.name].detach().reshape(-1).to(self.dtype) for entry in self.entries]
-            )
+            return torch.cat([tensors[entry.name].detach().reshape(-1).to(self.dtype) for entry in self.entries])
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Views into ``vector`` [..., P] by name, each [..., *shape]; nothing is copied."""
         head = vector.shape[:-1]
-        return {
-            entry.name: vector[..., entry.start : entry.stop].view(head + entry.shape)
-            for entry in self.entries
-        }
+        return {entry.name: vector[..., entry.start : entry.stop].view(head + entry.shape) for entry in self.entries}
 
     def select_shared(self, vector: Tensor) -> Tensor:
         """The entries that travel: [..., P] -> [..., S]; the vector itself when nothing is private."""
@@ -140,18 +132,14 @@ def _batch_norm_names(module: nn.Module) -> frozenset[str]:
         f"{prefix}.{name}" if prefix else name
         for prefix, layer in module.named_modules()
         if isinstance(layer, _NormBase) and layer.track_running_stats
-        for name, _ in itertools.chain(
-            layer.named_parameters(recurse=False), layer.named_buffers(recurse=False)
-        )
+        for name, _ in itertools.chain(layer.named_parameters(recurse=False), layer.named_buffers(recurse=False))
     )
 
 
 def _check_kinds(module: nn.Module) -> None:
     for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         if tensor.is_meta or tensor.is_complex():
-            raise PlanError(
-                f"tensor {name} of the model is {tensor.dtype} on {tensor.device}; use real CPU tensors"
-            )
+            raise PlanError(f"tensor {name} of the model is {tensor.dtype} on {tensor.device}; use real CPU tensors")
     for name, tensor in module.named_parameters():
         if not tensor.is_floating_point():
             raise PlanError(f"parameter {name} of the model is {tensor.dtype}; make it a buffer or a float")

@@ -73,9 +73,7 @@ class VectorGraph:
     edge without its opposite, or a loop.
     """
 
-    def __init__(
-        self, sites: int, edges: Sequence[tuple[int, int, float]], shares: Tensor | Sequence[float]
-    ) -> None:
+    def __init__(self, sites: int, edges: Sequence[tuple[int, int, float]], shares: Tensor | Sequence[float]) -> None:
         ordered = sorted(edges)
         places = {(receiver, sender): place for place, (receiver, sender, _) in enumerate(ordered)}
         loops = [edge for edge in ordered if edge[0] == edge[1] or (edge[1], edge[0]) not in places]
@@ -86,9 +84,7 @@ class VectorGraph:
         self.receiver = torch.tensor([edge[0] for edge in ordered], dtype=torch.int64)
         self.sender = torch.tensor([edge[1] for edge in ordered], dtype=torch.int64)
         self.weight = torch.tensor([edge[2] for edge in ordered], dtype=torch.float64)
-        self._opposite = torch.tensor(
-            [places[sender, receiver] for receiver, sender, _ in ordered], dtype=torch.int64
-        )
+        self._opposite = torch.tensor([places[sender, receiver] for receiver, sender, _ in ordered], dtype=torch.int64)
         incidence = torch.stack((self.receiver, torch.arange(len(ordered))))
         self._arrive = torch.sparse_coo_tensor(
             incidence,
@@ -99,19 +95,13 @@ class VectorGraph:
         self._mix = torch.sparse_coo_tensor(
             torch.stack((self.receiver, self.sender)), self.weight, (sites, sites), check_invariants=True
         ).coalesce()
-        self._leave = (
-            torch.zeros(sites, dtype=torch.float64).index_add(0, self.receiver, self.weight).unsqueeze(-1)
-        )
+        self._leave = torch.zeros(sites, dtype=torch.float64).index_add(0, self.receiver, self.weight).unsqueeze(-1)
 
     @classmethod
     def from_matrix(cls, matrix: SparseMatrix, shares: Tensor | Sequence[float]) -> VectorGraph:
         """From a mixing matrix W [n, n], row = receiver; its diagonal is what is left over."""
         coo = matrix.tocoo()
-        edges = [
-            (int(i), int(j), float(w))
-            for i, j, w in zip(coo.row, coo.col, coo.data, strict=True)
-            if i != j and w
-        ]
+        edges = [(int(i), int(j), float(w)) for i, j, w in zip(coo.row, coo.col, coo.data, strict=True) if i != j and w]
         return cls(len(shares), edges, shares)
 
     def at_sender(self, x: Tensor) -> Tensor:

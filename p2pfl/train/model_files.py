@@ -45,9 +45,7 @@ def read_tensors(data: bytes, module: nn.Module) -> dict[str, Tensor]:
     for name in [*wanted, *tensors]:
         if name not in tensors or name not in wanted:
             where = "lack" if name in wanted else "have an unknown"
-            raise MalformedMessage(
-                f"the initial parameters {where} tensor {name}; ask the proposer for the right file"
-            )
+            raise MalformedMessage(f"the initial parameters {where} tensor {name}; ask the proposer for the right file")
         have, want = tensors[name], wanted[name]
         if have.shape != want.shape or have.dtype != want.dtype:
             raise MalformedMessage(

@@ -22,9 +22,7 @@ class Optimiser(Protocol):
         """State before the first step for ``x`` [..., P]."""
         ...
 
-    def step(
-        self, state: OptimiserState, x: Tensor, grad: Tensor, lr: float
-    ) -> tuple[OptimiserState, Tensor]:
+    def step(self, state: OptimiserState, x: Tensor, grad: Tensor, lr: float) -> tuple[OptimiserState, Tensor]:
         """One step from ``x`` along ``grad``, both [..., P]."""
         ...
 
@@ -38,9 +36,7 @@ class SGD:
         """No state."""
         return {}
 
-    def step(
-        self, state: OptimiserState, x: Tensor, grad: Tensor, lr: float
-    ) -> tuple[OptimiserState, Tensor]:
+    def step(self, state: OptimiserState, x: Tensor, grad: Tensor, lr: float) -> tuple[OptimiserState, Tensor]:
         """One step; see the equation above."""
         return state, x.sub(grad, alpha=lr)
 
@@ -57,9 +53,7 @@ class Momentum:
         """Velocity 0, [..., P]."""
         return {"velocity": torch.zeros_like(x)}
 
-    def step(
-        self, state: OptimiserState, x: Tensor, grad: Tensor, lr: float
-    ) -> tuple[OptimiserState, Tensor]:
+    def step(self, state: OptimiserState, x: Tensor, grad: Tensor, lr: float) -> tuple[OptimiserState, Tensor]:
         """One step; see the equation above."""
         velocity = state["velocity"].mul(self.beta).add(grad)
         return {"velocity": velocity}, x.sub(velocity, alpha=lr)
@@ -80,9 +74,7 @@ class Adam:
         self.beta1 = _unit_interval("beta1", beta1)
         self.beta2 = _unit_interval("beta2", beta2)
         if not 0.0 < epsilon < 1.0:
-            raise ConfigError(
-                f"optimiser option epsilon is {epsilon}; choose a small positive number such as 1e-8"
-            )
+            raise ConfigError(f"optimiser option epsilon is {epsilon}; choose a small positive number such as 1e-8")
         self.epsilon = epsilon
 
     def init(self, x: Tensor) -> OptimiserState:
@@ -90,9 +82,7 @@ class Adam:
         count = torch.zeros((*x.shape[:-1], 1), dtype=torch.float64)
         return {"first": torch.zeros_like(x), "second": torch.zeros_like(x), "count": count}
 
-    def step(
-        self, state: OptimiserState, x: Tensor, grad: Tensor, lr: float
-    ) -> tuple[OptimiserState, Tensor]:
+    def step(self, state: OptimiserState, x: Tensor, grad: Tensor, lr: float) -> tuple[OptimiserState, Tensor]:
         """One step; see the equation above."""
         count = state["count"] + 1.0
         first = state["first"].lerp(grad, 1 - self.beta1)
@@ -111,9 +101,7 @@ def _each(count: Tensor, function: Callable[[float], float], dtype: torch.dtype)
 
 def _unit_interval(name: str, value: float) -> float:
     if not 0.0 <= value < 1.0:
-        raise ConfigError(
-            f"optimiser option {name} is {value}; choose a number from 0 up to, not including, 1"
-        )
+        raise ConfigError(f"optimiser option {name} is {value}; choose a number from 0 up to, not including, 1")
     return value
 
 

@@ -20,9 +20,7 @@ class ModuleOracle:
     Private buffers (batch norm kept at the site) change inside the module, as in plain training.
     """
 
-    def __init__(
-        self, plan: PlanCode, module: nn.Module, layout: Layout, batch: Callable[[int], Batch]
-    ) -> None:
+    def __init__(self, plan: PlanCode, module: nn.Module, layout: Layout, batch: Callable[[int], Batch]) -> None:
         self._plan = plan
         self._module = module
         self._layout = layout
@@ -46,9 +44,7 @@ class ModuleOracle:
         try:
             found = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
         except RuntimeError as error:
-            raise PlanError(
-                f"{self._plan.name}: the loss has no gradient ({error}); compute it with torch"
-            ) from error
+            raise PlanError(f"{self._plan.name}: the loss has no gradient ({error}); compute it with torch") from error
         pieces = [
             next(found).reshape(-1) if trained else torch.zeros(p.numel(), dtype=p.dtype)
             for p, trained in zip(self._parameters, self._trained, strict=True)
@@ -62,9 +58,7 @@ def put(x: Tensor, module: nn.Module, layout: Layout) -> None:
     """Copy ``x`` [P] into the module's parameters and shared buffers."""
     views = layout.unflatten(x)
     with torch.no_grad():
-        torch._foreach_copy_(
-            [p for _, p in module.named_parameters()], [views[e.name] for e in layout.parameters]
-        )
+        torch._foreach_copy_([p for _, p in module.named_parameters()], [views[e.name] for e in layout.parameters])
         for entry in layout.buffers:
             module.get_buffer(entry.name).copy_(views[entry.name])
 
@@ -82,13 +76,9 @@ class StackedOracle:
     vmap lives here and nowhere else.
     """
 
-    def __init__(
-        self, plan: PlanCode, module: nn.Module, layout: Layout, batch: Callable[[int], Batch]
-    ) -> None:
+    def __init__(self, plan: PlanCode, module: nn.Module, layout: Layout, batch: Callable[[int], Batch]) -> None:
         if layout.buffers or any(True for _ in module.buffers()):
-            raise PlanError(
-                "the stacked form takes models without buffers; use GroupNorm in place of batch norm"
-            )
+            raise PlanError("the stacked form takes models without buffers; use GroupNorm in place of batch norm")
         self._batch = batch
 
         def mean_loss(vector: Tensor, *tensors: Tensor) -> Tensor:
@@ -110,9 +100,7 @@ class _Call(nn.Module):
 
     def __init__(self, module: nn.Module, tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        object.__setattr__(
-            self, "_answer", lambda *args, **kw: torch.func.functional_call(module, tensors, args, kw)
-        )
+        object.__setattr__(self, "_answer", lambda *args, **kw: torch.func.functional_call(module, tensors, args, kw))
 
     def forward(self, *args: Tensor, **keywords: Tensor) -> Tensor:
         answer: Tensor = self._answer(*args, **keywords)

@@ -59,9 +59,7 @@ def plan_errors(name: str, what: str, *, data: bool = False) -> Iterator[None]:
     except P2PFLError:
         raise
     except (Exception, SystemExit) as error:
-        lines = [
-            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name
-        ]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
         line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
         where = f"{name}, line {line}" if line else name
         text = " ".join(str(error).split())[:ERROR_TEXT_LIMIT]
@@ -85,9 +83,7 @@ class PlanCode:
         with plan_errors(self.name, "model() failed"):
             module = self._module.model()
         if not isinstance(module, nn.Module):
-            raise PlanError(
-                f"{self.name}: model() returned {type(module).__name__}; return a torch.nn.Module"
-            )
+            raise PlanError(f"{self.name}: model() returned {type(module).__name__}; return a torch.nn.Module")
         return module
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -118,17 +114,11 @@ class PlanCode:
         with plan_errors(self.name, "load() failed", data=True):
             parts: Any = self._module.load(Path(path))
         if not isinstance(parts, dict) or "train" not in parts or not set(parts) <= set(PARTS):
-            raise PlanError(
-                f'{self.name}: load() must return a dict with "train" and perhaps "test"; mend the plan'
-            )
+            raise PlanError(f'{self.name}: load() must return a dict with "train" and perhaps "test"; mend the plan')
         return {part: self._batch(part, tensors, dtype) for part, tensors in parts.items()}
 
     def _batch(self, part: str, tensors: Any, dtype: torch.dtype) -> Batch:
-        if (
-            not isinstance(tensors, (tuple, list))
-            or not tensors
-            or not all(isinstance(t, Tensor) for t in tensors)
-        ):
+        if not isinstance(tensors, (tuple, list)) or not tensors or not all(isinstance(t, Tensor) for t in tensors):
             raise PlanError(f'{self.name}: load()["{part}"] must be a tuple of tensors; mend the plan')
         lengths = {len(tensor) if tensor.dim() else -1 for tensor in tensors}
         if len(lengths) != 1 or -1 in lengths:

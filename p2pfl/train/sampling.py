@@ -24,9 +24,7 @@ _NOISE = b"p2pfl/noise"
 def step_seed(key: bytes, run: bytes, round: int, step: int, purpose: bytes) -> bytes:
     """32 bytes for one purpose in one local step; IllegalStep for a key of a wrong size."""
     if len(key) not in KEY_SIZES:
-        raise IllegalStep(
-            f"site key of {len(key)} bytes; derive one of {KEY_SIZES[0]} to {KEY_SIZES[-1]} bytes"
-        )
+        raise IllegalStep(f"site key of {len(key)} bytes; derive one of {KEY_SIZES[0]} to {KEY_SIZES[-1]} bytes")
     place = len(run).to_bytes(8, "big") + run + round.to_bytes(8, "big") + step.to_bytes(8, "big")
     return hashlib.blake2b(place, key=key, digest_size=32, person=purpose).digest()
 

@@ -73,9 +73,7 @@ class Session:
         if "train" not in self._data:
             return ["no data are loaded; register a file for the plan's tag"]
         parts = {part: self._data[part] for part in self._data}
-        return plan_problems(
-            self._plan, self._new_module(seed=0), self._layout, parts, self._settings.batch_size
-        )
+        return plan_problems(self._plan, self._new_module(seed=0), self._layout, parts, self._settings.batch_size)
 
     def begin(self, initial: bytes, run: bytes, key: bytes, share: float) -> list[dict[str, Any]]:
         """Take the run's initial parameters; the channels with size in bytes and digest of their base.
@@ -125,9 +123,7 @@ class Session:
             torch.set_rng_state(before)
         loss = float(torch.stack(oracle.losses).mean()) if oracle.losses else 0.0
         if not bool(torch.isfinite(trained).all()):
-            raise PlanError(
-                f"training diverged in round {round} (loss {loss}); lower learning_rate in the plan"
-            )
+            raise PlanError(f"training diverged in round {round} (loss {loss}); lower learning_rate in the plan")
         self._state, self._x, self._trained = state, trained, context
         return {"loss": loss, "examples": oracle.examples}
 
@@ -188,9 +184,7 @@ class Session:
         tags: list[Tag] = [(origin, round, step) for origin, _, _ in named]
         taken_back = [_tag(pair) for pair in corrections]
         if taken_back and not last:
-            raise IllegalStep(
-                f"corrections in step {step} of round {round}; give them with the round's last mixing"
-            )
+            raise IllegalStep(f"corrections in step {step} of round {round}; give them with the round's last mixing")
         if tags and self._encoded != (round, step):
             raise IllegalStep(f"round {round}, step {step} is mixed before it is encoded; encode first")
         exchange.check(tags, named, taken_back)

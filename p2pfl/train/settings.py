@@ -51,9 +51,7 @@ def read_settings(values: Mapping[str, Any]) -> Settings:
             raise ConfigError(f"training setting {name} is {values[name]!r}; write {allowed}")
     for name in ("local_steps", "batch_size"):
         if type(values[name]) is not int or values[name] < 1:
-            raise ConfigError(
-                f"training setting {name} is {values[name]!r}; write a whole number of 1 or more"
-            )
+            raise ConfigError(f"training setting {name} is {values[name]!r}; write a whole number of 1 or more")
     rate = values["learning_rate"]
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not (math.isfinite(rate) and rate > 0):
         raise ConfigError(f"training setting learning_rate is {rate!r}; write a positive number such as 0.1")

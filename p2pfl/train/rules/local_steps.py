@@ -16,9 +16,7 @@ def optimiser_state(optimiser: Optimiser, x: Tensor) -> State:
     return {_PREFIX + name: value for name, value in optimiser.init(x).items()}
 
 
-def local_steps(
-    optimiser: Optimiser, state: State, x: Tensor, ctx: Context, oracle: Oracle
-) -> tuple[State, Tensor]:
+def local_steps(optimiser: Optimiser, state: State, x: Tensor, ctx: Context, oracle: Oracle) -> tuple[State, Tensor]:
     """x <- optimiser(x, grad f(x; batch k)) for k = 0 .. K-1. Optimiser state stays with the site."""
     own: OptimiserState = {
         name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)

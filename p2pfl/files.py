@@ -1,4 +1,4 @@
-"""Owns how this room reads and replaces its small files: bounded, and whole or absent after a crash."""
+"""Small files: read bounded, replaced so that they are whole or as before after a crash. For every room."""
 
 from __future__ import annotations
 
