@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import os
 import sys
 import traceback
@@ -11,7 +13,7 @@ import click
 import typer
 
 from p2pfl.cli import audit, charter, data, demo, home, plan, topology
-from p2pfl.cli.output import err
+from p2pfl.cli.output import note, visible
 from p2pfl.errors import P2PFLError
 
 app = typer.Typer(
@@ -34,6 +36,10 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 def main() -> None:
     """Entry point of `p2pfl`. Exit codes: 0 done, 1 an error said in one sentence, 2 wrong usage, 130 Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a name that the terminal's encoding lacks is shown escaped, it is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -41,24 +47,46 @@ def run(arguments: list[str]) -> int:
     """Carry out one command line; returns its exit code."""
     try:
         result = app(arguments, standalone_mode=False)
+        sys.stdout.flush()  # here, where a closed pipe can still be caught
     except click.exceptions.Exit as error:
         return int(error.exit_code)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _wrong_usage(error)
     except (click.Abort, KeyboardInterrupt, asyncio.CancelledError):
-        err.print("p2pfl: interrupted", markup=False)
+        note("interrupted")
         return INTERRUPTED
-    except P2PFLError as error:
-        err.print(f"p2pfl: error: {error}", markup=False)
-        return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _nobody_reads()
+    except P2PFLError as error:
+        note(f"error: {error}")
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        note(f"error: {where}{error.strerror or error}; check the name, the rights and the space there")
         return 1
     except Exception as error:
         if os.environ.get("P2PFL_DEBUG"):
             traceback.print_exc()
         hint = "set P2PFL_DEBUG=1 to see where, and please report it"
-        err.print(f"p2pfl: internal error: {type(error).__name__}: {error}; {hint}", markup=False)
+        note(f"internal error: {type(error).__name__}: {error}; {hint}")
         return 1
     return int(result) if isinstance(result, int) else 0
+
+
+def _wrong_usage(error: click.ClickException) -> int:
+    """One sentence, and where to read on; what the user typed cannot draw over the terminal."""
+    context = getattr(error, "ctx", None)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        sys.stderr.write(error.format_message() + "\n")
+        return error.exit_code
+    hint = f"see `{context.command_path} --help`" if context is not None else "see `p2pfl --help`"
+    message = visible(error.format_message().rstrip("."))
+    note(f"error: {message}; {hint}")
+    return error.exit_code
+
+
+def _nobody_reads() -> int:
+    """The reader of a pipe has gone (`p2pfl audit show HOME | head`): no complaint, and none at exit either."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
+import functools
+import signal
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.live import Live
 
-from p2pfl.cli.output import err, note, out
-from p2pfl.demo import Consortium, Options, copy_plan, gather, hospitals_for, live_table, print_report
+from p2pfl.cli.output import note, out, say, to_json
+from p2pfl.demo import Consortium, Options, copy_plan, gather, hospitals_for, live_table, plan_rounds, print_report
 from p2pfl.errors import ConfigError
 
 
@@ -39,59 +40,86 @@ def demo(
 ) -> int:
     """Four hospitals find each other, train on real patients without sharing them, and compare.
 
+    Ctrl-C ends all processes, removes temporary homes, and gives exit code 130.
+
     Example: p2pfl demo --kill amiens@5
     """
     started = time.monotonic()
+    messages: list[str] = []
+
+    def tell(text: str) -> None:
+        messages.append(text)
+        if as_json or not out.is_terminal:
+            note(text)
+
+    hospitals, plan = hospitals_for(data, seed)
+    options = Options(topology, rounds, seed, _kill(kill, [site.name for site in hospitals], rounds, plan))
     with ExitStack() as stack:
-        if home is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pfl-demo-")))
+        if home is not None:
+            folder = _new_folder(home)
         else:
-            folder = home.absolute()
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise ConfigError(f"{home} already exists and is not empty; choose a new folder for the homes")
-            folder.mkdir(parents=True, exist_ok=True)
-        hospitals, plan = hospitals_for(data, seed)
-        options = Options(topology, rounds, seed, _kill(kill, [site.name for site in hospitals]))
-        messages: list[str] = []
-
-        def say(text: str) -> None:
-            messages.append(text)
-            if as_json or not out.is_terminal:
-                note(text)
-
-        consortium = Consortium(folder, copy_plan(plan, folder), hospitals, options, say)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pfl-demo-")))
+        consortium = Consortium(folder, folder / "plan", hospitals, options, tell)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        copy_plan(plan, folder)
         asyncio.run(_run(consortium, messages, live=not as_json and out.is_terminal))
         value, evaluation = gather(consortium, folder / "plan")
         value["seconds"] = round(time.monotonic() - started, 2)
         if as_json:
-            sys.stdout.write(json.dumps(value, indent=1) + "\n")
+            say(to_json(value))
         else:
             print_report(out, value, evaluation)
             if home is not None:
-                note(
-                    f"the homes stay in {home}; look at one with `p2pfl audit show {home / hospitals[0].name.lower()}`"
-                )
+                first = home / hospitals[0].name.lower()
+                note(f"the homes stay in {home}; look at one with `p2pfl audit show {first}`")
     return 0 if all(row["log_verified"] for row in value["hospitals"]) else 1
+
+
+def _new_folder(home: Path) -> Path:
+    folder = home.absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{home} already exists and is not empty; choose a new folder for the homes")
+    return folder
 
 
 async def _run(consortium: Consortium, messages: list[str], live: bool) -> None:
     with ExitStack() as stack:
+        stack.enter_context(_ended_by_signals())
         if live:
             display = stack.enter_context(Live(console=out, refresh_per_second=8, transient=False))
             consortium.watch = lambda: display.update(live_table(consortium, messages))
         else:
-            err.print("p2pfl: four hospitals are starting; this takes half a minute", markup=False)
+            note("four hospitals are starting; this takes half a minute")
         await consortium.found()
         async with consortium.running():
             await consortium.train()
 
 
-def _kill(text: str | None, names: list[str]) -> tuple[str, int] | None:
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """The first of these signals cancels the demo; more of them cannot cut short the end of its processes."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    cancel = functools.cache(task.cancel)
+    for number in signals:
+        loop.add_signal_handler(number, cancel)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def _kill(text: str | None, names: list[str], rounds: int | None, plan: Path) -> tuple[str, int] | None:
     if text is None:
         return None
     name, _, round_ = text.partition("@")
-    if name.lower() not in [known.lower() for known in names] or not round_.isdigit():
+    if name.lower() not in [known.lower() for known in names] or not (round_.isdecimal() and len(round_) < 10):
         raise ConfigError(
             f"--kill {text!r}: write NAME@ROUND with one of {', '.join(names)}, such as {names[-1].lower()}@5"
         )
+    last = (rounds or plan_rounds(plan)) - 1
+    if int(round_) > last:
+        raise ConfigError(f"--kill {text!r}: the run has the rounds 0 to {last}; name one of them")
     return name, int(round_)

@@ -1,51 +1,99 @@
-"""What the command line prints: results on standard output, everything else on standard error."""
+"""What the command line prints: results on standard output, everything else on standard error.
+
+Names, reasons and code may come from another site. Nothing in them may draw over the terminal, change the
+direction of writing, begin a new line, or be taken for markup: every line goes through ``visible``.
+"""
 
 from __future__ import annotations
 
+import errno
 import getpass
 import json
+import math
 import os
+import secrets
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 
 from p2pfl.errors import ConfigError
 from p2pfl.peer import read_text
 
 PASSPHRASE_VARIABLE = "P2PFL_PASSPHRASE"  # noqa: S105 - the variable's name, not a passphrase
 
-_PIPE_WIDTH = 160  # columns where nobody looks: a table in a file should not be cut
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+_EMPTY_LOOKING = frozenset(
+    # printable for Python, yet drawn as nothing: Default_Ignorable_Code_Point of Unicode 16 and the braille blank
+    [0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10)]
+    + [*range(0xE0100, 0xE01F0)]
+)
+
+
+def visible(text: str) -> str:
+    """The text with control, bidirectional and invisible characters as escapes such as \\x1b or \\u202e."""
+    return "".join(
+        letter if letter.isprintable() and ord(letter) not in _EMPTY_LOOKING else _escaped(letter) for letter in text
+    )
+
+
+def _escaped(letter: str) -> str:
+    number = ord(letter)
+    if letter in "\n\r\t":
+        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[letter]
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def to_json(value: Any, indent: int | None = 1) -> str:
+    """ASCII JSON; what JSON has no number for (infinite, not a number) becomes null."""
+    return json.dumps(_finite(value), default=str, indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def say(line: str) -> None:
+    """One line of the result, at once: a reader at the other end of a pipe waits for it."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def show(value: Any, as_json: bool, lines: Iterable[str]) -> None:
     """One JSON value, or lines for people."""
     if as_json:
-        sys.stdout.write(json.dumps(value, default=str, indent=1) + "\n")
+        say(to_json(value))
         return
     for line in lines:
-        out.print(line, markup=False)
+        say(visible(line))
 
 
 def show_table(value: Any, as_json: bool, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """One JSON value, or a table for people."""
-    if as_json:
-        sys.stdout.write(json.dumps(value, default=str, indent=1) + "\n")
-        return
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
-    out.print(table)
+    """One JSON value, or a table for people; never cut to the width of the terminal, so that it can be piped."""
+    cells = [list(columns), *([visible("" if cell is None else str(cell)) for cell in row] for row in rows)]
+    widths = [max(cell_len(row[place]) for row in cells) for place in range(len(columns))]
+    show(
+        value,
+        as_json,
+        (
+            "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in cells
+        ),
+    )
 
 
 def note(text: str) -> None:
     """Something worth knowing that is not the result."""
-    err.print(f"p2pfl: {text}", markup=False)
+    sys.stderr.write(f"p2pfl: {visible(text)}\n")
+    sys.stderr.flush()
 
 
 def passphrase(file: Path | None, sealed: bool, *, new: bool = False) -> str | None:
@@ -60,8 +108,12 @@ def passphrase(file: Path | None, sealed: bool, *, new: bool = False) -> str | N
         raise ConfigError(
             f"the key is sealed and there is no terminal to ask; give --passphrase-file or set {PASSPHRASE_VARIABLE}"
         )
-    value = getpass.getpass("Passphrase: ")
-    if new and value != getpass.getpass("Once more: "):
+    try:
+        value = getpass.getpass("Passphrase: ")
+        again = getpass.getpass("Once more: ") if new else value
+    except EOFError as error:
+        raise ConfigError(f"no passphrase was typed; give --passphrase-file or set {PASSPHRASE_VARIABLE}") from error
+    if value != again:
         raise ConfigError("the two passphrases differ; start again")
     if not value:
         raise ConfigError("an empty passphrase protects nothing; choose one, or say --bare")
@@ -76,8 +128,21 @@ def _first_line(text: str, where: str) -> str:
 
 
 def write_result(path: Path, data: bytes) -> None:
-    """Write a file the user named. Raises ConfigError in plain words."""
+    """Write a file the user named: whole, or as it was before. Raises ConfigError in plain words."""
     try:
-        path.write_bytes(data)
+        target = path.resolve() if path.is_symlink() else path
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)  # /dev/stdout and the like
+            return
+        temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.new")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+            if target.exists():
+                temporary.chmod(target.stat().st_mode & 0o777)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"couldn't write {path}: {error.strerror}; choose another place") from error
+        reason = os.strerror(errno.EISDIR) if path.is_dir() else error.strerror
+        raise ConfigError(f"couldn't write {path}: {reason}; choose another place") from error

@@ -69,6 +69,7 @@ class Consortium:
         options: Options,
         say: Callable[[str], None],
     ) -> None:
+        """Nothing is made yet. Raises ConfigError for a topology that these hospitals cannot form."""
         self.folder = folder
         self.options = options
         self.hospitals = charter_order(hospitals)
@@ -77,6 +78,7 @@ class Consortium:
         self.sites: list[Site] = []
         self.watch: Callable[[], None] = lambda: None
         self.run_id = ""
+        build_graph(self._topology(), [PeerId(hospital.name) for hospital in self.hospitals])
 
     async def found(self) -> None:
         """Homes, charter, granted data."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from p2pfl.audit import verify_log
 from p2pfl.demo.consortium import Consortium, Site
@@ -96,7 +97,7 @@ def live_table(consortium: Consortium, messages: Sequence[str]) -> RenderableTyp
             ", ".join(f"{name} {kind}" for name, kind in sorted(site.links.items())),
             f"{site.bytes_sent:,}",
         )
-    return Group(*messages[-6:], table)
+    return Group(*map(Text, messages[-6:]), table)
 
 
 def print_report(out: Console, value: Mapping[str, Any], evaluation: Evaluation) -> None:

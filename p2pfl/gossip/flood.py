@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from p2pfl.crypto import Envelope, open_envelope
-from p2pfl.errors import NotAMember
+from p2pfl.errors import LimitExceeded, NotAMember
 from p2pfl.gossip.messages import FLOOD_LIMIT
-from p2pfl.types import Digest, PeerId, Roster
+from p2pfl.types import Digest, PeerId, Roster, RunId
 
 SEEN_LIMIT = 8192  # statements remembered; a run of 50 sites floods about 4 per site
+SAME_KIND = 2  # per signer, run and kind: the second one is the evidence of equivocation, and must travel
 KINDS = ("proposal", "approval", "start", "start-signature", "closing")
 
 
@@ -21,15 +22,25 @@ class Flood:
 
     roster: Roster
     seen: OrderedDict[Digest, None] = field(default_factory=OrderedDict)
+    counts: Counter[tuple[RunId, PeerId, str]] = field(default_factory=Counter)
 
-    def hear(self, data: bytes) -> Envelope | None:
+    def hear(self, run: RunId, data: bytes) -> Envelope | None:
         """Verify a statement; None if it was seen before. Raises RemoteError for what must not travel further."""
         envelope = open_envelope(data, kinds=KINDS, limit=FLOOD_LIMIT)
         if self.roster.member(envelope.signer) is None:
             raise NotAMember("statement by a key that the charter does not name", peer=envelope.signer)
         if not self.remember(envelope.digest):
             return None
+        place = (run, envelope.signer, envelope.kind)
+        self.counts[place] += 1
+        if self.counts[place] > SAME_KIND:
+            raise LimitExceeded(f"more than {SAME_KIND} different {envelope.kind} statements", peer=envelope.signer)
         return envelope
+
+    def forget(self, run: RunId) -> None:
+        """The run is over: its counts are no longer needed."""
+        for place in [place for place in self.counts if place[0] == run]:
+            del self.counts[place]
 
     def remember(self, digest: Digest) -> bool:
         """Note a statement as seen; False if it already was."""

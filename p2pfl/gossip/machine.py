@@ -226,10 +226,10 @@ class Machine:
             self.rounds.collect()
         elif context.state is State.CLOSING:
             self.closing.finish_when_settled()
-        elif context.state is State.ABSENT and not context.away_for_good:
-            reached = max(self.deliveries.reached.values(), default=(0, 0))
-            if reached[0] > context.position[0]:
-                self._absence_over()
+        elif (
+            context.state is State.ABSENT and not context.away_for_good and self.rounds.horizon() > context.position[0]
+        ):
+            self._absence_over()
 
     # --- links and timers
 
@@ -273,9 +273,8 @@ class Machine:
     def _absence_over(self) -> None:
         self.context.cancel_timer("absent")
         round_ = self.context.position[0]
-        reached = max(self.deliveries.reached.values(), default=(0, 0))[0]
         total = self.context.running_schedule.total
-        self.rounds.catch_up(round_, min(max(round_, reached) + 1, total))
+        self.rounds.catch_up(round_, min(max(round_, self.rounds.horizon()) + 1, total))
 
     # --- answers of the shell
 

@@ -22,6 +22,7 @@ from p2pfl.gossip.settling import EdgeLedger, Settled
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 
+SMALL_LEAD = 2  # rounds a single neighbour is believed to be ahead
 MAX_FAILURES = 3  # local trainings that fail one after the other before the peer leaves the run
 
 
@@ -256,13 +257,26 @@ class Rounds:
         """Take the next round, or catch up with neighbours that are two or more rounds further."""
         context = self.context
         round_ = context.position[0]
-        horizon = max((position[0] for position in self.deliveries.reached.values()), default=0)
+        horizon = self.horizon()
         target = min(horizon + 1, context.running_schedule.total)
         # one round ahead is normal: a neighbour that has mixed our message begins the next round before we do
         if horizon > round_ and round_ < context.running_schedule.total:
             self.catch_up(round_, target)
         else:
             self.enter(round_)
+
+    def horizon(self) -> int:
+        """The round the neighbours are in, as far as it may be believed.
+
+        Any neighbour can pull us two rounds ahead, which brings pairs back in step after a loss. Further only the
+        lower median of all present neighbours counts: one that lies about its round cannot end the run for others.
+        """
+        context = self.context
+        present = [peer for peer in self.ledgers if peer in context.linked and peer not in context.missing]
+        rounds = sorted(self.deliveries.reached.get(peer, (0, 0))[0] for peer in present)
+        if not rounds:
+            return 0
+        return max(rounds[(len(rounds) - 1) // 2], min(rounds[-1], context.position[0] + SMALL_LEAD))
 
     def catch_up(self, from_round: int, target: int) -> None:
         """Skip to ``target``: take no part in the rounds between, say so to the neighbours and to the log."""

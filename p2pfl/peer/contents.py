@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from p2pfl.net import Host
 from p2pfl.types import Digest, PeerId
 
 SEALED_CHUNK = CHUNK + 16  # the authentication tag of XChaCha20-Poly1305
+AT_ONCE = 16  # chunks read or opened in one visit to a thread: the visit costs about as much as one chunk's work
+READ_AHEAD = 16  # blocks of AT_ONCE chunks kept for the next questions: 16 MiB, one for each of 16 neighbours
 
 
 class Contents:
@@ -22,6 +25,7 @@ class Contents:
         self._outbox = home / "outbox"
         self._files = home / "contents"
         self._recipients: dict[str, frozenset[PeerId]] = {}
+        self._blocks: dict[tuple[Path, int], bytes] = {}  # in the order of their last use
         for folder in (self._outbox, self._files):
             folder.mkdir(exist_ok=True, mode=0o700)
 
@@ -29,7 +33,7 @@ class Contents:
 
     async def put_ciphertext(self, core: Digest, chunks: list[bytes], recipients: frozenset[PeerId]) -> None:
         """Store the chunks of one sealed delta durably."""
-        await asyncio.to_thread(write_atomic, self._outbox / core, b"".join(chunks))
+        await asyncio.to_thread(lambda: write_atomic(self._outbox / core, b"".join(chunks)))
         self._recipients[core] = recipients
 
     def restore_ciphertext(self, core: Digest, recipients: frozenset[PeerId]) -> bool:
@@ -47,7 +51,9 @@ class Contents:
     def release(self, core: Digest) -> None:
         """Everybody has it: delete the file."""
         self._recipients.pop(core, None)
-        (self._outbox / core).unlink(missing_ok=True)
+        path = self._outbox / core
+        self._blocks = {key: block for key, block in self._blocks.items() if key[0] != path}
+        path.unlink(missing_ok=True)
 
     def prune(self) -> int:
         """Delete ciphertexts that no open run knows any more; returns how many."""
@@ -85,18 +91,55 @@ class Contents:
         if content in self._recipients:
             if peer not in self._recipients[content]:
                 return None
-            return await asyncio.to_thread(_read_at, self._outbox / content, index * SEALED_CHUNK, SEALED_CHUNK)
-        return await asyncio.to_thread(_read_at, self._files / content, index * CHUNK, CHUNK)
+            return await self._read(self._outbox / content, index, SEALED_CHUNK)
+        return await self._read(self._files / content, index, CHUNK)
+
+    async def _read(self, path: Path, index: int, size: int) -> bytes | None:
+        """Chunk ``index`` of a file; the chunks after it stay at hand. A file never changes under its name."""
+        number, place = divmod(index, AT_ONCE)
+        block = self._blocks.pop((path, number), None)
+        if block is None:
+            block = await asyncio.to_thread(_read_at, path, number * AT_ONCE * size, AT_ONCE * size)
+            if block is None:
+                return None
+        self._blocks[path, number] = block
+        if len(self._blocks) > READ_AHEAD:
+            del self._blocks[next(iter(self._blocks))]
+        return block[place * size : (place + 1) * size] or None
 
 
 async def pull_sealed(host: Host, peer: PeerId, content: Digest, opener: Opener) -> bytes:
-    """Pull the chunks of a sealed content from a neighbour and open each; the plaintext, once the root holds.
+    """Pull the chunks of a sealed content from a neighbour and open them; the plaintext, once the root holds.
 
-    Raises LinkError, SignatureRefused or LimitExceeded.
+    While some chunks are opened in a thread the next ones arrive. Raises LinkError, SignatureRefused or LimitExceeded.
     """
     parts: list[bytes] = []
-    async for chunk in host.fetch(peer, content, opener.manifest.chunks, SEALED_CHUNK):
-        parts.append(await asyncio.to_thread(opener.open, len(parts), chunk))
+    arrived: list[bytes] = []
+    opening: asyncio.Task[None] | None = None
+    try:
+        async with contextlib.aclosing(host.fetch(peer, content, opener.manifest.chunks, SEALED_CHUNK)) as chunks:
+            async for chunk in chunks:
+                arrived.append(chunk)
+                if len(arrived) == AT_ONCE:
+                    if opening is not None:
+                        await opening  # one thread at a time: an opener is not made for two
+                    opening = asyncio.create_task(asyncio.to_thread(_open_all, opener, parts, arrived))
+                    arrived = []
+        if opening is not None:
+            await opening
+        return await asyncio.to_thread(_finish, opener, parts, arrived)
+    finally:
+        if opening is not None and not opening.done():
+            opening.cancel()
+
+
+def _open_all(opener: Opener, parts: list[bytes], chunks: list[bytes]) -> None:
+    for chunk in chunks:
+        parts.append(opener.open(len(parts), chunk))
+
+
+def _finish(opener: Opener, parts: list[bytes], chunks: list[bytes]) -> bytes:
+    _open_all(opener, parts, chunks)
     opener.finish()
     return b"".join(parts)
 

@@ -25,6 +25,8 @@ from p2pfl.peer.runs import PATIENCE, Runs
 from p2pfl.topology import build_graph
 from p2pfl.types import PeerId, Roster
 
+LAST_WORDS = 5.0  # seconds for what is still being written when the peer stops
+
 
 class Peer:
     """A peer on its home folder: key, charter, registry, log.
@@ -111,7 +113,7 @@ class Peer:
         await self._journal.commit(entries)
         stack.push_async_callback(self._stop_tasks)
         stack.push_async_callback(self._stop_runs)
-        self._restore()
+        await self._restore()
         listen = [self.home.settings.listen] if self.home.settings.listen else []
         stack.push_async_callback(self._host.stop)
         self.addresses = await self._host.start(listen)
@@ -144,8 +146,8 @@ class Peer:
             return
         stack.push_async_callback(discovery.stop)
 
-    def _restore(self) -> None:
-        self._book.restore()
+    async def _restore(self) -> None:
+        await self._book.restore()
         for run in self._book.runners:
             self._adopt(run)
         self._contents.prune()
@@ -156,6 +158,8 @@ class Peer:
             run.end(None, {}, self.failure or ConfigError("the peer was stopped before the run was over"))
 
     async def _stop_tasks(self) -> None:
+        if self._tasks:  # entries about links that just went down are still being written
+            await asyncio.wait(self._tasks, timeout=LAST_WORDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -171,7 +175,15 @@ class Peer:
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            known = (
+                error if isinstance(error, P2PFLError) else P2PFLError(f"internal error ({error!r}); please report it")
+            )
+            self._fail(known)
 
     # --- links
 

@@ -24,7 +24,7 @@ from p2pfl.gossip.messages import (
     sealing_context,
 )
 from p2pfl.net import Host
-from p2pfl.peer.contents import SEALED_CHUNK, Contents
+from p2pfl.peer.contents import Contents, pull_sealed
 from p2pfl.peer.journal import Journal
 from p2pfl.peer.worker import Worker
 from p2pfl.types import Digest, PeerId, StartRecord
@@ -77,6 +77,7 @@ class RunKeys:
     sampling: bytes = b""
     initial: bytes = b""
     local_steps: int = 0
+    examples: int = 0
     has_test: bool = False
 
 
@@ -128,6 +129,9 @@ class Runner:
                     self._perform_all(self.machine.handle(event))
                 except P2PFLError as error:
                     self._services.failed(error)
+                    return
+                except Exception as error:
+                    self._services.failed(P2PFLError(f"internal error ({error!r}); please report it"))
                     return
             self._wake.clear()
             await self._wake.wait()
@@ -392,12 +396,8 @@ class Runner:
         key = self.keys.prekey.unwrap(effect.wrapped_key, context)
         opener = Opener(core.manifest, key, context)
         if effect.inline:
-            parts = [opener.open(0, effect.inline)]
-        else:
-            parts = []
-            async with asyncio.timeout(FETCH_LIMIT):
-                chunks = self._services.host.fetch(effect.peer, effect.digest, core.manifest.chunks, SEALED_CHUNK)
-                async for chunk in chunks:
-                    parts.append(await asyncio.to_thread(opener.open, len(parts), chunk))
-        opener.finish()
-        return b"".join(parts)
+            plaintext = opener.open(0, effect.inline)
+            opener.finish()
+            return plaintext
+        async with asyncio.timeout(FETCH_LIMIT):
+            return await pull_sealed(self._services.host, effect.peer, effect.digest, opener)

@@ -19,7 +19,7 @@ from nacl.secret import SecretBox
 
 from p2pfl.audit import NewEntry
 from p2pfl.crypto import CHUNK, Prekey, open_envelope, sha256, sign_envelope
-from p2pfl.errors import ConfigError, LinkError, PlanError, PolicyRefusal, RemoteError, StoreError
+from p2pfl.errors import ConfigError, DataError, LinkError, PlanError, PolicyRefusal, RemoteError, StoreError
 from p2pfl.files import write_atomic
 from p2pfl.gossip import Flood, Machine, Proposal, events, open_proposal
 from p2pfl.gossip.messages import FLOOD_LIMIT, envelope_frame, open_frame
@@ -31,7 +31,7 @@ from p2pfl.peer.restore import restored_run
 from p2pfl.peer.runner import FLOOD, RunKeys, Runner, Services
 from p2pfl.peer.worker import START_LIMIT, Worker
 from p2pfl.topology import Schedule
-from p2pfl.types import ChannelSpec, Digest, PeerId, Roster
+from p2pfl.types import ChannelSpec, Digest, PeerId, Roster, RunId
 
 OPEN_PROPOSALS = 4  # per proposer; a member cannot fill the others' disks with proposals
 STATEMENTS_LIMIT = 256  # kept per run: four per member
@@ -57,6 +57,7 @@ class Runs:
         self._proposals: dict[str, bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._fetching = asyncio.Lock()
+        self._approving: set[str] = set()
         self.me = services.identity.peer_id
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -77,14 +78,21 @@ class Runs:
     def hear(self, peer: PeerId, data: bytes) -> None:
         """A flooded statement from a neighbour: verify, keep, hand on. Raises RemoteError."""
         run, statement = open_frame(data, FLOOD_LIMIT)
-        envelope = self._flood.hear(statement)
+        known = run in self.runners
+        if not known and not self._is_proposal(run, statement):
+            return  # about a run whose proposal is not known here; all of it comes again with the next link
+        envelope = self._flood.hear(run, statement)
         if envelope is None:
             return
         if envelope.kind == "proposal":
             self._hear_proposal(statement)
-        elif run in self.runners:
+        else:
             self.runners[run].post(events.StatementReceived(self.runners[run].now(), peer, statement))
         self.forward(data, peer)
+
+    def _is_proposal(self, run: RunId, statement: bytes) -> bool:
+        envelope = open_envelope(statement, kinds=_OWN_KINDS, limit=FLOOD_LIMIT)
+        return envelope.kind == "proposal" and open_proposal(statement)[1].run == run
 
     def forward(self, data: bytes, origin: PeerId | None) -> None:
         """Send a framed statement to all linked members but its origin."""
@@ -170,8 +178,11 @@ class Runs:
         self._services.told(run, "proposal", {"proposer": proposal.proposer, "plan": plan.settings.plan.name})
         return runner
 
-    def restore(self) -> None:
-        """After a restart: take up the runs of which this home has a proposal."""
+    async def restore(self) -> None:
+        """After a restart: take up the runs of which this home has a proposal.
+
+        A run that was approved here and has not begun gets its worker and keys back; one that had begun stays absent.
+        """
         folder = self._home.path / "runs"
         for path in sorted(folder.glob("*/proposal")) if folder.is_dir() else ():
             if (path.parent / "over").exists():
@@ -184,10 +195,23 @@ class Runs:
                 runner = self._adopt(proposal, statement, plan_from_bundle(proposal.bundle), restart=True)
             except RemoteError as error:
                 raise StoreError(f"{path} is damaged ({error}); move it away and start again") from error
-            for kept in sorted((path.parent / "statements").glob("*")):
-                data = kept.read_bytes()
-                self._statements.setdefault(proposal.run, []).append(data)
-                runner.post(events.StatementReceived(runner.now(), self.me, data))
+            kept = [file.read_bytes() for file in sorted((path.parent / "statements").glob("*"))]
+            self._statements[proposal.run] = kept
+            # first the worker, then the statements: they may show at once that the run has begun
+            if runner.machine.state is State.PROPOSING and any(self._is_own_approval(data) for data in kept):
+                await self._rearm(runner)
+            for data in kept:
+                runner.do(events.StatementReceived(runner.now(), self.me, data))
+
+    def _is_own_approval(self, data: bytes) -> bool:
+        envelope = open_envelope(data, kinds=_OWN_KINDS, limit=FLOOD_LIMIT)
+        return envelope.kind == "approval" and envelope.signer == self.me
+
+    async def _rearm(self, runner: Runner) -> None:
+        try:
+            await self._arm(runner)
+        except (ConfigError, DataError, PlanError, LinkError) as error:
+            runner.do(events.Leave(runner.now(), f"after a restart: {error}"))
 
     def _check_size(self, channels: Sequence[ChannelSpec]) -> None:
         most = self._roster.max_parameters_bytes
@@ -223,7 +247,8 @@ class Runs:
             await worker.stop()
             raise
         self.flood_own(envelope_frame(proposal.run, statement))
-        await self._approve(runner, plan, worker, facts, initial)
+        self._equip(runner, worker, facts, initial)
+        await self._say_yes(runner)
         return runner
 
     async def _proposal(
@@ -254,37 +279,46 @@ class Runs:
             raise ConfigError(f"run {run[:12]} is {runner.machine.state}; only an open proposal can be approved")
         if context.me in runner.machine.starting.approvals or runner.worker is not None:
             raise ConfigError(f"run {run[:12]} is already approved here; nothing more is needed")
-        initial = await self._initial(context.proposal)
-        worker, facts = await ready_worker(self.plans[run], self._home)
-        await self._approve(runner, self.plans[run], worker, facts, initial)
+        if run in self._approving:
+            raise ConfigError(f"run {run[:12]} is being approved already; wait for it")
+        self._approving.add(run)
+        try:
+            await self._arm(runner)
+            await self._say_yes(runner)
+        finally:
+            self._approving.discard(run)
         return runner
 
-    async def _approve(
-        self, runner: Runner, plan: Plan, worker: Worker, facts: Mapping[str, int], initial: bytes
-    ) -> None:
+    async def _arm(self, runner: Runner) -> None:
+        """Have worker, data, initial parameters and keys at hand for this run. Raises before anything is said."""
+        proposal = runner.machine.context.proposal
+        initial = await self._initial(proposal)
+        plan = self.plans[proposal.run]
+        worker, facts = await ready_worker(plan, self._home)
+        self._equip(runner, worker, facts, initial)
+
+    def _equip(self, runner: Runner, worker: Worker, facts: Mapping[str, int], initial: bytes) -> None:
         run = runner.machine.context.proposal.run
         runner.worker = worker
-        prekey = self._prekey(run)
-        runner.keys.prekey = prekey
+        runner.keys.prekey = self._prekey(run)
         runner.keys.initial = initial
+        runner.keys.examples = facts["train"]
         runner.keys.has_test = facts["test"] > 0
         runner.keys.sampling = self._services.identity.derive("p2pfl sampling", bytes.fromhex(run))
-        self._home.approvals.approve(plan.digest, at=int(time.time()))
-        dataset = self._home.registry.resolve(plan.settings.data.tag)
-        await self._services.journal.commit(
-            [
-                NewEntry(
-                    "data_registered",
-                    {
-                        "tag": dataset.tag,
-                        "fingerprint": dataset.fingerprint,
-                        "rows": dataset.rows,
-                        "run": run,
-                    },
-                )
-            ]
+
+    async def _say_yes(self, runner: Runner) -> None:
+        """Write the approval and the data it lets the plan use down, then sign it."""
+        run, tag = (
+            runner.machine.context.proposal.run,
+            self.plans[runner.machine.context.proposal.run].settings.data.tag,
         )
-        runner.do(events.Approve(runner.now(), facts["train"], prekey.public))
+        dataset = self._home.registry.resolve(tag)
+        self._home.approvals.approve(self.plans[run].digest, at=int(time.time()))
+        body = {"tag": dataset.tag, "fingerprint": dataset.fingerprint, "rows": dataset.rows, "run": run}
+        await self._services.journal.commit([NewEntry("data_registered", body)])
+        prekey = runner.keys.prekey
+        assert prekey is not None
+        runner.do(events.Approve(runner.now(), runner.keys.examples, prekey.public))
 
     def _prekey(self, run: str) -> Prekey:
         """This run's X25519 key, kept sealed in the run's folder until the run is over."""
@@ -361,6 +395,7 @@ class Runs:
         """Complete: nothing of this run needs to be taken up after a restart; its prekey is deleted."""
         folder = self._home.run_folder(run)
         (folder / "prekey").unlink(missing_ok=True)
+        self._flood.forget(RunId(run))
         write_atomic(folder / "over", b"")
 
 
