@@ -201,9 +201,7 @@ def parts(reports: list[dict[str, Any]], rounds: int, seconds: float) -> list[di
     }
     mean["log"] -= mean["signing"]  # measured inside it
     mean["the rest"] = seconds - sum(value for name, value in mean.items() if name not in BESIDE)
-    return [
-        {"part": name, "milliseconds": mean[name] * 1e3, "share": mean[name] / seconds} for name in MEANINGS
-    ]
+    return [{"part": name, "milliseconds": mean[name] * 1e3, "share": mean[name] / seconds} for name in MEANINGS]
 
 
 BESIDE = ("log_after", "wire", "fetching")  # run beside the others; their time is no part of the sum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -19,6 +20,7 @@ from bottle import QUADRATIC_PLAN, Quadratic
 
 from p2pfl.audit import Entry, read_entries, verify_log
 from p2pfl.errors import P2PFLError
+from p2pfl.peer import ask, found_consortium, open_home
 
 COMMAND_TIME = 90.0  # seconds one command line may take; the worker's first import of torch is in it
 STOP_TIME = 15.0
@@ -120,6 +122,10 @@ class Hospital:
         secret = self.key or ["--bare"]
         record = self.p2pfl("init", str(self.home), "--name", self.name, *where, *secret)
         (self.folder / f"{self.name}.record").write_text(record)
+
+    def ask(self, verb: str, **arguments: Any) -> Any:
+        """Ask the running peer as the verbs do. Raises what it answers."""
+        return asyncio.run(ask(self.home, verb, timeout=COMMAND_TIME, **arguments))
 
     def status(self) -> dict[str, Any] | None:
         """What a running peer says of itself; None while it does not answer."""
@@ -236,6 +242,17 @@ def found(folder: Path, hospitals: Sequence[Hospital]) -> None:
         hospital.p2pfl("data", "add", str(hospital.home), "--tag", TAG, str(file))
 
     together(hospitals, accept)
+
+
+def found_quickly(folder: Path, hospitals: Sequence[Hospital]) -> None:
+    """The same homes and charter as `found` makes, by the calls that the verbs make, in this process."""
+    listen = {hospital.home: hospital.listen for hospital in hospitals if hospital.listen is not None}
+    secrets = {hospital.home: None for hospital in hospitals}
+    names = [hospital.name for hospital in hospitals]
+    found_consortium(secrets, "north", {"kind": "ring"}, listen=listen, names=names)
+    tables = Quadratic.make([8, 4, 6, 5]).write(folder)
+    for hospital, file in zip(hospitals, tables, strict=True):
+        open_home(hospital.home).registry.add(TAG, file, now=int(time.time()))
 
 
 @contextlib.contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from p2pfl.audit import as_dict, describe, read_entries, verify_log
+from p2pfl.audit import Kind, as_dict, describe, read_entries, verify_log
 from p2pfl.cli.home import AsJson
 from p2pfl.cli.output import show
 from p2pfl.errors import ConfigError
@@ -24,7 +25,7 @@ def _log(place: Path) -> tuple[Path, str | None, dict[str, str]]:
         return place, None, {}
     home = open_home(place)
     names = {}
-    if home.charter_file.exists():
+    with contextlib.suppress(ConfigError):  # names are a convenience; a log is read without them, too
         names = {str(member.peer_id): member.name for member in home.charter().members}
     return home.audit, home.member().peer_id, names
 
@@ -62,6 +63,8 @@ def show_log(
     """
     if start < 0 or (last is not None and last < 1):
         raise ConfigError("--from must be 0 or more, --last 1 or more")
+    if kind is not None and kind not in set(Kind):
+        raise ConfigError(f"no entries are of the kind {kind!r}; the kinds are {', '.join(Kind)}")
     path, _, names = _log(place)
     entries = list(read_entries(path, start, kind))
     chosen = entries if last is None else entries[-last:]

@@ -53,7 +53,7 @@ def new(
     spec: dict[str, Any] = {"kind": topology, **({"clusters": clusters} if clusters is not None else {})}
     charter = new_charter(name, [record_from_text(read_text(path)) for path in records], quorum=quorum, topology=spec)
     build_graph(spec, [PeerId(member.peer_id) for member in charter.members])
-    write_result(output, charter_to_text(charter).encode())
+    _write(output, charter)
     note(f"wrote {output}; every founder signs it with `p2pfl charter sign HOME {output}`")
     typer.echo(f"fingerprint  {fingerprint(charter)}")
 
@@ -73,7 +73,7 @@ def sign(
     charter = parse_charter(read_text(file))
     identity = opened.identity(passphrase(passphrase_file, is_sealed(opened.path / "identity.key")))
     signed = sign_charter(charter, identity)
-    write_result(output or file, charter_to_text(signed).encode())
+    _write(output or file, signed)
     _tell_missing(signed)
 
 
@@ -87,8 +87,23 @@ def merge(
     Example: p2pfl charter merge charter.lille charter.caen -o charter
     """
     merged = merge_charters([parse_charter(read_text(path)) for path in files])
-    write_result(output, charter_to_text(merged).encode())
+    _write(output, merged)
     _tell_missing(merged)
+
+
+def _write(path: Path, charter: Charter) -> None:
+    """Write a charter file, never over another file: signatures that others sent would be lost."""
+    if path.is_file() and path.stat().st_size:
+        try:
+            known = parse_charter(read_text(path))
+        except ConfigError as error:
+            raise ConfigError(f"{path} exists and is no intact charter file; choose another name for -o") from error
+        if known.document != charter.document or not set(known.signatures) <= set(charter.signatures):
+            raise ConfigError(
+                f"{path} holds {'signatures that' if known.document == charter.document else 'another charter, which'} "
+                "would be lost; merge the files, or choose another name for -o"
+            )
+    write_result(path, charter_to_text(charter).encode())
 
 
 def _tell_missing(charter: Charter) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -11,16 +12,19 @@ from typing import Annotated, Any
 
 import typer
 
-from p2pfl.cli.output import note, out, passphrase, show, write_result
+from p2pfl.cli.output import note, passphrase, show, write_result
+from p2pfl.cli.printing import Printer, plain
 from p2pfl.crypto import is_sealed
 from p2pfl.errors import ConfigError
-from p2pfl.peer import ControlServer, Peer, Run, ask, init_home, open_home, read_text
+from p2pfl.peer import ControlServer, Home, Peer, Run, ask, check_new_home, init_home, open_home, read_text
 
 HomePath = Annotated[Path, typer.Argument(help="The peer's home folder.", metavar="HOME")]
 PassphraseFile = Annotated[
     Path | None, typer.Option("--passphrase-file", help="File whose first line is the key's passphrase.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+PRIVATE = 0o077  # umask: whatever a home gets, by whatever library, is the owner's alone
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +53,11 @@ def init(
     """
     if (listen is None) == (not no_listen):
         raise ConfigError("say either --listen ADDRESS (such as /ip4/10.1.2.3/tcp/4101) or --no-listen")
+    if bare and passphrase_file is not None:
+        raise ConfigError("say either --bare or --passphrase-file; a bare key has no passphrase")
+    check_new_home(home, name=name, listen=listen, discover=discover)  # before anybody types a passphrase
     secret = passphrase(passphrase_file, sealed=not bare, new=True)
+    os.umask(PRIVATE)
     text = init_home(home, name=name, listen=listen, discover=discover, passphrase=secret)
     note(f"made {home}; give the record below (or {home / 'member.record'}) to whoever makes the charter")
     typer.echo(text, nl=False)
@@ -62,9 +70,12 @@ def up(
 ) -> int:
     """Run the peer until Ctrl-C or SIGTERM: links, runs, log. The other verbs reach it over its socket.
 
+    A peer that was stopped so gives exit code 0; it takes up its open runs at the next start.
+
     Example: p2pfl up homes/lille
     """
     secret = passphrase(passphrase_file, is_sealed(open_home(home).path / "identity.key"))
+    os.umask(PRIVATE)
     return run_loop(lambda: _up(home, secret, as_json))
 
 
@@ -81,25 +92,28 @@ def run_loop(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
 async def _up(home: Path, secret: str | None, as_json: bool) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    async with Peer(home, passphrase=secret) as peer, ControlServer(peer):
-        _say(as_json, "up", {"name": peer.name, "peer": peer.peer_id, "addresses": peer.addresses})
-        if peer.discovery_problem:
-            _say(as_json, "discovery", {"problem": peer.discovery_problem})
-        watcher = asyncio.create_task(_watch(peer, as_json))
-        waits = [asyncio.create_task(stop.wait()), asyncio.create_task(peer.failed.wait())]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for task in (*waits, watcher):
-            task.cancel()
-        await asyncio.gather(*waits, watcher, return_exceptions=True)
-        if peer.failure is not None:
-            raise peer.failure
-    _say(as_json, "down", {})
+    with Printer(as_json) as printer:
+        async with Peer(home, passphrase=secret) as peer, ControlServer(peer):
+            printer.event("up", {"name": peer.name, "peer": peer.peer_id, "addresses": peer.addresses})
+            if peer.discovery_problem:
+                printer.event("discovery", {"problem": peer.discovery_problem})
+            watcher = asyncio.create_task(_watch(peer, printer))
+            waits = [asyncio.create_task(event.wait()) for event in (stop, peer.failed, printer.closed)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for task in (*waits, watcher):
+                task.cancel()
+            await asyncio.gather(*waits, watcher, return_exceptions=True)
+            if peer.failure is not None:
+                raise peer.failure
+        printer.event("down", {})
+    if printer.closed.is_set():
+        raise BrokenPipeError
     return 0
 
 
-async def _watch(peer: Peer, as_json: bool) -> None:
+async def _watch(peer: Peer, printer: Printer) -> None:
     """Print what happens in every run, as it becomes known."""
     followed: dict[str, asyncio.Task[None]] = {}
     links: dict[str, str] = {}
@@ -107,39 +121,22 @@ async def _watch(peer: Peer, as_json: bool) -> None:
         while True:
             for run in peer.runs.values():
                 if run.id not in followed:
-                    followed[run.id] = asyncio.create_task(_follow(peer, run, as_json))
+                    followed[run.id] = asyncio.create_task(_follow(peer, run, printer))
             now = peer.links()
             if now != links:
                 links = now
-                _say(as_json, "links", links)
+                printer.event("links", dict(links))
             await peer.changed()
     finally:
         for task in followed.values():
             task.cancel()
 
 
-async def _follow(peer: Peer, run: Run, as_json: bool) -> None:
+async def _follow(peer: Peer, run: Run, printer: Printer) -> None:
     async for event in run.events():
-        _say(as_json, event.topic, {"run": run.id[:12], **event.facts})
-        if event.topic == "proposal" and event.facts.get("proposer") != peer.peer_id and not as_json:
-            note(f"read it with `p2pfl plan show {peer.home.path} {run.id[:12]}` before you approve it")
-
-
-def _say(as_json: bool, topic: str, facts: dict[str, Any]) -> None:
-    if as_json:
-        out.print(json.dumps({"topic": topic, **facts}, default=str), markup=False)
-        return
-    parts = "  ".join(f"{name} {_plain(value)}" for name, value in facts.items())
-    out.print(f"{topic:<12} {parts}", markup=False)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(item) for item in value) or "none"
-    text = str(value)
-    return "…" + text[-6:] if text.startswith("12D3Koo") else text
+        printer.event(event.topic, {"run": run.id[:12], **event.facts})
+        if event.topic == "proposal" and event.facts.get("proposer") != peer.peer_id:
+            printer.hint(f"read it with `p2pfl plan show {peer.home.path} {run.id[:12]}` before you approve it")
 
 
 def status(home: HomePath, as_json: AsJson = False) -> None:
@@ -160,7 +157,7 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
     for run in value["runs"]:
         lines.append(f"run          {run['run'][:12]}  {run['state']}, round {run['round']} of {run['of']}")
         lines += [
-            f"  missing    {_plain(gone['peer'])} since round {gone['from_round']}: {gone['reason']}"
+            f"  missing    {plain(gone['peer'])} since round {gone['from_round']}: {gone['reason']}"
             for gone in run["missing"]
         ]
     lines.append(f"log          {value['log']['entries']} entries, head {value['log']['head'][:16]}")
@@ -179,8 +176,8 @@ def result(
 
     Example: p2pfl result homes/lille -o model.safetensors
     """
-    folder = _finished_run(open_home(home).path / "runs", run)
-    report = json.loads(read_text(folder / "report.json"))
+    folder = _finished_run(open_home(home), run)
+    report = _report(folder / "report.json")
     model = folder / "model.safetensors"
     if not model.exists():
         raise ConfigError(
@@ -188,10 +185,11 @@ def result(
             "ask a partner for theirs"
         )
     write_result(output, model.read_bytes())
+    at_home = [f"{name} {value:.4g}" for name, value in report["at_home"].items()]
     lines = [
         f"run          {report['run'][:12]}  {report['rounds_done']} rounds",
         f"digest       {report['digest']}",
-        f"at home      {_plain([f'{name} {value:.4g}' for name, value in report['at_home'].items()])}",
+        f"at home      {plain(at_home)}",
         *(f"contributed  {site['name']:<16} share {site['share']:.3f}" for site in report["participants"]),
         *(
             f"missing      {gone['name']:<16} from round {gone['from_round']}: {gone['reason']}"
@@ -202,10 +200,27 @@ def result(
     show(report, as_json, lines)
 
 
-def _finished_run(folder: Path, run: str | None) -> Path:
-    done = sorted(folder.glob("*/report.json"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
-    chosen = [path.parent for path in done if run is None or path.parent.name.startswith(run)]
-    if not chosen:
-        which = f" that begins with {run!r}" if run else ""
-        raise ConfigError(f"no finished run{which} in {folder}; look at `p2pfl status` for its state")
-    return chosen[-1]
+def _report(path: Path) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = json.loads(read_text(path))
+        missing = {"run", "rounds_done", "digest", "at_home", "participants", "missing", "away"} - set(report)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged; ask a partner for the model") from error
+    if missing:
+        raise ConfigError(f"{path} is damaged: it lacks {min(missing)}; ask a partner for the model")
+    return report
+
+
+def _finished_run(home: Home, run: str | None) -> Path:
+    known = [path.parent for path in sorted(home.path.glob("runs/*/proposal"))]
+    begun = [folder for folder in known if run is None or folder.name.startswith(run)]
+    done = [folder for folder in begun if (folder / "report.json").exists()]
+    if run is not None and len(begun) > 1:
+        raise ConfigError(f"{len(begun)} runs begin with {run!r}; write more of the run's id")
+    if done:
+        return max(done, key=lambda folder: (folder / "report.json").stat().st_mtime)
+    if begun:
+        names = ", ".join(folder.name[:12] for folder in begun[:8])
+        raise ConfigError(f"{names}: not over yet; look at `p2pfl status {home.path}`, and try again when it is")
+    which = f"begins with {run!r}" if run else "is known"
+    raise ConfigError(f"no run {which} in {home.path}; look at `p2pfl plan list {home.path}`")

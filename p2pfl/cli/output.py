@@ -29,9 +29,9 @@ out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 _EMPTY_LOOKING = frozenset(
     # printable for Python, yet drawn as nothing: Default_Ignorable_Code_Point of Unicode 16 and the braille blank
-    [0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10)]
-    + [*range(0xE0100, 0xE01F0)]
-)
+    [0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10),
+     *range(0xE0100, 0xE01F0)]
+)  # fmt: skip
 
 
 def visible(text: str) -> str:

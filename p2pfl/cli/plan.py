@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from p2pfl.cli.home import AsJson, HomePath
-from p2pfl.cli.output import note, show, show_table
+from p2pfl.cli.output import note, say, show, show_table, to_json, visible
+from p2pfl.cli.printing import plain
+from p2pfl.errors import ConfigError
 from p2pfl.governance import read_plan
-from p2pfl.peer import ask, check_plan, follow, open_home
+from p2pfl.peer import OVER, ask, check_plan, follow, open_home
 
 app = typer.Typer(no_args_is_help=True)
 PlanFolder = Annotated[Path, typer.Argument(help="A folder with plan.py and plan.toml.", metavar="PLAN")]
@@ -50,8 +53,8 @@ def propose(
     home: HomePath,
     plan: PlanFolder,
     patience: Annotated[float, typer.Option("--patience", help="Seconds to wait for approvals.")] = 24 * 3600.0,
-    rounds: Annotated[int | None, typer.Option("--rounds", help="Rounds, instead of the plan's.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the initial parameters.")] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", help="Rounds, instead of the plan's.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the initial parameters.", min=0)] = None,
     topology: Annotated[str | None, typer.Option("--topology", help="ring or full, instead of the plan's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only; tell nobody.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run until it is over.")] = False,
@@ -59,12 +62,15 @@ def propose(
 ) -> None:
     """Propose a plan to all members, and approve it here. It starts when all have approved, or after --patience.
 
+    With --wait, events follow until the run is over (--json: one object per line); Ctrl-C then ends the
+    watching with exit code 130, and the run goes on.
+
     Example: p2pfl plan propose homes/lille plans/heart
     """
     read = read_plan(plan)
     if dry_run:
-        asyncio.run(check_plan(read, open_home(home)))
-        note("the plan runs on this home's data; nothing was proposed")
+        facts = asyncio.run(check_plan(read, open_home(home)))
+        show({"plan": read.digest, **facts}, as_json, ["the plan runs on this home's data; nothing was proposed"])
         return
     spec = None if topology is None else {"kind": topology}
     value = asyncio.run(
@@ -78,14 +84,16 @@ def propose(
             topology=spec,
         )
     )
-    show(value, as_json and not wait, [f"proposed run {value['run']}"] if not (as_json and wait) else [])
     if wait:
+        _event("proposed", value, as_json)
         asyncio.run(_follow(home, value["run"], as_json))
+    else:
+        show(value, as_json, [f"proposed run {value['run']}"])
 
 
 @app.command("follow")
 def follow_run(home: HomePath, run: RunName, as_json: AsJson = False) -> None:
-    """Print what happens in a run until this peer's part is over.
+    """Print what happens in a run until this peer's part is over; --json: one object per line.
 
     Example: p2pfl plan follow homes/lille 3f2a
     """
@@ -94,8 +102,17 @@ def follow_run(home: HomePath, run: RunName, as_json: AsJson = False) -> None:
 
 async def _follow(home: Path, run: str, as_json: bool) -> None:
     async for topic, facts in follow(home, run):
-        line = "  ".join(f"{name} {value}" for name, value in facts.items() if not isinstance(value, dict | list))
-        show({"topic": topic, **facts}, as_json, [f"{topic:<12} {line}"])
+        _event(topic, facts, as_json)
+        if topic == OVER and facts.get("away"):
+            raise ConfigError(f"this peer's part of run {run[:12]} ended without a model: {facts['away']}; see its log")
+
+
+def _event(topic: str, facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        say(to_json({"topic": topic, **facts}, indent=None))
+        return
+    shown = "  ".join(f"{name} {plain(value)}" for name, value in facts.items() if not isinstance(value, dict | list))
+    say(visible(f"{topic:<12} {shown}"))
 
 
 @app.command("list")
@@ -130,14 +147,16 @@ def show_run(home: HomePath, run: RunName, as_json: AsJson = False) -> None:
 
 
 def _code(value: dict[str, Any]) -> list[str]:
-    return [
-        f"run          {value['run']}",
-        f"plan hash    {value['plan']}",
-        "--- plan.toml",
-        value["plan.toml"],
-        "--- plan.py",
-        value["plan.py"],
-    ]
+    """Every line numbered and with its escapes: no text of the proposer's can pass for ours, or hide another."""
+    lines = [f"run          {value['run']}", f"plan hash    {value['plan']}"]
+    for file in ("plan.toml", "plan.py"):
+        text = value[file]
+        lines += ["", f"{file}, {text.count(chr(10)) + (not text.endswith(chr(10)))} lines:"]
+        lines += [f"{number:>5} | {line}" for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1)]
+    strange = sum(visible(line) != line for line in lines)
+    if strange:
+        lines += ["", f"note: {strange} lines hold invisible or control characters, shown as escapes such as \\u202e"]
+    return lines
 
 
 @app.command("approve")
@@ -153,13 +172,25 @@ def approve(
     Example: p2pfl plan approve homes/caen 3f2a
     """
     value = asyncio.run(ask(home, "show", timeout=30, run=run))
+    if plan is not None and not (plan and value["plan"].startswith(plan.lower())):
+        raise ConfigError(f"run {value['run'][:12]} carries the plan {value['plan'][:12]}, not {plan[:64]!r}; read it")
     if not as_json:
         show(value, False, _code(value))
-    if not yes and not typer.confirm("Let this code train on this site's data?", err=True):
+    if not yes:
+        _ask_consent(value, shown=not as_json)
+    done = asyncio.run(ask(home, "approve", run=value["run"], plan=value["plan"]))
+    show(done, as_json, [f"approved run {done['run'][:12]}"])
+
+
+def _ask_consent(value: dict[str, Any], *, shown: bool) -> None:
+    if not sys.stdin.isatty():
+        raise ConfigError("there is no terminal to ask; read the plan with `p2pfl plan show`, then give --yes")
+    if not shown:
+        for line in _code(value):
+            sys.stderr.write(visible(line) + "\n")
+    if not typer.confirm("Let this code train on this site's data?", err=True):
         note("not approved; nothing was sent")
         raise typer.Exit(1)
-    done = asyncio.run(ask(home, "approve", run=value["run"], plan=plan or value["plan"]))
-    show(done, as_json, [f"approved run {done['run'][:12]}"])
 
 
 @app.command("pause")

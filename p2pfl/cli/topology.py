@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from p2pfl.topology import absences_that_disconnect, build_graph, spectral_gap, 
 from p2pfl.types import PeerId
 
 app = typer.Typer(no_args_is_help=True)
+MOST_SITES = 1000  # the table of weights has a column for each
 MOST_PAIRS = 200  # sites up to which all pairs of absences are tried
 
 
@@ -28,7 +30,7 @@ def group() -> None:
 @app.command("show")
 def show_topology(
     kind: Annotated[str, typer.Argument(help="ring, full, hierarchical, or a JSON file with a spec.", metavar="KIND")],
-    sites: Annotated[int | None, typer.Option("--sites", help="Number of equal sites.")] = None,
+    sites: Annotated[int | None, typer.Option("--sites", help="Number of equal sites.", min=1, max=MOST_SITES)] = None,
     charter: Annotated[Path | None, typer.Option("--charter", help="Take the sites from this charter.")] = None,
     clusters: Annotated[int | None, typer.Option("--clusters", help="Number of clusters, for hierarchical.")] = None,
     shares: Annotated[str | None, typer.Option("--shares", help="Sample counts, such as 303,294,123,200.")] = None,
@@ -80,7 +82,7 @@ def _counts(text: str | None) -> list[float]:
         counts = [float(part) for part in text.split(",")] if text else []
     except ValueError as error:
         raise ConfigError(f"--shares {text!r}: write sample counts such as 303,294,123,200") from error
-    if any(not count > 0 for count in counts):
+    if any(not 0 < count < math.inf for count in counts):
         raise ConfigError(f"--shares {text!r}: every site needs a positive sample count")
     return counts
 
@@ -89,7 +91,7 @@ def _spec(kind: str, clusters: int | None) -> dict[str, Any]:
     if kind.endswith(".json"):
         try:
             spec = json.loads(read_text(Path(kind)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{kind} is not valid JSON: {error}; mend it") from error
         if not isinstance(spec, dict):
             raise ConfigError(f'{kind} must hold a spec such as {{"kind": "edges", "edges": [[0, 1]]}}')

@@ -27,6 +27,7 @@ LOOPBACK = "127.0.0.1"
 START_TIME = 60.0  # seconds until all processes answer and are linked; four torch imports on two cores take 10
 RUN_TIME = 600.0  # seconds a demo run may take at most
 POLL = 0.1  # seconds between two looks at a starting peer
+KEEP = "run the demo again with --home DIR and read up.log in the homes there"
 STOP_TIME = 10.0  # seconds a process gets to end by itself
 
 
@@ -159,7 +160,7 @@ class Consortium:
                 while not await condition():
                     await asyncio.sleep(POLL)
         except TimeoutError as error:
-            raise LinkError(f"{what} within {seconds:.0f} s; see up.log in the homes under {self.folder}") from error
+            raise LinkError(f"{what} within {seconds:.0f} s; {KEEP}") from error
 
     async def train(self) -> None:
         """Propose at the first hospital, approve at the others, follow everywhere until all are done."""
@@ -177,9 +178,7 @@ class Consortium:
             async with asyncio.timeout(RUN_TIME):
                 await asyncio.gather(*followers)
         except TimeoutError as error:
-            raise LinkError(
-                f"the run was not over within {RUN_TIME:.0f} s; see the homes under {self.folder}"
-            ) from error
+            raise LinkError(f"the run was not over within {RUN_TIME:.0f} s; {KEEP}") from error
         finally:
             for task in (refresher, *followers):
                 task.cancel()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from p2pfl.crypto import sha256
-from p2pfl.errors import SignatureRefused
+from p2pfl.errors import Equivocation, LimitExceeded, SignatureRefused
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.effects import Flood, Mix, Release, SendStatement
 from p2pfl.gossip.rounds import Rounds
@@ -65,7 +65,10 @@ class ClosingPart:
         return [
             peer
             for peer, ledger in self.rounds.ledgers.items()
-            if ledger.unsettled and peer in self.context.linked and peer not in self.context.missing
+            if ledger.unsettled
+            and peer in self.context.linked
+            and peer not in self.context.missing
+            and peer not in self.context.gone
         ]
 
     def hear_settle(self, peer: PeerId, settle: Settle) -> None:
@@ -73,6 +76,8 @@ class ClosingPart:
         if settle.recipient != self.context.me or peer not in self.rounds.ledgers:
             raise SignatureRefused("settle message for another edge", peer=peer)
         context, rounds = self.context, self.rounds
+        if settle.position != (context.running_schedule.total, 0):
+            raise LimitExceeded("settle message that was not written at the end of the run", peer=peer)
         if peer in context.missing and settle.position >= context.position:
             del context.missing[peer]
         reached = rounds.deliveries.reached
@@ -115,6 +120,13 @@ class ClosingPart:
         if not self.stated:
             self.state_own()
 
+    def state_absence(self) -> None:
+        """A participant that takes no further part says so once, in a signed statement."""
+        context = self.context
+        absent = context.state is State.ABSENT and context.away_for_good is not None
+        if absent and not self.stated and context.me in context.running.shares:
+            self.state_own()
+
     def state_own(self) -> None:
         """Write the closing statement down."""
         context, rounds = self.context, self.rounds
@@ -154,14 +166,16 @@ class ClosingPart:
         """A participant's statement, ours included."""
         if signer not in self.context.running.shares:
             raise SignatureRefused("closing statement by a site that takes no part in the run", peer=signer)
-        self.statements.setdefault(signer, statement)
+        if self.statements.setdefault(signer, statement) != statement:
+            raise Equivocation("two different closing statements for one run", peer=signer)
+        if not statement.finished and signer != self.context.me:
+            self.context.gone.add(signer)
+            if signer in self.rounds.ledgers and self.context.state is not State.DONE:
+                self.rounds.mark_missing(signer, "it takes no further part")
         for peer, since, reason in statement.missing:
             if peer not in self.named_missing and peer in self.context.running.shares:
                 self.named_missing[peer] = (since, reason)
-        context = self.context
-        away = context.state is State.ABSENT and context.away_for_good
-        if away and not self.stated and context.me in context.running.shares:
-            self.state_own()
+        self.state_absence()
         self.check_complete()
 
     def check_complete(self) -> None:

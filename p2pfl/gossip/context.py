@@ -38,6 +38,7 @@ class Context:
     refusals: Counter[PeerId] = field(default_factory=Counter)
     ignored: set[tuple[PeerId, int]] = field(default_factory=set)
     pause_wanted: bool = False
+    gone: set[PeerId] = field(default_factory=set)  # said in a signed statement that they take no further part
     away_for_good: str | None = None  # why we take no part in the rest of the run
 
     @property

@@ -15,6 +15,7 @@ from p2pfl.gossip.context import Context
 from p2pfl.gossip.effects import Fetch, Forget, Release, SendAnnouncement, SendStatement
 from p2pfl.gossip.messages import (
     SETTLING_WINDOW,
+    TO_ALL,
     Announcement,
     Core,
     Position,
@@ -26,6 +27,8 @@ from p2pfl.gossip.statements import Acknowledgement
 from p2pfl.types import Digest, PeerId
 
 LOOK_AHEAD = 1  # rounds for which content is fetched before its round has begun
+EVIDENCE_LOGGED = 16  # places per origin whose two cores are kept; one is proof enough
+ACKNOWLEDGED_AT_ONCE = 256  # cores in one acknowledgement
 
 
 class Content(Enum):
@@ -68,6 +71,7 @@ class Deliveries:
     outgoing: dict[Digest, Outgoing] = field(default_factory=dict)
     reached: dict[PeerId, Position] = field(default_factory=dict)  # furthest position heard from each peer
     to_acknowledge: dict[PeerId, list[Digest]] = field(default_factory=dict)
+    evidence: dict[PeerId, set[tuple[int, int, str, str]]] = field(default_factory=dict)  # places written down
     decided_until: Position = (0, 0)  # positions below are mixed, or are being mixed
 
     # --- in
@@ -90,6 +94,12 @@ class Deliveries:
             self.context.ignore(origin, core.round, "duplicate")
             self._renew(known, announcement)
             return core
+        oldest = self.context.position[0] - SETTLING_WINDOW
+        if core.round < oldest:
+            raise LimitExceeded(
+                f"round {core.round} is outside the window that begins at round {oldest}; nobody can use it any more",
+                peer=peer,
+            )
         window = self.context.position[0] + SETTLING_WINDOW
         self.reached[origin] = max(self.reached.get(origin, (0, 0)), core.position)
         if core.round > window:
@@ -105,7 +115,7 @@ class Deliveries:
             self.context.ignore(origin, core.round, "late")
             held.content = Content.REFUSED
             held.inline = b""
-            self.to_acknowledge.setdefault(origin, []).append(held.digest)
+            self._owe(held)
             return core
         self.incoming[held.digest] = held
         self.fetch_due()
@@ -120,8 +130,9 @@ class Deliveries:
             raise SignatureRefused("core of another run", peer=origin)
         if origin not in self.context.partners():
             raise LimitExceeded("announcement from a peer that is no neighbour in this run", peer=origin)
-        if core.recipient not in ("all", self.context.me):
-            raise LimitExceeded("announcement meant for another peer", peer=origin)
+        if core.recipient != TO_ALL:
+            # also when it names us: two cores for one place, one of them hidden from the others, would be equivocation
+            raise LimitExceeded("announcement for one peer only, where this run's go to all neighbours", peer=origin)
         if core.round >= self.context.running_schedule.total:
             raise LimitExceeded(f"round {core.round} lies after the end of the run", peer=origin)
         scheduled = dict(self.context.neighbours(core.position))
@@ -138,6 +149,8 @@ class Deliveries:
         spec = next((item for item in self.context.running.channels if item.name == core.channel), None)
         if spec is None:
             raise LimitExceeded(f"the plan has no channel named {core.channel[:32]!r}")
+        if core.channel not in self.channels(core.position):
+            raise LimitExceeded(f"channel {core.channel!r} is not in use in the closing round {core.round}")
         if core.manifest.size != spec.size:
             raise LimitExceeded(
                 f"delta of {core.manifest.size} bytes where the plan's channel {spec.name} has {spec.size}"
@@ -157,23 +170,33 @@ class Deliveries:
     def _renew(self, known: Incoming, announcement: Announcement) -> None:
         """A resend of a core we know: its content may be needed after a broken fetch, or its receipt was lost."""
         if known.digest not in self.incoming:
-            self.to_acknowledge.setdefault(known.origin, []).append(known.digest)
+            self._owe(known)
             return
         if known.content is Content.HELD:
             envelope, _ = open_core(announcement.core)
             self._cover(known, envelope, announcement)
             self.fetch_due()
 
+    def _owe(self, held: Incoming) -> None:
+        owed = self.to_acknowledge.setdefault(held.origin, [])
+        if held.digest not in owed:
+            owed.append(held.digest)
+            del owed[:-ACKNOWLEDGED_AT_ONCE]
+
     def _keep_evidence(self, origin: PeerId, first: Incoming, second: bytes) -> None:
+        """Both envelopes go into the log, once per place: the same lie told again proves nothing new."""
         core = first.core
         self.context.counters["equivocation"] += 1
-        self.context.log_now(
-            "equivocation",
-            {"peer": origin, "round": core.round, "step": core.step, "channel": core.channel},
-            ("evidence", first.envelope),
-            ("evidence", second),
-        )
-        self.context.tell("equivocation", peer=origin, round=core.round)
+        places = self.evidence.setdefault(origin, set())
+        if core.key not in places and len(places) < EVIDENCE_LOGGED:
+            places.add(core.key)
+            self.context.log_now(
+                "equivocation",
+                {"peer": origin, "round": core.round, "step": core.step, "channel": core.channel},
+                ("evidence", first.envelope),
+                ("evidence", second),
+            )
+            self.context.tell("equivocation", peer=origin, round=core.round)
         raise Equivocation(
             f"two different cores for round {core.round}, step {core.step}, channel {core.channel}; "
             "both are kept as evidence",
@@ -239,7 +262,7 @@ class Deliveries:
         gone = [held for held in self.incoming.values() if held.core.position <= position]
         for held in gone:
             del self.incoming[held.digest]
-            self.to_acknowledge.setdefault(held.origin, []).append(held.digest)
+            self._owe(held)
         floor = position[0] - SETTLING_WINDOW
         self.signed = {key: held for key, held in self.signed.items() if key[1][0] >= floor}
         if gone:
@@ -251,7 +274,7 @@ class Deliveries:
         waiting, self.to_acknowledge = self.to_acknowledge, {}
         for peer, cores in sorted(waiting.items()):
             if peer in self.context.linked:
-                payload = Acknowledgement(self.context.running.run, tuple(cores[-256:])).encode()
+                payload = Acknowledgement(self.context.running.run, tuple(cores)).encode()
                 self.context.emit(SendStatement(peer, "acknowledgement", payload))
 
     # --- out

@@ -7,8 +7,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from p2pfl.crypto import Envelope, open_envelope
-from p2pfl.errors import LimitExceeded, NotAMember
+from p2pfl.errors import LimitExceeded, MalformedMessage, NotAMember
 from p2pfl.gossip.messages import FLOOD_LIMIT
+from p2pfl.gossip.statements import run_of
 from p2pfl.types import Digest, PeerId, Roster, RunId
 
 SEEN_LIMIT = 8192  # statements remembered; a run of 50 sites floods about 4 per site
@@ -29,6 +30,9 @@ class Flood:
         envelope = open_envelope(data, kinds=KINDS, limit=FLOOD_LIMIT)
         if self.roster.member(envelope.signer) is None:
             raise NotAMember("statement by a key that the charter does not name", peer=envelope.signer)
+        if run_of(envelope) != run:
+            # else a member could make us forget, or count as too many, what another one said about its run
+            raise MalformedMessage("statement in the frame of another run")
         if not self.remember(envelope.digest):
             return None
         place = (run, envelope.signer, envelope.kind)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from p2pfl.crypto import open_envelope
-from p2pfl.errors import IllegalStep, MalformedMessage, NotAMember, P2PFLError, RemoteError
+from p2pfl.crypto import Envelope, open_envelope
+from p2pfl.errors import IllegalStep, MalformedMessage, NotAMember, P2PFLError, RemoteError, SignatureRefused
 from p2pfl.gossip import events as ev
 from p2pfl.gossip.closing import ClosingPart
 from p2pfl.gossip.context import Context
@@ -24,17 +24,20 @@ from p2pfl.gossip.statements import (
     Proposal,
     open_acknowledgement,
     open_approval,
+    open_away,
     open_closing,
     open_settle,
     open_start,
     open_start_signature,
+    run_of,
 )
 from p2pfl.gossip.table import TABLE, State
 from p2pfl.types import Digest, PeerId, Roster, StartRecord
 
 EARLY_LIMIT = 8  # announcements kept per neighbour before the start record is valid here: one round's channels
-STATEMENTS = ("approval", "start", "start-signature", "settle", "acknowledgement", "closing")
+STATEMENTS = ("approval", "start", "start-signature", "settle", "acknowledgement", "away", "closing")
 FLOODED = frozenset({"approval", "start", "start-signature", "closing"})
+OUT_OF_ROUNDS = (State.ABSENT, State.DONE)  # the worker may still answer for a round that was left
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,57 +168,52 @@ class Machine:
         self._progress()
 
     def _statement(self, event: ev.StatementReceived) -> None:
+        blamed = event.peer  # for what never should have been passed on; else the signer, whoever brought it
         try:
             envelope = open_envelope(event.data, kinds=STATEMENTS, limit=FLOOD_LIMIT)
-            if self.context.roster.member(envelope.signer) is None:
-                raise NotAMember("statement by a key that the charter does not name", peer=envelope.signer)
-            self._hear(envelope.kind, envelope.signer, event.data)
+            self._check_statement(envelope, event.peer)
+            blamed = envelope.signer
+            used = self._hear(envelope, event.data)
         except RemoteError as error:
-            self.context.refuse(PeerId(error.peer or event.peer), str(error))
+            self.context.refuse(blamed, str(error))
             return
-        if envelope.kind in FLOODED:
+        if used and envelope.kind in FLOODED:
             self.context.emit(StoreStatement(self.context.proposal.run, event.data))
         self._progress()
 
-    def _hear(self, kind: str, signer: PeerId, data: bytes) -> None:
-        run = self.context.proposal.run
-        if kind == "approval":
-            envelope, approval = open_approval(data)
-            self._same_run(approval.run, run, signer)
-            if self.context.state is State.PROPOSING:
-                self.starting.hear_approval(envelope, approval, data)
-        elif kind == "start":
-            envelope, start = open_start(data)
-            self._same_run(start.run, run, signer)
-            self.starting.hear_start(envelope, start)
-        elif kind == "start-signature":
-            _, signature = open_start_signature(data)
-            self._same_run(signature.run, run, signer)
-            self.starting.hear_signature(signer, signature)
-        elif kind == "closing":
-            _, closing = open_closing(data)
-            self._same_run(closing.run, run, signer)
-            if self.context.start is not None:
-                self.closing.hear_closing(signer, closing)
-        elif self.context.start is not None:
-            self._hear_direct(kind, signer, data)
+    def _check_statement(self, envelope: Envelope, sender: PeerId) -> None:
+        if self.context.roster.member(envelope.signer) is None:
+            raise NotAMember(f"statement by {envelope.signer}, a key that the charter does not name")
+        if envelope.kind not in FLOODED and envelope.signer != sender:
+            raise SignatureRefused(f"{envelope.kind} signed by {envelope.signer}, not by the peer that sent it")
+        if run_of(envelope) != self.context.proposal.run:
+            raise MalformedMessage("statement about another run")
 
-    def _hear_direct(self, kind: str, signer: PeerId, data: bytes) -> None:
-        run = self.context.proposal.run
-        if kind == "settle":
+    def _hear(self, envelope: Envelope, data: bytes) -> bool:
+        """Take a member's statement about this run; whether it may be of use to others."""
+        kind, signer = envelope.kind, envelope.signer
+        if kind == "approval":
+            _, approval = open_approval(data)
+            if self.context.state is not State.PROPOSING:
+                return False
+            self.starting.hear_approval(envelope, approval, data)
+        elif kind == "start":
+            self.starting.hear_start(*open_start(data))
+        elif kind == "start-signature":
+            self.starting.hear_signature(signer, open_start_signature(data)[1])
+        elif self.context.start is None:
+            return False
+        elif kind == "closing":
+            self.closing.hear_closing(signer, open_closing(data)[1])
+        elif kind == "settle":
             _, settle = open_settle(data)
-            self._same_run(settle.run, run, signer)
             if not self.context.away_for_good:
                 self.closing.hear_settle(signer, settle)
+        elif kind == "away":
+            self.rounds.hear_away(signer, open_away(data)[1])
         else:
-            _, acknowledgement = open_acknowledgement(data)
-            self._same_run(acknowledgement.run, run, signer)
-            self.deliveries.acknowledged(signer, acknowledgement.cores)
-
-    @staticmethod
-    def _same_run(claimed: str, run: str, signer: PeerId) -> None:
-        if claimed != run:
-            raise MalformedMessage("statement about another run", peer=signer)
+            self.deliveries.acknowledged(signer, open_acknowledgement(data)[1].cores)
+        return True
 
     def _progress(self) -> None:
         """After anything heard: does it let the present state go on?"""
@@ -239,6 +237,7 @@ class Machine:
         if context.start is None:
             return
         self.deliveries.resend(event.peer)
+        self.closing.state_absence()
         if not context.away_for_good:
             self.deliveries.fetch_due()
             if event.peer in self.rounds.ledgers and context.state in (State.CLOSING, State.DONE):
@@ -279,28 +278,31 @@ class Machine:
     # --- answers of the shell
 
     def _trained(self, event: ev.Trained) -> None:
-        if self.context.state is State.ABSENT:
+        if self.context.state in OUT_OF_ROUNDS:
             return
         self._in_work(event.round, self.context.position[1])
         self.rounds.trained(event.loss)
 
     def _training_failed(self, event: ev.TrainingFailed) -> None:
-        if self.context.state is State.ABSENT:
+        if self.context.state in OUT_OF_ROUNDS:
             return
         self._in_work(event.round, self.context.position[1])
         self.rounds.failed(event)
+        self.closing.state_absence()
 
     def _encoded(self, event: ev.Encoded) -> None:
-        if self.context.state is State.ABSENT:
+        if self.context.state in OUT_OF_ROUNDS:
             return
         self._in_work(event.round, event.step)
         self.rounds.encoded(event)
 
     def _mixed(self, event: ev.Mixed) -> None:
         context = self.context
-        if context.state is State.ABSENT:
+        if context.state in OUT_OF_ROUNDS:
             return
         if context.state is State.CLOSING:
+            if context.away_for_good:
+                return
             if not self.closing.finishing or self.closing.stated:
                 raise IllegalStep("no mixing is in work")
             self.rounds.digest = event.digest
@@ -326,7 +328,7 @@ class Machine:
             self.starting.approved()
         elif name == "start-signed":
             self.starting.start_signed()
-        elif name == "run-started":
+        elif name == "run-started" and context.state is State.PROPOSING:
             self._begin()
         elif name == "sent" and context.state is State.ANNOUNCING:
             self.rounds.committed(event.cores)
@@ -391,7 +393,8 @@ class Machine:
         for timer in ("deadline", "nudge", "absent"):
             context.cancel_timer(timer)
         context.state = State.ABSENT
-        context.log_now("absent", {"round": context.position[0], "reason": event.reason[:400]})
+        context.log("absent", {"round": context.position[0], "reason": event.reason[:400]})
+        self.closing.state_absence()
 
     def _restore(self, restored: Restored) -> None:
         self.starting.signed = restored.signed

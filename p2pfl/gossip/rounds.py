@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.deliveries import Deliveries
-from p2pfl.gossip.effects import Edge, Encode, Forget, Mix, Train
+from p2pfl.gossip.effects import Edge, Encode, Forget, Mix, SendStatement, Train
 from p2pfl.gossip.events import Encoded, Mixed, TrainingFailed
-from p2pfl.gossip.messages import SETTLING_WINDOW, TO_ALL, Core, Position
+from p2pfl.gossip.messages import MAX_TEXT, SETTLING_WINDOW, TO_ALL, Core, Position
 from p2pfl.gossip.settling import EdgeLedger, Settled
+from p2pfl.gossip.statements import Away
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 
@@ -47,6 +48,7 @@ class Rounds:
     cores: tuple[Core, ...] = ()  # own cores of the position in work, while they are being committed
     recipients: tuple[PeerId, ...] = ()
     corrections_used: tuple[tuple[PeerId, Position], ...] = ()  # taken back by the mixing in work
+    settled: list[tuple[PeerId, Position]] = field(default_factory=list)  # displacements to forget after the mixing
 
     def prepare(self) -> None:
         """The run begins: one ledger per partner."""
@@ -88,9 +90,10 @@ class Rounds:
         context.state = State.ABSENT
         context.log_now("absent", {"round": event.round, "reason": event.reason[:400]})
         context.tell("training failed", round=event.round, reason=event.reason)
+        self.tell_away("local training failed")  # not why: a plan's own words may hold data
         if self.failures >= MAX_FAILURES:
             context.away_for_good = f"local training failed {self.failures} times: {event.reason[:300]}"
-            return
+            return  # the machine states the absence
         context.set_timer("absent", context.running.deadline)
 
     def _encode(self) -> None:
@@ -146,6 +149,7 @@ class Rounds:
             peer
             for peer, _ in context.neighbours(position)
             if peer not in context.missing
+            and peer not in context.gone
             and self.deliveries.ready(peer, position) is None
             and not self.deliveries.refused(peer, position)
             and self.deliveries.may_still_come(peer, position)
@@ -167,6 +171,7 @@ class Rounds:
 
     def _mix(self) -> None:
         context, position = self.context, self.context.position
+        context.state = State.MIXING
         edges = []
         for peer, weight in context.neighbours(position):
             ready = self.deliveries.ready(peer, position)
@@ -180,7 +185,6 @@ class Rounds:
         self.deliveries.decided_until = (round_, step + 1)
         last = step == context.own_steps(round_)[-1]
         corrections = self.take_corrections() if last else ()
-        context.state = State.MIXING
         closing = not context.running_schedule.round(round_).training
         context.emit(Mix(round_, step, self.mixing, corrections, last, closing))
         self._log_mixed(position, corrections)
@@ -220,9 +224,9 @@ class Rounds:
         round_, step = event.round, event.step
         self.digest, self.distance = event.digest, event.distance
         self.deliveries.finish(context.position)
-        if self.corrections_used:
-            context.emit(Forget(edges=self.corrections_used))
-            self.corrections_used = ()
+        self.settled += self.corrections_used
+        self.corrections_used = ()
+        self._forget_settled()
         context.commit(f"mixed:{round_}:{step}")
         later = [number for number in context.own_steps(round_) if number > step]
         if later:
@@ -250,6 +254,7 @@ class Rounds:
             context.state = State.PAUSED
             context.log_now("absent", {"round": round_ + 1, "reason": "paused by the user"})
             context.tell("paused", round=round_ + 1)
+            self.tell_away("paused by the user")
             return
         self.proceed()
 
@@ -319,9 +324,15 @@ class Rounds:
 
     def _apply(self, peer: PeerId, settled: Settled) -> None:
         self.corrections.extend((peer, position) for position in settled.take_back)
-        if settled.keep_no_longer:
-            edges = tuple((peer, position) for position in settled.keep_no_longer)
-            self.context.emit(Forget(edges=edges))
+        self.settled.extend((peer, position) for position in settled.keep_no_longer)
+        # a neighbour that is ahead settles an edge before we mix it: forgotten too early, it would be kept for ever
+        if self.context.state is not State.MIXING:
+            self._forget_settled()
+
+    def _forget_settled(self) -> None:
+        if self.settled:
+            self.context.emit(Forget(edges=tuple(self.settled)))
+            self.settled = []
 
     def _expire(self, round_: int) -> None:
         before = round_ - SETTLING_WINDOW
@@ -337,6 +348,19 @@ class Rounds:
             self.context.log("edge_unsettled", {"peer": peer, "round": position[0], "step": position[1]})
         if positions:
             self.context.emit(Forget(edges=tuple((peer, position) for position in positions)))
+
+    def tell_away(self, reason: str) -> None:
+        """Tell the neighbours that nobody need wait for this peer."""
+        context = self.context
+        payload = Away(context.running.run, context.position[0], reason[:MAX_TEXT]).encode()
+        for peer in self.ledgers:
+            if peer in context.linked:
+                context.emit(SendStatement(peer, "away", payload))
+
+    def hear_away(self, peer: PeerId, away: Away) -> None:
+        """A neighbour says that it takes no part for a while."""
+        if peer in self.ledgers and away.round >= self.context.position[0] - 1:
+            self.mark_missing(peer, f"it says: {away.reason}")
 
     def mark_missing(self, peer: PeerId, reason: str) -> None:
         """Nobody waits for this neighbour until it is heard again."""

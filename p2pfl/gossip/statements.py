@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from p2pfl.crypto import Envelope, open_envelope, pack, read_fields, sha256, unpack
+from p2pfl.crypto import CONTENT_KEY_BYTES, Envelope, open_envelope, pack, read_fields, sha256, unpack, wrap_key
 from p2pfl.errors import LimitExceeded, MalformedMessage, SignatureRefused
 from p2pfl.gossip.messages import (
     DIRECT_LIMIT,
@@ -172,6 +172,10 @@ def open_approval(data: bytes) -> tuple[Envelope, Approval]:
     fields = _fields(envelope, "approval", {"run": str, "plan": str, "samples": int, "prekey": bytes}, DIRECT_LIMIT)
     if len(fields["prekey"]) != 32 or not 1 <= fields["samples"] <= 2**40:
         raise MalformedMessage("approval: prekey or sample count out of range", peer=envelope.signer)
+    try:
+        wrap_key(bytes(CONTENT_KEY_BYTES), fields["prekey"], b"")  # a key of small order would fail in every round
+    except MalformedMessage as error:
+        raise MalformedMessage(f"approval: {error}", peer=envelope.signer) from error
     return envelope, Approval(RunId(fields["run"]), Digest(fields["plan"]), fields["samples"], fields["prekey"])
 
 
@@ -300,6 +304,28 @@ def open_acknowledgement(data: bytes) -> tuple[Envelope, Acknowledgement]:
 
 
 @dataclass(frozen=True, slots=True)
+class Away:
+    """Direct: the author takes no part from this round on until it is heard again; nobody need wait for it."""
+
+    run: RunId
+    round: int
+    reason: str
+
+    def encode(self) -> bytes:
+        """The payload to sign."""
+        return pack({"run": self.run, "round": self.round, "reason": self.reason})
+
+
+def open_away(data: bytes) -> tuple[Envelope, Away]:
+    """Verify and decode a message of absence."""
+    envelope = open_envelope(data, kinds=("away",), limit=DIRECT_LIMIT)
+    fields = _fields(envelope, "away", {"run": str, "round": int, "reason": str}, DIRECT_LIMIT)
+    if not 0 <= fields["round"] <= 2 * MAX_ROUNDS or len(fields["reason"]) > MAX_TEXT:
+        raise MalformedMessage("away: round or reason out of range", peer=envelope.signer)
+    return envelope, Away(RunId(fields["run"]), fields["round"], fields["reason"])
+
+
+@dataclass(frozen=True, slots=True)
 class Closing:
     """One site's closing statement, or its signed absence (``finished`` false)."""
 
@@ -345,6 +371,21 @@ def open_closing(data: bytes) -> tuple[Envelope, Closing]:
     check_digest(fields["digest"], "closing statement: digest")
     fields["missing"] = tuple((PeerId(row[0]), row[1], row[2]) for row in rows)
     return envelope, Closing(**fields)
+
+
+def run_of(envelope: Envelope) -> RunId:
+    """The run that a verified statement is about, whatever its frame says. Raises MalformedMessage."""
+    value = unpack(envelope.payload, what=envelope.kind, limit=FLOOD_LIMIT, max_items=8192)
+    fields = value if isinstance(value, dict) else {}
+    if envelope.kind == "proposal":
+        charter, plan, nonce = (fields.get(name) for name in ("charter", "plan", "nonce"))
+        if not (isinstance(charter, str) and isinstance(plan, str) and isinstance(nonce, bytes)):
+            raise MalformedMessage("proposal: names no charter, plan and nonce", peer=envelope.signer)
+        return run_id(charter, plan, envelope.signer, nonce)
+    run = fields.get("run")
+    if not isinstance(run, str):
+        raise MalformedMessage(f"{envelope.kind}: names no run", peer=envelope.signer)
+    return RunId(run)
 
 
 def record_digest(payload: bytes) -> Digest:

@@ -145,5 +145,16 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
             events.Leave: _stay(_S.CLOSING),
         },
     ),
-    _S.DONE: _row(_S.DONE, {events.TimerFired: _stay(_S.DONE), events.Leave: _stay(_S.DONE)}),
+    _S.DONE: _row(
+        _S.DONE,
+        {
+            events.TimerFired: _stay(_S.DONE),
+            events.Leave: _stay(_S.DONE),
+            # a site that left a round and closed: the worker's answer comes when it comes
+            events.Trained: _stay(_S.DONE),
+            events.TrainingFailed: _stay(_S.DONE),
+            events.Encoded: _stay(_S.DONE),
+            events.Mixed: _stay(_S.DONE),
+        },
+    ),
 }

@@ -1,13 +1,14 @@
 """One hospital's peer: the asyncio shell around the protocol machine, its home folder and its local control."""
 
-from p2pfl.peer.control import ControlServer, ask, follow
-from p2pfl.peer.home import Home, init_home, open_home, read_text
+from p2pfl.peer.control import OVER, ControlServer, ask, follow
+from p2pfl.peer.home import Home, check_new_home, init_home, open_home, read_text
 from p2pfl.peer.local import LocalPeers, found_consortium, local
 from p2pfl.peer.peer import Peer
 from p2pfl.peer.run import Run, RunEvent
 from p2pfl.peer.runs import check_plan
 
 __all__ = [
+    "OVER",
     "ControlServer",
     "Home",
     "LocalPeers",
@@ -15,6 +16,7 @@ __all__ = [
     "Run",
     "RunEvent",
     "ask",
+    "check_new_home",
     "check_plan",
     "follow",
     "found_consortium",

@@ -124,13 +124,20 @@ async def pull_sealed(host: Host, peer: PeerId, content: Digest, opener: Opener)
                     if opening is not None:
                         await opening  # one thread at a time: an opener is not made for two
                     opening = asyncio.create_task(asyncio.to_thread(_open_all, opener, parts, arrived))
+                    opening.add_done_callback(_seen)
                     arrived = []
         if opening is not None:
             await opening
         return await asyncio.to_thread(_finish, opener, parts, arrived)
     finally:
-        if opening is not None and not opening.done():
+        if opening is not None:
             opening.cancel()
+
+
+def _seen(opening: asyncio.Task[None]) -> None:
+    """A refusal is raised where the task is awaited; a link that ends first is the better reason then."""
+    if not opening.cancelled():
+        opening.exception()
 
 
 def _open_all(opener: Opener, parts: list[bytes], chunks: list[bytes]) -> None:

@@ -15,14 +15,27 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from p2pfl.errors import ConfigError, IllegalStep, P2PFLError, RemoteError, StoreError
+from p2pfl.errors import (
+    ConfigError,
+    DataError,
+    IllegalStep,
+    LinkError,
+    P2PFLError,
+    PlanError,
+    PolicyRefusal,
+    RemoteError,
+    StoreError,
+)
 from p2pfl.governance import read_plan
+from p2pfl.peer.home import open_home
 from p2pfl.peer.peer import Peer
 
 REQUEST_LIMIT = 64 * 1024  # bytes of one request line
 REQUEST_TIME = 10.0  # seconds until the request line must be there
 ANSWER_LIMIT = 16 * 2**20  # bytes of one answer line; a plan's code and a long status fit
 CONNECTIONS = 32
+OVER = "over"  # the topic of the last event of a followed run
+PROBE_TIME = 2.0  # seconds; a socket on this machine answers at once
 
 Handler = Callable[[Peer, dict[str, Any]], Awaitable[Any]]
 
@@ -103,14 +116,14 @@ class ControlServer:
         with short_path(self._path) as path:
             _refuse_second(self._path, path)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            previous = os.umask(0o177)
             try:
                 listener.bind(path)
+                # before it listens, which start_unix_server does: nobody connects to the socket in between,
+                # and no umask, which is the whole process's, changes under the threads that write files
+                os.chmod(path, 0o600)
             except OSError as error:
                 listener.close()
                 raise StoreError(f"couldn't make {self._path}: {error.strerror}; check the folder") from error
-            finally:
-                os.umask(previous)
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=REQUEST_LIMIT)
         return self
 
@@ -134,13 +147,12 @@ class ControlServer:
                 _answer(writer, {"ok": True, "value": await self._carry_out(request)})
         except P2PFLError as error:
             _answer(writer, {"ok": False, "error": str(error), "fault": type(error).__name__})
-        except (ValueError, KeyError, AttributeError) as error:
-            _answer(
-                writer,
-                {"ok": False, "error": f"not a request of this version: {error!r}", "fault": "ConfigError"},
-            )
         except (TimeoutError, ConnectionError):
             pass
+        # RecursionError: json descends into nested lists; the owner's own request must not go unanswered
+        except Exception as error:
+            why = f"not a request of this version: {error!r}"[:400]
+            _answer(writer, {"ok": False, "error": f"{why}; use the same p2pfl as the peer", "fault": "ConfigError"})
         finally:
             self._open -= 1
             with contextlib.suppress(ConnectionError, TimeoutError):
@@ -160,7 +172,7 @@ class ControlServer:
             _answer(writer, {"ok": True, "topic": event.topic, "facts": dict(event.facts)})
             async with asyncio.timeout(REQUEST_TIME):
                 await writer.drain()
-        _answer(writer, {"ok": True, "topic": "over", "facts": run.status()})
+        _answer(writer, {"ok": True, "topic": OVER, "facts": run.status()})
 
 
 def _answer(writer: asyncio.StreamWriter, value: dict[str, Any]) -> None:
@@ -174,10 +186,13 @@ def _refuse_second(shown: Path, path: str) -> None:
     if not stat.S_ISSOCK(shown.stat().st_mode):
         raise ConfigError(f"{shown} is not a socket; move it away")
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    probe.settimeout(PROBE_TIME)  # a paused peer with a full queue would keep us waiting for ever
     try:
         probe.connect(path)
-    except OSError:
+    except ConnectionRefusedError:
         shown.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{shown} is in use ({error}); end the process that holds it, then try again") from error
     else:
         raise ConfigError(f"a peer is already running on {shown.parent}; stop it first")
     finally:
@@ -199,22 +214,36 @@ def short_path(path: Path) -> Iterator[str]:
 
 async def ask(home: Path, verb: str, timeout: float = 3700.0, **arguments: Any) -> Any:
     """Ask a running peer. Raises ConfigError when none runs on this home, or what the peer answered."""
-    async with asyncio.timeout(timeout):
-        async for answer in _conversation(home, {"verb": verb, **arguments}):
-            return answer.get("value")
+    try:
+        async with asyncio.timeout(timeout):
+            async for answer in _conversation(home, {"verb": verb, **arguments}):
+                return answer.get("value")
+    except TimeoutError as error:
+        raise LinkError(
+            f"the peer on {home} did not answer within {timeout:g} s; see whether its process is paused or overloaded"
+        ) from error
     raise ConfigError(f"the peer on {home} gave no answer; look at its output")
 
 
 async def follow(home: Path, run: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """All events of a run at a running peer, until its part is over."""
+    """All events of a run at a running peer, until its part is over; the last one's topic is "over".
+
+    Raises LinkError when the peer ends before.
+    """
     async for answer in _conversation(home, {"verb": "follow", "run": run}):
         yield str(answer["topic"]), answer["facts"]
+        if answer["topic"] == OVER:
+            return
+    raise LinkError(f"the peer on {home} ended before the run was over; start it again with `p2pfl up {home}`")
 
 
 async def _conversation(home: Path, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    open_home(home)  # a wrong folder is told from a peer that does not run
     try:
         with short_path(home / "control.sock") as path:
             reader, writer = await asyncio.open_unix_connection(path, limit=ANSWER_LIMIT)
+    except PermissionError as error:
+        raise ConfigError(f"{home} belongs to another user; use the account that started its peer") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"no peer is running on {home}; start it with `p2pfl up {home}`") from error
     try:
@@ -225,10 +254,15 @@ async def _conversation(home: Path, request: dict[str, Any]) -> AsyncIterator[di
             if not answer.get("ok"):
                 raise _FAULTS.get(answer.get("fault"), ConfigError)(answer.get("error"))
             yield answer
+    except ConnectionError as error:
+        raise LinkError(f"the peer on {home} ended while it was asked; look at its output") from error
+    except ValueError as error:
+        raise ConfigError(f"the peer on {home} gave an answer that cannot be read ({error}); restart it") from error
     finally:
         writer.close()
 
 
 _FAULTS: dict[Any, type[P2PFLError]] = {
-    kind.__name__: kind for kind in (IllegalStep, RemoteError, StoreError, ConfigError)
+    kind.__name__: kind
+    for kind in (ConfigError, DataError, IllegalStep, LinkError, PlanError, PolicyRefusal, RemoteError, StoreError)
 }

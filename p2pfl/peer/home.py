@@ -13,6 +13,9 @@ contents/       files named by their SHA-256
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
+import os
 import time
 import tomllib
 from dataclasses import dataclass
@@ -84,7 +87,8 @@ class Home:
     def run_folder(self, run: str) -> Path:
         """The folder of one run; made when first asked for."""
         folder = self.path / "runs" / run
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.parent.mkdir(exist_ok=True, mode=0o700)  # parents=True would make it with the default mode
+        folder.mkdir(exist_ok=True, mode=0o700)
         return folder
 
     def identity(self, passphrase: str | None) -> Identity:
@@ -93,10 +97,14 @@ class Home:
 
     def record(self) -> bytes:
         """The newest own member record."""
-        try:
-            return record_from_text((self.path / "member.record").read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{self.path}: no readable member.record; restore it or make a new home") from error
+        path = self.path / "member.record"
+        if not path.exists():
+            raise ConfigError(f"{self.path}: no member.record; restore it from a backup, or make a new home")
+        return record_from_text(read_text(path))
+
+    def tls_key(self) -> bytes:
+        """The sealed key of the certificate, PEM."""
+        return read_text(self.path / "tls.key").encode()
 
     def member(self) -> Member:
         """The own member record, opened."""
@@ -112,6 +120,16 @@ class Home:
         return parse_charter(read_text(self.charter_file))
 
 
+def check_new_home(path: Path, *, name: str, listen: str | None, discover: str | None = None) -> HomeSettings:
+    """The settings of a home that could be made at ``path``; makes nothing. Raises ConfigError."""
+    try:
+        if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+            raise ConfigError(f"{path} already exists and is not empty; choose another folder for the new home")
+    except OSError as error:
+        raise ConfigError(f"couldn't look into {path}: {error.strerror}; choose another folder") from error
+    return _checked_settings(path, {"name": name, "listen": listen, "discover": discover})
+
+
 def init_home(
     path: Path,
     *,
@@ -122,49 +140,65 @@ def init_home(
 ) -> str:
     """Make a home: key, certificate, member record, settings. Returns the record's text.
 
-    ``passphrase`` None keeps the key bare with mode 0600. Raises ConfigError; an existing home is never touched.
+    ``passphrase`` None keeps the key bare with mode 0600. Raises ConfigError or StoreError; an existing home is
+    never touched, and a home that could not be made whole is taken away again.
     """
-    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
-        raise ConfigError(f"{path} already exists and is not empty; choose another folder for the new home")
-    settings = _checked_settings(path, {"name": name, "listen": listen, "discover": discover})
+    settings = check_new_home(path, name=name, listen=listen, discover=discover)
+    identity = Identity.generate()
+    files, text = _new_files(identity, settings)
+    there = path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.chmod(0o700)
     except OSError as error:
         raise StoreError(f"couldn't make {path}: {error.strerror}; choose a folder you may write to") from error
-    identity = Identity.generate()
-    write_key(path / "identity.key", identity, passphrase)
+    try:
+        write_key(path / "identity.key", identity, passphrase)
+        for called, data in files.items():
+            write_atomic(path / called, data)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for called in ("identity.key", *files):
+                (path / called).unlink(missing_ok=True)
+            if not there:
+                path.rmdir()
+        raise
+    return text
+
+
+def _new_files(identity: Identity, settings: HomeSettings) -> tuple[dict[str, bytes], str]:
+    """What a new home holds beside its key, home.toml last: a folder without it is no home. And the record's text."""
     now = int(time.time())
     expires = now + RECORD_LIFETIME
     certificate = create_certificate(
         identity.peer_id[-12:], not_before=now - 3600, not_after=expires, password=tls_password(identity)
     )
-    write_atomic(path / "tls.key", certificate.key_pem)
-    addresses = [] if listen is None or needs_discovery(listen) else [listen]
+    listen = settings.listen
     record = make_record(
         identity,
-        name=name,
-        addresses=addresses,
+        name=settings.name,
+        addresses=[] if listen is None or needs_discovery(listen) else [listen],
         listens=listen is not None,
         certificates=[certificate.der],
         sequence=now,
         expires=expires,
     )
     text = record_to_text(record)
-    write_atomic(path / "member.record", text.encode())
     lines = [f"{key} = {_toml_string(value)}" for key, value in settings.model_dump().items() if value is not None]
-    write_atomic(path / "home.toml", ("\n".join(lines) + "\n").encode())
-    return text
+    toml = "\n".join(lines) + "\n"
+    return {"tls.key": certificate.key_pem, "member.record": text.encode(), "home.toml": toml.encode()}, text
 
 
 def open_home(path: Path) -> Home:
     """Read a home's settings. Raises ConfigError when this is no home."""
+    file = path / "home.toml"
+    if not os.path.lexists(file):
+        raise ConfigError(f"{path} is no p2pfl home; make one with `p2pfl init {path} --name NAME`")
     try:
-        raw = tomllib.loads(read_text(path / "home.toml"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path / 'home.toml'} is not valid TOML: {error}; mend the file") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path} is no p2pfl home; make one with `p2pfl init {path} --name NAME`") from error
+        raw = tomllib.loads(read_text(file))
+    # RecursionError: nested brackets
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}; mend the file") from error
     return Home(path, _checked_settings(path, raw))
 
 
@@ -177,7 +211,19 @@ def _checked_settings(path: Path, raw: dict[str, object]) -> HomeSettings:
         raise ConfigError(f"{path / 'home.toml'}: {where}: {first['msg']}; mend this setting") from error
     if settings.listen is not None:
         needs_discovery(settings.listen)
+    if settings.discover is not None:
+        _check_interface(path, settings.discover)
     return settings
+
+
+def _check_interface(path: Path, text: str) -> None:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path / 'home.toml'}: discover is {text!r}; write the IPv4 address of this machine's interface, "
+            "such as 10.1.2.3"
+        ) from error
 
 
 def needs_discovery(listen: str) -> bool:

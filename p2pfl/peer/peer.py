@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from p2pfl.audit import AuditLog, NewEntry
 from p2pfl.crypto import Certificate, sha256
 from p2pfl.errors import ConfigError, LinkError, P2PFLError, RemoteError
 from p2pfl.gossip import State, events
+from p2pfl.gossip.context import REFUSALS_LOGGED
 from p2pfl.gossip.messages import ANNOUNCEMENT_LIMIT, DIRECT_LIMIT, decode_announcement, open_frame
 from p2pfl.governance import Plan, check_charter, read_plan
 from p2pfl.net import Discovery, Host, MemoryNetwork, MemoryTransport, TcpTransport, parse_address
@@ -45,6 +47,7 @@ class Peer:
         self._runs: dict[str, Run] = {}
         self._stack = contextlib.AsyncExitStack()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._refusals: Counter[PeerId] = Counter()  # messages of linked members that no run would take
         self._new_run = asyncio.Event()
         self._change = asyncio.Event()
         self.failure: P2PFLError | None = None
@@ -130,7 +133,7 @@ class Peer:
         member = self.home.member()
         if self._network is not None:
             return self._network.transport(self.name, member.certificates[0])
-        key = (self.home.path / "tls.key").read_bytes()
+        key = self.home.tls_key()
         return TcpTransport(Certificate(member.certificates[0], key), tls_password(self._identity))
 
     async def _discover(self, stack: contextlib.AsyncExitStack) -> None:
@@ -210,21 +213,27 @@ class Peer:
     def _on_refused(self, who: str, why: str) -> None:
         self._spawn(self._journal.commit([NewEntry("refused", {"peer": who, "reason": why[:400]})]))
 
+    def _refuse(self, sender: PeerId, why: str, blamed: str | None = None) -> None:
+        """A linked member sent rubbish: so many entries for each and no more, or it could fill the disk."""
+        self._refusals[sender] += 1
+        if self._refusals[sender] <= REFUSALS_LOGGED:
+            self._on_refused(blamed or sender, why)
+
     def _on_flood(self, peer: PeerId, data: bytes) -> None:
         try:
             self._book.hear(peer, data)
         except P2PFLError as error:
             blamed = error.peer if isinstance(error, RemoteError) and error.peer else peer
-            self._on_refused(str(blamed), str(error))
+            self._refuse(peer, str(error), blamed)
 
     def _on_announcement(self, peer: PeerId, data: bytes) -> None:
         if len(data) > ANNOUNCEMENT_LIMIT:
-            self._on_refused(peer, f"announcement of {len(data)} bytes, the limit is {ANNOUNCEMENT_LIMIT}")
+            self._refuse(peer, f"announcement of {len(data)} bytes, the limit is {ANNOUNCEMENT_LIMIT}")
             return
         try:
             runner = self._book.runners.get(decode_announcement(data).run)
         except RemoteError as error:
-            self._on_refused(peer, str(error))
+            self._refuse(peer, str(error))
             return
         if runner is not None:
             runner.post(events.AnnouncementReceived(runner.now(), peer, data))
@@ -233,7 +242,7 @@ class Peer:
         try:
             run, envelope = open_frame(data, DIRECT_LIMIT)
         except RemoteError as error:
-            self._on_refused(peer, str(error))
+            self._refuse(peer, str(error))
             return
         runner = self._book.runners.get(run)
         if runner is not None:

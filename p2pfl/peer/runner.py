@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +96,7 @@ class Runner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._commit_lock = asyncio.Lock()
+        self._lanes: defaultdict[PeerId, asyncio.Lock] = defaultdict(asyncio.Lock)  # sends to one peer keep their order
         self._sealed: dict[tuple[Position, str], Sealed] = {}
         self._announced_at: float | None = None
         self._announcements: dict[Digest, Announcement] = {}
@@ -109,8 +110,12 @@ class Runner:
         return self._loop.time()
 
     def post(self, event: events.Event) -> bool:
-        """Hand an event to the machine; False when the queue is full (remote events only come again)."""
-        if len(self._queue) >= QUEUE_LIMIT:
+        """Hand an event to the machine; False when the queue is full and a neighbour's message is dropped.
+
+        What comes from here (a commit, an answer of the worker, a timer) is never dropped: the machine waits for it.
+        """
+        own, full = self._services.identity.peer_id, len(self._queue) >= QUEUE_LIMIT
+        if full and isinstance(event, events.AnnouncementReceived | events.StatementReceived) and event.peer != own:
             self.machine.context.counters["queue full"] += 1
             return False
         self._queue.append(event)
@@ -173,7 +178,7 @@ class Runner:
                 self._spawn(self._send_announcement(peer, core))
             case effects.SendStatement(peer=peer, kind=kind, payload=payload):
                 envelope = sign_envelope(self._services.identity, kind, payload).encode()
-                self._spawn(self._notify(peer, DIRECT, envelope_frame(self._run, envelope)))
+                self._spawn(self._send_statement(peer, envelope_frame(self._run, envelope)))
             case _:
                 self._perform_at_once(effect)
 
@@ -354,19 +359,25 @@ class Runner:
     # --- links
 
     async def _send_announcement(self, peer: PeerId, core: Digest) -> None:
-        announcement = self._announcements.get(core)
-        if announcement is None:
-            return
-        started = self.now()
-        try:
-            chunk = await asyncio.to_thread(self._services.contents.first_chunk, core)
-        except OSError:
-            return  # released meanwhile
-        inline = chunk if len(chunk) <= INLINE_LIMIT + 16 else b""
-        data = Announcement(announcement.run, announcement.core, announcement.cover, inline).encode()
-        self.timings.sent_bytes += len(data)
-        await self._notify(peer, ANNOUNCE, data)
-        self.timings.wire += self.now() - started
+        # a later message must not overtake: a settle message in front of the last delta says that none will come
+        async with self._lanes[peer]:
+            announcement = self._announcements.get(core)
+            if announcement is None:
+                return
+            started = self.now()
+            try:
+                chunk = await asyncio.to_thread(self._services.contents.first_chunk, core)
+            except OSError:
+                return  # released meanwhile
+            inline = chunk if len(chunk) <= INLINE_LIMIT + 16 else b""
+            data = Announcement(announcement.run, announcement.core, announcement.cover, inline).encode()
+            self.timings.sent_bytes += len(data)
+            await self._notify(peer, ANNOUNCE, data)
+            self.timings.wire += self.now() - started
+
+    async def _send_statement(self, peer: PeerId, data: bytes) -> None:
+        async with self._lanes[peer]:
+            await self._notify(peer, DIRECT, data)
 
     async def _notify(self, peer: PeerId, protocol: str, data: bytes) -> None:
         try:

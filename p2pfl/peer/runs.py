@@ -258,8 +258,7 @@ class Runs:
         training = plan.settings.training
         seed = secrets.randbelow(2**31) if seed is None else seed
         initial: bytes = await worker.call("initial", timeout=START_LIMIT, seed=seed)
-        rows = await worker.call("begin", timeout=START_LIMIT, initial=initial, run=bytes(32), key=bytes(32), share=1.0)
-        channels = tuple(ChannelSpec(row["name"], row["size"], Digest(row["base"])) for row in rows)
+        channels = await _channels(worker, initial)
         self._check_size(channels)
         proposal = Proposal(
             charter=self._roster.charter, plan=plan.digest, bundle=plan.bundle(), proposer=self.me,
@@ -295,6 +294,14 @@ class Runs:
         initial = await self._initial(proposal)
         plan = self.plans[proposal.run]
         worker, facts = await ready_worker(plan, self._home)
+        try:
+            if await _channels(worker, initial) != proposal.channels:
+                raise PlanError(
+                    "the proposal names other channels than its plan and initial parameters have; refuse this run"
+                )
+        except BaseException:
+            await worker.stop()
+            raise
         self._equip(runner, worker, facts, initial)
 
     def _equip(self, runner: Runner, worker: Worker, facts: Mapping[str, int], initial: bytes) -> None:
@@ -397,6 +404,12 @@ class Runs:
         (folder / "prekey").unlink(missing_ok=True)
         self._flood.forget(RunId(run))
         write_atomic(folder / "over", b"")
+
+
+async def _channels(worker: Worker, initial: bytes) -> tuple[ChannelSpec, ...]:
+    """Name, size and base of each channel, as the plan's own code has them with these parameters."""
+    rows = await worker.call("begin", timeout=START_LIMIT, initial=initial, run=bytes(32), key=bytes(32), share=1.0)
+    return tuple(ChannelSpec(row["name"], row["size"], Digest(row["base"])) for row in rows)
 
 
 async def ready_worker(plan: Plan, home: Home) -> tuple[Worker, dict[str, int]]:

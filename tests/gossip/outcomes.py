@@ -20,7 +20,7 @@ from p2pfl.crypto import Identity, Manifest, Prekey, sha256, sign_envelope, wrap
 from p2pfl.errors import IllegalStep
 from p2pfl.gossip import Machine, State, events
 from p2pfl.gossip.messages import Announcement, Core, Cover, EdgeList, sealing_context
-from p2pfl.gossip.statements import Acknowledgement, Approval, Closing, Settle, StartSignature
+from p2pfl.gossip.statements import Acknowledgement, Approval, Away, Closing, Settle, StartSignature
 from p2pfl.types import PeerId
 
 TABLE = Path(__file__).with_name("outcomes.txt")
@@ -180,6 +180,10 @@ def cases(world: Bottle, machine: Machine) -> Iterator[tuple[str, events.Event]]
     yield "settle", by(RIGHT, "settle", settle.encode())
     wrong = Settle(run, order[LEFT], (total, 0), EdgeList((0, 0), ()), True)
     yield "settle, for another", by(RIGHT, "settle", wrong.encode())
+    yield "away", by(RIGHT, "away", Away(run, here, "paused").encode())
+    yield "away, of long ago", by(RIGHT, "away", Away(run, 0, "paused").encode())
+    absent = Closing(run, False, 2, sha256(b""), (), 0)
+    yield "signed absence", by(RIGHT, "closing", absent.encode())
     yield "acknowledgement", by(RIGHT, "acknowledgement", Acknowledgement(run, (own,)).encode())
     yield "statement, garbage", events.StatementReceived(now, PeerId(order[RIGHT]), b"\xc1garbage")
 

@@ -1,0 +1,69 @@
+"""Owns what `p2pfl up` prints while it runs: a reader that pauses or goes away must not pause the peer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from typing import Any
+
+from p2pfl.cli.output import note, say, to_json, visible
+
+LINES_WAITING = 10_000  # for a terminal stopped with Ctrl-S or a pager; some 1 MB, an evening of rounds
+LAST_WORDS = 2.0  # seconds for the last lines when the peer ends
+
+
+class Printer:
+    """Prints events from a thread of its own. Use as a context manager inside a running event loop."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.closed = asyncio.Event()  # the reader of our output has gone
+        self._as_json = as_json
+        self._lines: queue.Queue[str | None] = queue.Queue(LINES_WAITING)
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._print, name="printer", daemon=True)
+
+    def __enter__(self) -> Printer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(None)
+        self._thread.join(LAST_WORDS)
+
+    def event(self, topic: str, facts: dict[str, Any]) -> None:
+        """Print one event; lines that nobody reads in time are dropped, as the log has everything that counts."""
+        if self._as_json:
+            line = to_json({"topic": topic, **facts}, indent=None)
+        else:
+            line = visible(f"{topic:<12} " + "  ".join(f"{name} {plain(value)}" for name, value in facts.items()))
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(line)
+
+    def hint(self, text: str) -> None:
+        """Print advice for people; programs get none."""
+        if not self._as_json:
+            note(text)
+
+    def _print(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                say(line)
+            except BrokenPipeError:
+                with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                    self._loop.call_soon_threadsafe(self.closed.set)
+                return
+            except (OSError, ValueError):
+                continue  # a full disk behind our output: the peer's own files decide whether it can go on
+
+
+def plain(value: Any) -> str:
+    """A fact in few characters."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value) or "none"
+    text = str(value)
+    return "…" + text[-6:] if text.startswith("12D3Koo") else text
