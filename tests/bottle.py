@@ -276,7 +276,12 @@ class Bottle:
         deadline: float = 10.0,
         lost: Loss = lambda kind, source, target, data: False,
         identities: Sequence[Identity] | None = None,
+        roster: Roster | None = None,
+        proposal: Proposal | None = None,
+        initial: bytes | None = None,
+        keys: Mapping[PeerId, bytes] | None = None,
     ) -> None:
+        """``roster``, ``proposal``, ``initial`` and ``keys`` (sampling) come from a run that is to be repeated."""
         self.now = 0.0
         self.counter = itertools.count()
         self.heap: list[tuple[float, int, Site, Callable[[], None]]] = []
@@ -291,7 +296,8 @@ class Bottle:
             session = Session(plan.encode(), self.settings)
             session.load_data(str(path))
             self.sites[identity.peer_id] = Site(
-                self, identity, session, prekey=Prekey.generate(), key=identity.derive("site key")
+                self, identity, session, prekey=Prekey.generate(),
+                key=keys[identity.peer_id] if keys else identity.derive("site key"),
             )
         self.order = list(self.sites)
         members = tuple(

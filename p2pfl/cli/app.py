@@ -8,12 +8,12 @@ import io
 import os
 import sys
 import traceback
+from typing import Any
 
-import click
 import typer
 
 from p2pfl.cli import audit, charter, data, demo, home, plan, topology
-from p2pfl.cli.output import note, visible
+from p2pfl.cli.output import note
 from p2pfl.errors import P2PFLError
 
 app = typer.Typer(
@@ -31,6 +31,10 @@ app.add_typer(audit.app, name="audit", help="Check and read a peer's audit log."
 app.add_typer(topology.app, name="topology", help="Look at graphs before a run.")
 demo.register(app)
 
+# typer carries its own copy of click from 0.27 on and uses click itself before: the class is asked of typer
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+
+WRONG_USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -46,13 +50,13 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Carry out one command line; returns its exit code."""
     try:
-        result = app(arguments, standalone_mode=False)
+        result = app(arguments, prog_name="p2pfl", standalone_mode=False)
         sys.stdout.flush()  # here, where a closed pipe can still be caught
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return int(error.exit_code)
-    except click.ClickException as error:
+    except USAGE_ERROR as error:
         return _wrong_usage(error)
-    except (click.Abort, KeyboardInterrupt, asyncio.CancelledError):
+    except (typer.Abort, KeyboardInterrupt, asyncio.CancelledError):
         note("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
@@ -73,16 +77,15 @@ def run(arguments: list[str]) -> int:
     return int(result) if isinstance(result, int) else 0
 
 
-def _wrong_usage(error: click.ClickException) -> int:
+def _wrong_usage(error: Any) -> int:
     """One sentence, and where to read on; what the user typed cannot draw over the terminal."""
-    context = getattr(error, "ctx", None)
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    if type(error).__name__ == "NoArgsIsHelpError":
         sys.stderr.write(error.format_message() + "\n")
-        return error.exit_code
-    hint = f"see `{context.command_path} --help`" if context is not None else "see `p2pfl --help`"
-    message = visible(error.format_message().rstrip("."))
-    note(f"error: {message}; {hint}")
-    return error.exit_code
+        return WRONG_USAGE
+    context = getattr(error, "ctx", None)
+    verb = "p2pfl" if context is None else context.command_path
+    note(f"error: {error.format_message().rstrip('.')}; see `{verb} --help`")
+    return WRONG_USAGE
 
 
 def _nobody_reads() -> int:

@@ -150,9 +150,9 @@ def _code(value: dict[str, Any]) -> list[str]:
     """Every line numbered and with its escapes: no text of the proposer's can pass for ours, or hide another."""
     lines = [f"run          {value['run']}", f"plan hash    {value['plan']}"]
     for file in ("plan.toml", "plan.py"):
-        text = value[file]
-        lines += ["", f"{file}, {text.count(chr(10)) + (not text.endswith(chr(10)))} lines:"]
-        lines += [f"{number:>5} | {line}" for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1)]
+        code = [line.removesuffix("\r").expandtabs(4) for line in value[file].removesuffix("\n").split("\n")]
+        lines += ["", f"{file}, {len(code)} lines:"]
+        lines += [f"{number:>5} | {line}" for number, line in enumerate(code, start=1)]
     strange = sum(visible(line) != line for line in lines)
     if strange:
         lines += ["", f"note: {strange} lines hold invisible or control characters, shown as escapes such as \\u202e"]

@@ -83,7 +83,7 @@ def _counts(text: str | None) -> list[float]:
     except ValueError as error:
         raise ConfigError(f"--shares {text!r}: write sample counts such as 303,294,123,200") from error
     if any(not 0 < count < math.inf for count in counts):
-        raise ConfigError(f"--shares {text!r}: every site needs a positive sample count")
+        raise ConfigError(f"--shares {text!r}: every site has patients; write positive sample counts")
     return counts
 
 

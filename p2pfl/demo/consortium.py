@@ -280,9 +280,14 @@ def _last_line(home: Path) -> str:
 
 
 def copy_plan(source: Path, folder: Path) -> Path:
-    """The plan folder as the proposing hospital has it."""
+    """The plan folder as the proposing hospital has it. ConfigError if it cannot be written."""
     target = folder / "plan"
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ("plan.py", "plan.toml"):
-        shutil.copyfile(source / name, target / name)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("plan.py", "plan.toml"):
+            shutil.copyfile(source / name, target / name)
+    except OSError as error:
+        raise ConfigError(
+            f"couldn't write {target}: {error.strerror}; choose a folder with space and rights"
+        ) from error
     return target

@@ -133,8 +133,8 @@ class ClosingPart:
         finished = context.away_for_good is None
         missing = []
         for peer in rounds.ledgers if finished else ():
-            since = rounds.last_mixed.get(peer, -1) + 1
-            if since < context.running_schedule.total:
+            since = rounds.missing_since(peer)
+            if since is not None:
                 reason = context.missing.get(peer, (since, "its last messages did not arrive"))[1]
                 missing.append((peer, since, reason[:200]))
         digest = rounds.digest if finished and rounds.digest is not None else NO_MODEL

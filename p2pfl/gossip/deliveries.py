@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from p2pfl.crypto import Envelope
-from p2pfl.errors import Equivocation, LimitExceeded, SignatureRefused
+from p2pfl.errors import Equivocation, LimitExceeded, MalformedMessage, SignatureRefused
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.effects import Fetch, Forget, Release, SendAnnouncement, SendStatement
 from p2pfl.gossip.messages import (
@@ -82,6 +82,8 @@ class Deliveries:
         The verified core is returned also when its delta comes too late: its edge list still counts.
         """
         announcement = decode_announcement(data)
+        if announcement.run != self.context.running.run:
+            raise MalformedMessage("announcement in the frame of another run", peer=peer)
         envelope, core = open_core(announcement.core)
         origin = envelope.signer
         if origin != peer:

@@ -155,7 +155,7 @@ class Machine:
             if context.roster.member(event.peer) is not None and len(early) < EARLY_LIMIT:
                 early.append(event.data)
             return
-        if context.state is State.ABSENT and context.away_for_good:
+        if context.away_for_good:
             context.counters["while absent"] += 1
             return
         try:

@@ -277,11 +277,24 @@ class Rounds:
         lower median of all present neighbours counts: one that lies about its round cannot end the run for others.
         """
         context = self.context
-        present = [peer for peer in self.ledgers if peer in context.linked and peer not in context.missing]
+        round_ = context.position[0]
+        if round_ >= context.running_schedule.total:
+            return 0
+        # Only those who mix with us in this round would have waited for us; others may be ahead by their own right.
+        waiting = {peer for step in context.own_steps(round_) for peer, _ in context.neighbours((round_, step))}
+        present = [peer for peer in waiting if peer in context.linked and peer not in context.missing]
         rounds = sorted(self.deliveries.reached.get(peer, (0, 0))[0] for peer in present)
         if not rounds:
             return 0
-        return max(rounds[(len(rounds) - 1) // 2], min(rounds[-1], context.position[0] + SMALL_LEAD))
+        return max(rounds[(len(rounds) - 1) // 2], min(rounds[-1], round_ + SMALL_LEAD))
+
+    def missing_since(self, peer: PeerId) -> int | None:
+        """The first round of those at the end in which this neighbour was to be mixed and was not; None if none."""
+        last, since = self.last_mixed.get(peer, -1), None
+        for round_ in range(self.context.running_schedule.total - 1, last, -1):
+            if any(peer in dict(self.context.neighbours((round_, step))) for step in self.context.own_steps(round_)):
+                since = round_
+        return since
 
     def catch_up(self, from_round: int, target: int) -> None:
         """Skip to ``target``: take no part in the rounds between, say so to the neighbours and to the log."""

@@ -50,6 +50,7 @@ class Peer:
         self._refusals: Counter[PeerId] = Counter()  # messages of linked members that no run would take
         self._new_run = asyncio.Event()
         self._change = asyncio.Event()
+        self._linking = False  # the host is started: runs may ask it for links
         self.failure: P2PFLError | None = None
         self.failed = asyncio.Event()
         self.addresses: list[str] = []
@@ -120,7 +121,8 @@ class Peer:
         listen = [self.home.settings.listen] if self.home.settings.listen else []
         stack.push_async_callback(self._host.stop)
         self.addresses = await self._host.start(listen)
-        self._host.want(self._wanted())
+        self._linking = True
+        self._want()
         await self._discover(stack)
 
     def _open_log(self) -> AuditLog:
@@ -151,9 +153,19 @@ class Peer:
 
     async def _restore(self) -> None:
         await self._book.restore()
-        for run in self._book.runners:
-            self._adopt(run)
+        for run, runner in self._book.runners.items():
+            handle = self._adopt(run)
+            if runner.machine.state is State.DONE:
+                await self._end_restored(runner, handle)
         self._contents.prune()
+
+    async def _end_restored(self, runner: Runner, handle: Run) -> None:
+        """This site's part was over before the restart: what it had stored by then is its result."""
+        stored = self._book.stored_result(handle.id)
+        if stored is None:
+            await self._close(runner, handle)
+        else:
+            handle.end(*stored)
 
     async def _stop_runs(self) -> None:
         await self._book.stop()
@@ -189,6 +201,10 @@ class Peer:
             self._fail(known)
 
     # --- links
+
+    def _want(self) -> None:
+        if self._linking:
+            self._host.want(self._wanted())
 
     def _wanted(self) -> set[PeerId]:
         """Neighbours in the charter's default topology and in every open run."""
@@ -301,8 +317,7 @@ class Peer:
             self._runs[run] = Run(self._book.runners[run], self._book.plans[run])
             self._new_run.set()
             self._change.set()
-            if hasattr(self, "_host"):
-                self._host.want(self._wanted())
+            self._want()
         return self._runs[run]
 
     def _told(self, run: str, topic: str, facts: dict[str, Any]) -> None:
@@ -314,7 +329,7 @@ class Peer:
             elif topic in ("complete", "expired"):
                 self._spawn(self._complete(self._book.runners[run], handle, topic))
             elif topic == "started":
-                self._host.want(self._wanted())
+                self._want()
 
     async def _close(self, runner: Runner, handle: Run) -> None:
         """The own part is over: keep model and report, end the worker."""

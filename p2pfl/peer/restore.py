@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from p2pfl.audit import AuditLog
 from p2pfl.gossip import Proposal, Restored
 from p2pfl.gossip.messages import Core, decode_announcement, open_core
 from p2pfl.gossip.starting import record_from_payload
+from p2pfl.gossip.statements import Closing, StartSignature
 from p2pfl.types import Digest, PeerId, Roster, StartRecord
 
 
@@ -18,6 +21,8 @@ class RestoredRun:
     state: Restored
     sequence: int
     announcements: tuple[tuple[Digest, bytes], ...]
+    approved: tuple[Digest, int] | None = None  # plan and samples, while the run has not begun
+    statements: tuple[tuple[str, bytes], ...] = ()  # (kind, payload) of own statements that the log vouches for
 
 
 def restored_run(log: AuditLog, proposal: Proposal, roster: Roster) -> RestoredRun:
@@ -26,13 +31,18 @@ def restored_run(log: AuditLog, proposal: Proposal, roster: Roster) -> RestoredR
     start: StartRecord | None = None
     sequence = rounds_done = 0
     closed = False
+    approved: tuple[Digest, int] | None = None
+    statements: list[tuple[str, bytes]] = []
     waiting: dict[Digest, tuple[Core, set[PeerId], bytes]] = {}
     for entry in log.entries():
         body = entry.body
         if body.get("run") != proposal.run:
             continue
-        if entry.kind == "start_signed":
+        if entry.kind == "plan_approved":
+            approved = Digest(body["plan"]), body["samples"]
+        elif entry.kind == "start_signed":
             signed = Digest(body["record"])
+            statements.append(("start-signature", StartSignature(proposal.run, signed).encode()))
         elif entry.kind == "run_started":
             payload = log.document(entry.documents[0][1])
             assert payload is not None
@@ -51,9 +61,15 @@ def restored_run(log: AuditLog, proposal: Proposal, roster: Roster) -> RestoredR
             rounds_done = max(rounds_done, body["round"] + 1) if body["edges"] else rounds_done
         elif entry.kind == "run_closed":
             closed = True
-    outgoing = tuple(
-        (digest, core, frozenset(peers)) for digest, (core, peers, _) in waiting.items() if peers and not closed
-    )
+            statements.append(("closing", _closing(proposal, body).encode()))
+    outgoing = tuple((digest, core, frozenset(peers)) for digest, (core, peers, _) in waiting.items() if peers)
     state = Restored(signed, start, rounds_done, outgoing, closed)
     stored_now = tuple((digest, waiting[digest][2]) for digest, _, _ in outgoing)
-    return RestoredRun(state, sequence, stored_now)
+    return RestoredRun(state, sequence, stored_now, None if start else approved, tuple(statements))
+
+
+def _closing(proposal: Proposal, body: Mapping[str, Any]) -> Closing:
+    missing = tuple((PeerId(peer), since, reason) for peer, since, reason in body["missing"])
+    return Closing(
+        proposal.run, body["finished"], body["rounds_done"], Digest(body["digest"]), missing, body["unsettled"]
+    )

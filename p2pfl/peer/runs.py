@@ -11,6 +11,7 @@ import json
 import secrets
 import time
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from p2pfl.files import write_atomic
 from p2pfl.gossip import Flood, Machine, Proposal, events, open_proposal
 from p2pfl.gossip.messages import FLOOD_LIMIT, envelope_frame, open_frame
 from p2pfl.gossip.starting import check_links
+from p2pfl.gossip.statements import Approval
 from p2pfl.gossip.table import State
 from p2pfl.governance import Plan, plan_from_bundle
 from p2pfl.peer.home import Home
-from p2pfl.peer.restore import restored_run
+from p2pfl.peer.restore import RestoredRun, restored_run
 from p2pfl.peer.runner import FLOOD, RunKeys, Runner, Services
 from p2pfl.peer.worker import START_LIMIT, Worker
 from p2pfl.topology import Schedule
@@ -128,7 +130,7 @@ class Runs:
         known.append(data)
         folder = self._home.run_folder(run) / "statements"
         folder.mkdir(exist_ok=True)
-        (folder / f"{len(known):04d}-{sha256(data)[:16]}").write_bytes(data)
+        write_atomic(folder / f"{len(known):04d}-{sha256(data)[:16]}", data)
 
     # --- proposals
 
@@ -153,12 +155,11 @@ class Runs:
         self._adopt(proposal, statement, plan)
         self._background(self._prefetch(proposal))
 
-    def _adopt(self, proposal: Proposal, statement: bytes, plan: Plan, *, restart: bool = False) -> Runner:
+    def _adopt(self, proposal: Proposal, statement: bytes, plan: Plan, restored: RestoredRun | None = None) -> Runner:
         run = proposal.run
         folder = self._home.run_folder(run)
-        if not restart:
+        if restored is None:
             write_atomic(folder / "proposal", statement)
-        restored = restored_run(self._services.journal.log, proposal, self._roster) if restart else None
         machine = Machine(
             self.me,
             self._roster,
@@ -178,6 +179,13 @@ class Runs:
         self._services.told(run, "proposal", {"proposer": proposal.proposer, "plan": plan.settings.plan.name})
         return runner
 
+    def _restored(self, proposal: Proposal) -> RestoredRun:
+        """What the log says about this run; only deltas whose ciphertext is still here can be sent again."""
+        restored = restored_run(self._services.journal.log, proposal, self._roster)
+        contents = self._services.contents
+        kept = tuple(row for row in restored.state.outgoing if contents.restore_ciphertext(row[0], row[2]))
+        return replace(restored, state=replace(restored.state, outgoing=kept))
+
     async def restore(self) -> None:
         """After a restart: take up the runs of which this home has a proposal.
 
@@ -192,16 +200,26 @@ class Runs:
                 _, proposal = open_proposal(statement)
                 if proposal.charter != self._roster.charter or proposal.run != path.parent.name:
                     continue
-                runner = self._adopt(proposal, statement, plan_from_bundle(proposal.bundle), restart=True)
+                restored = self._restored(proposal)
+                runner = self._adopt(proposal, statement, plan_from_bundle(proposal.bundle), restored)
             except RemoteError as error:
                 raise StoreError(f"{path} is damaged ({error}); move it away and start again") from error
-            kept = [file.read_bytes() for file in sorted((path.parent / "statements").glob("*"))]
-            self._statements[proposal.run] = kept
+            kept = [file.read_bytes() for file in sorted((path.parent / "statements").glob("????-" + 16 * "?"))]
+            self._statements[proposal.run] = list(kept)
+            kept += [data for data in self._on_record(proposal.run, restored) if data not in kept]
             # first the worker, then the statements: they may show at once that the run has begun
             if runner.machine.state is State.PROPOSING and any(self._is_own_approval(data) for data in kept):
                 await self._rearm(runner)
             for data in kept:
                 runner.do(events.StatementReceived(runner.now(), self.me, data))
+
+    def _on_record(self, run: RunId, restored: RestoredRun) -> list[bytes]:
+        """Own statements that the log has; the peer may have ended before it told them to anybody."""
+        own = list(restored.statements)
+        if restored.approved is not None:
+            plan, samples = restored.approved
+            own.insert(0, ("approval", Approval(run, plan, samples, self._prekey(run).public).encode()))
+        return [sign_envelope(self._services.identity, kind, payload).encode() for kind, payload in own]
 
     def _is_own_approval(self, data: bytes) -> bool:
         envelope = open_envelope(data, kinds=_OWN_KINDS, limit=FLOOD_LIMIT)
@@ -397,6 +415,14 @@ class Runs:
             write_atomic(folder / "model.safetensors", model)
         write_atomic(folder / "report.json", json.dumps(report, indent=1, sort_keys=True).encode())
         return folder
+
+    def stored_result(self, run: str) -> tuple[bytes | None, dict[str, Any]] | None:
+        """Model and report that `close_files` kept; None when the peer ended before."""
+        folder = self._home.run_folder(run)
+        if not (folder / "report.json").exists():
+            return None
+        model = folder / "model.safetensors"
+        return model.read_bytes() if model.exists() else None, json.loads((folder / "report.json").read_bytes())
 
     def mark_over(self, run: str) -> None:
         """Complete: nothing of this run needs to be taken up after a restart; its prekey is deleted."""

@@ -201,7 +201,10 @@ def test_hierarchical_rounds_mix_twice(tmp_path: Path) -> None:
     }
     assert (0, 0) in steps and (0, 1) in steps
     shares = world.machine(0).context.running.shares
-    assert all(site.machine and not site.machine.context.missing for site in world.sites.values())
+    for site in world.sites.values():
+        assert site.machine and not site.machine.context.missing
+        assert site.machine.closing.statement and site.machine.closing.statement.missing == ()
+        assert site.machine.rounds.rounds_done == 7, "nobody skips a round because of sites it does not mix with"
     assert len(shares) == 4
 
 
