@@ -295,20 +295,18 @@ class Bottle:
         for identity, path in zip(names, files, strict=True):
             session = Session(plan.encode(), self.settings)
             session.load_data(str(path))
-            self.sites[identity.peer_id] = Site(
-                self, identity, session, prekey=Prekey.generate(),
-                key=keys[identity.peer_id] if keys else identity.derive("site key"),
-            )
+            key = keys[identity.peer_id] if keys else identity.derive("site key")
+            self.sites[identity.peer_id] = Site(self, identity, session, prekey=Prekey.generate(), key=key)
         self.order = list(self.sites)
         members = tuple(
             Member(peer, f"site-{number}", (), True, (), 1, 2**40) for number, peer in enumerate(self.order)
         )
-        self.roster = Roster(sha256(b"charter"), members, len(members) // 2 + 1)
+        self.roster = roster or Roster(sha256(b"charter"), members, len(members) // 2 + 1)
         first = self.sites[self.order[0]].session
-        self.initial = first.initial(seed=1)
+        self.initial = initial or first.initial(seed=1)
         rows = first.begin(self.initial, bytes(32), bytes(32), 1.0)
         channels = tuple(ChannelSpec(row["name"], row["size"], Digest(row["base"])) for row in rows)
-        self.proposal = Proposal(
+        self.proposal = proposal or Proposal(
             charter=self.roster.charter, plan=sha256(plan.encode()), bundle=pack(plan), proposer=self.order[0],
             nonce=bytes(16), initial=sha256(self.initial), initial_size=len(self.initial), channels=channels, seed=1,
             topology=dict(topology or {"kind": "ring"}), rounds=rounds, closing_rounds=closing_rounds,

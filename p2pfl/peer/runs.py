@@ -170,6 +170,8 @@ class Runs:
         runner = Runner(machine, self._services, RunKeys(local_steps=plan.settings.training.local_steps))
         for digest, announcement in restored.announcements if restored else ():
             runner.restore_announcement(digest, announcement)
+        for digest, _, waiting in restored.state.outgoing if restored else ():
+            self._services.contents.restore_ciphertext(digest, waiting)
         self.runners[run], self.plans[run] = runner, plan
         self._proposals[run] = statement
         for peer in self._services.host.links:

@@ -15,6 +15,7 @@ from p2pfl.errors import DataError, LocalError, MalformedMessage, P2PFLError, Pl
 from p2pfl.train.frames import LENGTH_SIZE, decode_body, encode_frame, frame_length
 
 START_LIMIT = 120.0  # seconds until a fresh interpreter has imported torch, on a slow disk
+OFF_LOOP = 1 << 20  # bytes from which packing takes longer than the visit to a thread
 ERROR_TAIL = 2000  # bytes of the worker's standard error shown when it dies
 _FAULTS: dict[str, type[P2PFLError]] = {
     "plan": PlanError,
@@ -81,10 +82,16 @@ class Worker:
             await self.start()
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
-        process.stdin.write(encode_frame({"op": operation, "args": arguments}))
+        request = {"op": operation, "args": arguments}
+        if any(isinstance(value, bytes) and len(value) >= OFF_LOOP for value in arguments.values()):
+            frame = await asyncio.to_thread(encode_frame, request)
+        else:
+            frame = encode_frame(request)
+        process.stdin.write(frame)
         await process.stdin.drain()
         size = frame_length(await process.stdout.readexactly(LENGTH_SIZE))
-        reply = decode_body(await process.stdout.readexactly(size))
+        body = await process.stdout.readexactly(size)
+        reply = decode_body(body) if size < OFF_LOOP else await asyncio.to_thread(decode_body, body)
         if not isinstance(reply, dict):
             raise ConnectionError("an answer that is not a map")
         return reply

@@ -90,7 +90,9 @@ class Done:
         assert text.startswith("p2pfl: error: "), text
         assert "Traceback" not in text and "internal error" not in text and "Error(" not in text, text
         assert text.isprintable() and len(text) < 800, text
-        assert any(mark in text for mark in (";", "`", ", and", "write ", "say either", "must ")), f"says not what to do: {text}"
+        assert any(mark in text for mark in (";", "`", ", and", "write ", "say either", "must ")), (
+            f"says not what to do: {text}"
+        )
         return text
 
 
