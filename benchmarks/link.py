@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from figures import BEST_OF, best, machine, show, sync_rate, table
@@ -132,15 +133,15 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     loops = {}
     for loop in ["asyncio", *(["uvloop"] if facts["uvloop"] else [])]:
         sender, receiver = pair(folder, arguments, loop, profiled=False)
-        bound = sender["tls"] + alone["seal"] + alone["hash"]
         loops[loop] = {
             "tls_seconds": sender["tls"],
+            "tls_receiver_cpu_seconds": sender["tls_receiver_cpu"],
             "product_seconds": sender["product"],
-            "bound_seconds": bound,
-            "share_of_bound": bound / sender["product"],
+            "bound_seconds": min(sender["tls"]) + alone["seal"] + alone["hash"],
             "left_over_files": sender["left_over"],
             "peak_bytes": [sender["peak_bytes"], receiver["peak_bytes"]],
         }
+        loops[loop]["share_of_bound"] = loops[loop]["bound_seconds"] / min(sender["product"])
     costs: dict[str, float] = {}
     for side in pair(folder, arguments, "asyncio", profiled=True):
         for kind, seconds in side["costs"].items():
@@ -172,15 +173,13 @@ def tables(result: dict[str, Any]) -> str:
     size = result["size"] / 1e6
     transfer = []
     for loop, row in result["loops"].items():
+        tls, product, bound = row["tls_seconds"], row["product_seconds"], row["bound_seconds"]
+        name = f"signed, sealed, hashed, {loop}"
+        share = f"{row['share_of_bound']:.0%}"
         transfer += [
-            [f"plain TLS, {loop}", row["tls_seconds"] * 1e3, size / row["tls_seconds"], ""],
-            [f"bound, {loop}: TLS + seal + hash", row["bound_seconds"] * 1e3, size / row["bound_seconds"], "100%"],
-            [
-                f"signed, sealed, hashed, {loop}",
-                row["product_seconds"] * 1e3,
-                size / row["product_seconds"],
-                f"{row['share_of_bound']:.0%}",
-            ],
+            [f"plain TLS, {loop}", min(tls) * 1e3, median(tls) * 1e3, size / min(tls), ""],
+            [f"bound, {loop}: TLS + seal + hash", bound * 1e3, "", size / bound, "100%"],
+            [name, min(product) * 1e3, median(product) * 1e3, size / min(product), share],
         ]
     alone = [
         [MEANINGS[name], value * 1e3, size / value if value > 1e-3 else ""]
@@ -194,7 +193,7 @@ def tables(result: dict[str, Any]) -> str:
     head = f"{size:.0f} MB between two processes over tcp, best of {BEST_OF}"
     return "\n\n".join(
         [
-            table(head, ["what", "ms", "MB/s", "of bound"], transfer),
+            table(head, ["what", "best ms", "median ms", "best MB/s", "of bound"], transfer),
             table("each part alone", ["part", "ms", "MB/s"], alone),
             table(
                 "largest costs of one transfer (CPU time of both processes, profiled on asyncio)",

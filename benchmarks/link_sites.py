@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from p2pfl.crypto import (
     Opener,
     Prekey,
     Sealed,
+    ciphertext_size,
     seal_off_loop,
     sha256,
     sign_envelope,
@@ -50,6 +52,7 @@ RUN = RunId("00" * 32)  # the benchmark is in no run; every message needs the na
 LINK_LIMIT = 30.0  # seconds until the link is up
 TRANSFER_LIMIT = 120.0  # seconds for one delta
 PROFILED = 3  # transfers under the profiler, apart from those that are timed
+_RECEIPT = struct.Struct(">QQ")  # bytes received, nanoseconds of the receiver's CPU
 
 
 class Site:
@@ -132,24 +135,13 @@ def transport(home: Home, identity: Identity) -> TcpTransport:
     return TcpTransport(certificate, tls_password(identity))
 
 
-# --- the receiving process
-
-
 async def receive(folder: Path, ports: tuple[int, int], profile: Profile | None) -> dict[str, Any]:
-    """Serve until standard input ends; returns this process's costs."""
+    """Serve until standard input ends."""
     site = Site(folder / "receiver")
     await site.host.start([f"/ip4/127.0.0.1/tcp/{ports[0]}"])
-
-    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while head := await reader.read(8):
-            left = int.from_bytes(head, "big")
-            while left:
-                left -= len(await reader.read(min(READ, left)))
-            writer.write(b".")
-            await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(plain, "127.0.0.1", ports[1], ssl=site.transport._server_context, limit=READ)
+    server = await asyncio.start_server(
+        take_plain, "127.0.0.1", ports[1], ssl=site.transport._server_context, limit=READ
+    )
     if profile is not None:
         profile.start()
     print("ready", flush=True)
@@ -161,11 +153,24 @@ async def receive(folder: Path, ports: tuple[int, int], profile: Profile | None)
     return {}
 
 
-# --- the sending process
+async def take_plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The plain stream's receiving end: count every byte, and answer with the count once all are here."""
+    with contextlib.suppress(asyncio.IncompleteReadError):  # the sender closes after its last
+        while True:
+            wanted = int.from_bytes(await reader.readexactly(8), "big")
+            cpu, count = time.process_time_ns(), 0
+            while count < wanted:
+                data = await reader.read(min(READ, wanted - count))
+                if not data:
+                    raise SystemExit("the plain stream ended early")
+                count += len(data)
+            writer.write(_RECEIPT.pack(count, time.process_time_ns() - cpu))
+            await writer.drain()
+    writer.close()
 
 
 async def send(folder: Path, ports: tuple[int, int], size: int, profile: Profile | None) -> dict[str, Any]:
-    """All measurements of one event loop."""
+    """All measurements of one event loop. Both kinds of transfer take turns, so that they see the same machine."""
     site = Site(folder / "sender")
     payload = os.urandom(size)
     await site.host.start([])
@@ -174,42 +179,54 @@ async def send(folder: Path, ports: tuple[int, int], size: int, profile: Profile
         await site.linked.wait()
     if profile is not None:
         profile.start()
-    cpu = time.process_time()
-    product = await best_async(lambda: site.send(payload), BEST_OF if profile is None else PROFILED)
-    result = {"product": product, "cpu": time.process_time() - cpu}
-    if profile is not None:
+        for _ in range(PROFILED):
+            await site.send(payload)
         profile.stop()
-    else:
-        result["tls"] = await plain_tls(site, ports[1], payload)
-        result["left_over"] = len(list((folder / "sender" / "outbox").iterdir()))
-    await site.host.stop()
-    return result
-
-
-async def plain_tls(site: Site, port: int, payload: bytes) -> float:
-    """The ciphertext's bytes over asyncio's streams with the same contexts, 64 KiB at a time; seconds."""
-    reader, writer = await asyncio.open_connection(
-        "127.0.0.1", port, ssl=site.transport._client_context, server_hostname="", limit=READ
-    )
-    view = memoryview(payload)
-
-    async def once() -> None:
-        writer.write(len(view).to_bytes(8, "big"))
-        for start in range(0, len(view), WRITE):
-            writer.write(view[start : start + WRITE])
-            await writer.drain()
-        await reader.readexactly(1)
-
-    seconds = await best_async(once, BEST_OF)
-    writer.close()
-    return seconds
-
-
-async def best_async(work: Callable[[], Awaitable[None]], times: int) -> float:
-    """Seconds of the quickest of ``times``."""
-    seconds = []
-    for _ in range(times):
+        await site.host.stop()
+        return {}
+    plain = PlainTls(site, ports[1], ciphertext_size(size))
+    await plain.open()
+    product, tls = [], []
+    for _ in range(BEST_OF):
+        tls.append(await plain.send())
         started = time.perf_counter()
-        await work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+        await site.send(payload)
+        product.append(time.perf_counter() - started)
+    plain.close()
+    left_over = len(list((folder / "sender" / "outbox").iterdir()))
+    await site.host.stop()
+    return {"product": product, "tls": tls, "tls_receiver_cpu": plain.receiver_cpu, "left_over": left_over}
+
+
+class PlainTls:
+    """As many bytes as the ciphertext has over asyncio's streams with the same contexts, 64 KiB at a time."""
+
+    def __init__(self, site: Site, port: int, size: int) -> None:
+        self._context = site.transport._client_context
+        self._port = port
+        self._view = memoryview(os.urandom(size))
+        self.receiver_cpu: list[float] = []
+
+    async def open(self) -> None:
+        """Connect."""
+        self._reader, self._writer = await asyncio.open_connection(
+            "127.0.0.1", self._port, ssl=self._context, server_hostname="", limit=READ
+        )
+
+    async def send(self) -> float:
+        """Seconds until the receiver has said that it has all of them."""
+        started = time.perf_counter()
+        self._writer.write(len(self._view).to_bytes(8, "big"))
+        for start in range(0, len(self._view), WRITE):
+            self._writer.write(self._view[start : start + WRITE])
+            await self._writer.drain()
+        count, cpu = _RECEIPT.unpack(await self._reader.readexactly(_RECEIPT.size))
+        seconds = time.perf_counter() - started
+        if count != len(self._view):
+            raise SystemExit(f"the plain stream carried {count} of {len(self._view)} bytes")
+        self.receiver_cpu.append(cpu / 1e9)
+        return seconds
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._writer.close()

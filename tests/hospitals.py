@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -62,9 +61,7 @@ def write_plan(
     """A plan that trains three numbers."""
     folder.mkdir()
     (folder / "plan.py").write_text(QUADRATIC_PLAN)
-    settings = SETTINGS.format(
-        rounds=rounds, deadline=deadline, closing_rounds=closing_rounds, local_steps=local_steps
-    )
+    settings = SETTINGS.format(rounds=rounds, deadline=deadline, closing_rounds=closing_rounds, local_steps=local_steps)
     (folder / "plan.toml").write_text(settings)
     return folder
 
@@ -262,9 +259,7 @@ def all_up(hospitals: Sequence[Hospital]) -> Iterator[None]:
         for hospital in hospitals:
             hospital.up()
         for hospital in hospitals:
-            until(
-                lambda hospital=hospital: hospital.said("up") or not hospital.running(), 60, hospital.last_words
-            )
+            until(lambda hospital=hospital: hospital.said("up") or not hospital.running(), 60, hospital.last_words)
             assert hospital.running(), hospital.last_words()
         yield
     finally:
@@ -287,6 +282,7 @@ def approve(hospital: Hospital, run: str) -> None:
 
 def until_round(hospital: Hospital, number: int, seconds: float = 60) -> None:
     """Wait until the hospital's log has mixed this round."""
+
     def there() -> bool:
         return any(entry.body["round"] >= number for entry in hospital.entries("mixed"))
 
@@ -300,9 +296,8 @@ def verified(hospital: Hospital) -> bool:
     return True
 
 
-def orphans(hospital: Hospital) -> list[int]:
+def orphans() -> list[int]:
     """Worker processes that outlived their peer: children of process 1 that run our worker module."""
-    del hospital
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -311,8 +306,3 @@ def orphans(hospital: Hospital) -> list[int]:
             if b"p2pfl.train.worker" in line and parent == 1:
                 found.append(int(folder.name))
     return found
-
-
-def environment() -> dict[str, str]:
-    """The test's environment without a passphrase of the person who runs it."""
-    return {name: value for name, value in os.environ.items() if name != "P2PFL_PASSPHRASE"}

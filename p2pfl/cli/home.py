@@ -181,8 +181,7 @@ def result(
     model = folder / "model.safetensors"
     if not model.exists():
         raise ConfigError(
-            f"this peer has no model of run {folder.name[:12]}: {report.get('away') or 'it did not take part'}; "
-            "ask a partner for theirs"
+            f"this peer has no model of run {folder.name[:12]}: {_why_none(report)}; ask a partner for theirs"
         )
     write_result(output, model.read_bytes())
     at_home = [f"{name} {value:.4g}" for name, value in report["at_home"].items()]
@@ -224,3 +223,7 @@ def _finished_run(home: Home, run: str | None) -> Path:
         raise ConfigError(f"{names}: not over yet; look at `p2pfl status {home.path}`, and try again when it is")
     which = f"begins with {run!r}" if run else "is known"
     raise ConfigError(f"no run {which} in {home.path}; look at `p2pfl plan list {home.path}`")
+
+
+def _why_none(report: dict[str, Any]) -> str:
+    return str(report.get("away") or report.get("problem") or "it did not take part")

@@ -18,6 +18,7 @@ from p2pfl.peer import OVER, ask, check_plan, follow, open_home
 
 app = typer.Typer(no_args_is_help=True)
 PlanFolder = Annotated[Path, typer.Argument(help="A folder with plan.py and plan.toml.", metavar="PLAN")]
+MOST_ROUNDS = 100_000  # as in plan.toml; every member refuses a proposal with more
 RunName = Annotated[str, typer.Argument(help="The run's id or its beginning.", metavar="RUN")]
 
 
@@ -53,7 +54,9 @@ def propose(
     home: HomePath,
     plan: PlanFolder,
     patience: Annotated[float, typer.Option("--patience", help="Seconds to wait for approvals.")] = 24 * 3600.0,
-    rounds: Annotated[int | None, typer.Option("--rounds", help="Rounds, instead of the plan's.", min=1)] = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", help="Rounds, instead of the plan's.", min=1, max=MOST_ROUNDS)
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the initial parameters.", min=0)] = None,
     topology: Annotated[str | None, typer.Option("--topology", help="ring or full, instead of the plan's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only; tell nobody.")] = False,

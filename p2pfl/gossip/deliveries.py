@@ -27,6 +27,7 @@ from p2pfl.gossip.statements import Acknowledgement
 from p2pfl.types import Digest, PeerId
 
 LOOK_AHEAD = 1  # rounds for which content is fetched before its round has begun
+SMALL_LEAD = 2  # rounds that one message of a single neighbour is believed to be ahead
 EVIDENCE_LOGGED = 16  # places per origin whose two cores are kept; one is proof enough
 ACKNOWLEDGED_AT_ONCE = 256  # cores in one acknowledgement
 
@@ -70,6 +71,7 @@ class Deliveries:
     signed: dict[tuple[PeerId, tuple[int, int, str, str]], Incoming] = field(default_factory=dict)
     outgoing: dict[Digest, Outgoing] = field(default_factory=dict)
     reached: dict[PeerId, Position] = field(default_factory=dict)  # furthest position heard from each peer
+    believed: dict[PeerId, int] = field(default_factory=dict)  # round of each peer, as far as it alone is believed
     to_acknowledge: dict[PeerId, list[Digest]] = field(default_factory=dict)
     evidence: dict[PeerId, set[tuple[int, int, str, str]]] = field(default_factory=dict)  # places written down
     decided_until: Position = (0, 0)  # positions below are mixed, or are being mixed
@@ -96,7 +98,7 @@ class Deliveries:
             self.context.ignore(origin, core.round, "duplicate")
             self._renew(known, announcement)
             return core
-        oldest = self.context.position[0] - SETTLING_WINDOW
+        oldest = self.context.position[0] - 2 * SETTLING_WINDOW  # one more window: a neighbour may be that far behind
         if core.round < oldest:
             raise LimitExceeded(
                 f"round {core.round} is outside the window that begins at round {oldest}; nobody can use it any more",
@@ -104,6 +106,8 @@ class Deliveries:
             )
         window = self.context.position[0] + SETTLING_WINDOW
         self.reached[origin] = max(self.reached.get(origin, (0, 0)), core.position)
+        believed = min(core.round, self.context.position[0] + SMALL_LEAD)
+        self.believed[origin] = max(self.believed.get(origin, 0), believed)
         if core.round > window:
             raise LimitExceeded(
                 f"round {core.round} is outside the window that ends at round {window}; this peer catches up first",

@@ -23,7 +23,6 @@ from p2pfl.gossip.statements import Away
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 
-SMALL_LEAD = 2  # rounds a single neighbour is believed to be ahead
 MAX_FAILURES = 3  # local trainings that fail one after the other before the peer leaves the run
 
 
@@ -273,8 +272,9 @@ class Rounds:
     def horizon(self) -> int:
         """The round the neighbours are in, as far as it may be believed.
 
-        Any neighbour can pull us two rounds ahead, which brings pairs back in step after a loss. Further only the
-        lower median of all present neighbours counts: one that lies about its round cannot end the run for others.
+        A message of any neighbour can pull us two rounds ahead of where it found us, which brings pairs back in step
+        after a loss. Further only the lower median of all present neighbours counts: one that lies about its round
+        cannot end the run for others.
         """
         context = self.context
         round_ = context.position[0]
@@ -286,7 +286,8 @@ class Rounds:
         rounds = sorted(self.deliveries.reached.get(peer, (0, 0))[0] for peer in present)
         if not rounds:
             return 0
-        return max(rounds[(len(rounds) - 1) // 2], min(rounds[-1], round_ + SMALL_LEAD))
+        alone = max(self.deliveries.believed.get(peer, 0) for peer in present)
+        return max(rounds[(len(rounds) - 1) // 2], alone)
 
     def missing_since(self, peer: PeerId) -> int | None:
         """The first round of those at the end in which this neighbour was to be mixed and was not; None if none."""

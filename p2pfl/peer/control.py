@@ -83,12 +83,20 @@ async def _approve(peer: Peer, request: dict[str, Any]) -> Any:
 
 
 async def _pause(peer: Peer, request: dict[str, Any]) -> Any:
-    peer.run(str(request["run"])).pause()
+    run = peer.run(str(request["run"]))
+    try:
+        run.pause()
+    except IllegalStep as error:
+        raise IllegalStep(f"run {run.id[:12]} is {run.state}; only a run that trains can be paused") from error
     return {}
 
 
 async def _resume(peer: Peer, request: dict[str, Any]) -> Any:
-    peer.run(str(request["run"])).resume()
+    run = peer.run(str(request["run"]))
+    try:
+        run.resume()
+    except IllegalStep as error:
+        raise IllegalStep(f"run {run.id[:12]} is {run.state}; only a paused run can be resumed") from error
     return {}
 
 

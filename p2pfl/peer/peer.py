@@ -103,6 +103,7 @@ class Peer:
             self._identity, self._host, self._journal, self._contents,
             flood=lambda data: self._book.flood_own(data),
             store_statement=lambda run, data: self._book.store_statement(run, data),
+            approved=self.home.approvals.is_approved,
             told=self._told, failed=self._fail,
         )  # fmt: skip
         self._book = Runs(self.home, self._roster, self._charter.topology, services)
@@ -335,14 +336,21 @@ class Peer:
         """The own part is over: keep model and report, end the worker."""
         model: bytes | None = None
         home_metrics: dict[str, float] = {}
+        problem: str | None = None
         worker, runner.worker = runner.worker, None
         if worker is not None:
-            if not runner.machine.context.away_for_good:
-                model = await worker.call("result", timeout=600.0)
-                if runner.keys.has_test:
-                    home_metrics = await worker.call("evaluate", timeout=3600.0, part="test")
+            try:
+                if not runner.machine.context.away_for_good:
+                    model = await worker.call("result", timeout=600.0)
+                    if runner.keys.has_test:
+                        home_metrics = await worker.call("evaluate", timeout=3600.0, part="test")
+            except P2PFLError as error:  # a plan's own metrics fail, a worker dies: this run's matter, not the peer's
+                problem = str(error)
             await worker.stop()
         report = self._report_of(runner, home_metrics)
+        if report["finished"] and model is None:
+            problem = problem or "this peer ended before its model was stored"
+        report["problem"] = problem
         self._book.close_files(handle.id, model, report)
         handle.end(model, report)
 
@@ -359,7 +367,8 @@ class Peer:
         closing, rounds = machine.closing, machine.rounds
         names = {member.peer_id: member.name for member in self._roster.members}
         start = machine.context.running
-        missing = {peer: (since, why) for peer, since, why in (closing.statement.missing if closing.statement else ())}
+        own = closing.statement or closing.statements.get(self.peer_id)  # the second: after a restart
+        missing = {peer: (since, why) for peer, since, why in (own.missing if own else ())}
         missing = {**closing.named_missing, **missing}
         return {
             "run": start.run,
@@ -378,9 +387,9 @@ class Peer:
                 for item in start.participants
             ],
             "rounds_done": rounds.rounds_done,
-            "finished": machine.context.away_for_good is None,
-            "away": machine.context.away_for_good,
-            "digest": rounds.digest,
+            "finished": own is not None and own.finished,
+            "away": None if own is not None and own.finished else machine.context.away_for_good,
+            "digest": own.digest if own is not None and own.finished else None,
             "consensus_distance": rounds.distance,
             "loss": rounds.loss,
             "unsettled": rounds.biased,

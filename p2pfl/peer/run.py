@@ -93,7 +93,8 @@ class Run:
         """
         await self.finished()
         if self._model is None:
-            away = self._runner.machine.context.away_for_good or "it did not take part"
+            problem = self._report and self._report.get("problem")
+            away = problem or self._runner.machine.context.away_for_good or "it did not take part"
             raise ConfigError(f"this peer has no model of run {self.id[:12]}: {away}; ask a partner for theirs")
         return self._model
 

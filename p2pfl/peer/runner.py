@@ -10,7 +10,7 @@ from typing import Any
 
 from p2pfl.audit import NewEntry
 from p2pfl.crypto import Identity, Opener, Prekey, Sealed, seal_off_loop, sign_envelope, wrap_key
-from p2pfl.errors import LinkError, P2PFLError, RemoteError, StoreError
+from p2pfl.errors import LinkError, P2PFLError, PolicyRefusal, RemoteError, StoreError
 from p2pfl.gossip import Machine, effects, events
 from p2pfl.gossip.messages import (
     INLINE_LIMIT,
@@ -48,6 +48,7 @@ class Services:
     contents: Contents
     flood: Callable[[bytes], None]  # send an own statement (framed) to all linked members
     store_statement: Callable[[str, bytes], None]
+    approved: Callable[[Digest], bool]  # whether this site has approved a plan hash
     told: Callable[[str, str, dict[str, Any]], None]  # (run, topic, facts)
     failed: Callable[[P2PFLError], None]
 
@@ -237,6 +238,8 @@ class Runner:
         return await self.worker.call(operation, timeout=limit, **arguments)
 
     async def _begin(self, start: StartRecord) -> None:
+        if not self._services.approved(start.plan):  # the gate: checked again at every start
+            raise PolicyRefusal(f"plan {start.plan[:12]} is not approved at this site; read and approve it")
         share = start.shares[self._services.identity.peer_id]
         await self._call(
             "begin",

@@ -60,6 +60,7 @@ class Runs:
         self._tasks: set[asyncio.Task[None]] = set()
         self._fetching = asyncio.Lock()
         self._approving: set[str] = set()
+        self._reminded: set[tuple[PeerId, RunId]] = set()  # since the neighbour's link came up
         self.me = services.identity.peer_id
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -84,6 +85,9 @@ class Runs:
         if not known and not self._is_proposal(run, statement):
             return  # about a run whose proposal is not known here; all of it comes again with the next link
         envelope = self._flood.hear(run, statement)
+        if self._is_over(run):
+            self._remind(peer, run)
+            return
         if envelope is None:
             return
         if envelope.kind == "proposal":
@@ -115,12 +119,30 @@ class Runs:
 
     def resend(self, peer: PeerId) -> None:
         """A link came up: the neighbour may have missed statements of open runs."""
+        self._reminded = {pair for pair in self._reminded if pair[0] != peer}
         for run, runner in self.runners.items():
             if runner.machine.closing.complete:
                 continue
             for statement in (self._proposals.get(run), *self._statements.get(run, ())):
                 if statement is not None:
                     self._background(self._send(peer, envelope_frame(run, statement)))
+
+    def _is_over(self, run: RunId) -> bool:
+        """Complete or expired here, perhaps before a restart: it must not begin a second time."""
+        return (self._home.path / "runs" / run / "over").exists()
+
+    def _remind(self, peer: PeerId, run: RunId) -> None:
+        """A neighbour, back from a restart, still speaks of a run that is over: it may lack how that ended."""
+        if (peer, run) in self._reminded:
+            return
+        self._reminded.add((peer, run))
+        for data in self._statements.get(run) or self._stored(run):
+            if open_envelope(data, kinds=_OWN_KINDS, limit=FLOOD_LIMIT).kind == "closing":
+                self._background(self._send(peer, envelope_frame(run, data)))
+
+    def _stored(self, run: str) -> list[bytes]:
+        folder = self._home.path / "runs" / run / "statements"
+        return [file.read_bytes() for file in sorted(folder.glob("????-" + 16 * "?"))]
 
     def store_statement(self, run: str, data: bytes) -> None:
         """Keep a verified statement for neighbours that missed it, and for a restart."""
@@ -206,7 +228,7 @@ class Runs:
                 runner = self._adopt(proposal, statement, plan_from_bundle(proposal.bundle), restored)
             except RemoteError as error:
                 raise StoreError(f"{path} is damaged ({error}); move it away and start again") from error
-            kept = [file.read_bytes() for file in sorted((path.parent / "statements").glob("????-" + 16 * "?"))]
+            kept = self._stored(proposal.run)
             self._statements[proposal.run] = list(kept)
             kept += [data for data in self._on_record(proposal.run, restored) if data not in kept]
             # first the worker, then the statements: they may show at once that the run has begun

@@ -408,6 +408,7 @@ USAGE = [
     ("topology show ring --sites 0", "--sites"),
     ("topology show ring --sites 1000000", "--sites"),
     ("plan propose lille plan --rounds 0", "--rounds"),
+    ("plan propose lille plan --rounds 999999999", "--rounds"),
     ("plan propose lille plan --patience soon", "--patience"),
     ("init", "HOME"),
     ("init new --bogus", "--bogus"),

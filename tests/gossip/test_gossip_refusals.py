@@ -7,6 +7,7 @@ the receiving model must then be, bit for bit, what it is when the honest messag
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,6 @@ import pytest
 from bottle import QUADRATIC_PLAN, Bottle, Quadratic, Site
 
 from p2pfl.crypto import (
-    ENVELOPE_OVERHEAD,
     Identity,
     Manifest,
     Opener,
@@ -30,7 +30,7 @@ from p2pfl.crypto import (
 from p2pfl.errors import RemoteError
 from p2pfl.gossip import Machine, State, effects, events
 from p2pfl.gossip.context import REFUSALS_LOGGED
-from p2pfl.gossip.deliveries import EVIDENCE_LOGGED
+from p2pfl.gossip.deliveries import EVIDENCE_LOGGED, SMALL_LEAD
 from p2pfl.gossip.messages import (
     ANNOUNCEMENT_LIMIT,
     SETTLING_WINDOW,
@@ -176,6 +176,7 @@ def others_went_on(run: Scene) -> None:
 
 
 def flip(data: bytes, place: int) -> bytes:
+    place %= len(data)
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
@@ -321,7 +322,7 @@ def test_a_hostile_message_is_refused_and_changes_nothing(tmp_path: Path, name: 
     told = [facts for topic, facts in run.me.told if topic == "refused"]
     assert [facts["peer"] for facts in told] == [run.world.order[HOSTILE]]
     for said in (refusals(run.me)[0]["reason"], told[0]["reason"]):
-        assert __import__("re").search(reason, said), said
+        assert re.search(reason, said), said
     assert run.machine.context.counters["refused"] == 1
     assert not run.me.entries("equivocation")
 
@@ -406,22 +407,21 @@ def test_a_message_after_its_round_is_ignored(tmp_path: Path, lost_model: np.nda
 
 @pytest.mark.parametrize(
     ("round_", "claimed", "reason"),
-    [(ROUND, ROUND + SETTLING_WINDOW + 1, "window that ends at"), (SETTLING_WINDOW + 3, 1, "window that begins at")],
+    [(ROUND, ROUND + SETTLING_WINDOW + 1, "window that ends at"), (2 * SETTLING_WINDOW + 3, 2, "window that begins at")],
 )
 def test_a_round_outside_the_window_is_refused(tmp_path: Path, round_: int, claimed: int, reason: str) -> None:
-    clean, run = (
-        scene(folder, round_=round_, rounds=24, steal=False) for folder in (tmp_path / "clean", tmp_path / "run")
-        if not folder.mkdir()  # type: ignore[func-returns-value]
-    )
-    for each in (clean, run):
-        each.until_caught()
+    clean = scene(tmp_path, round_=round_, rounds=40, steal=False)
+    run = scene(tmp_path, round_=round_, rounds=40, steal=False)
+    clean.until_caught()
+    run.until_caught()
     run.send(run.seen[HOSTILE, claimed] if claimed < round_ else run.forge(round=claimed))
     np.testing.assert_array_equal(run.until_mixed(), clean.until_mixed())
     assert [(entry["peer"], reason in entry["reason"]) for entry in refusals(run.me)] == [
         (run.world.order[HOSTILE], True)
     ]
     others_went_on(run)
-    assert run.machine.rounds.rounds_done == 24, "a lie about its own round must not cost others theirs"
+    for site in run.world.sites.values():  # a lie about its own round may cost the others a small lead once, no more
+        assert site.machine is not None and site.machine.rounds.rounds_done >= 40 - SMALL_LEAD
 
 
 def test_a_message_for_a_coming_round_waits_for_it(tmp_path: Path, honest_model: np.ndarray) -> None:
@@ -437,6 +437,8 @@ def test_a_message_for_a_coming_round_waits_for_it(tmp_path: Path, honest_model:
 def test_two_cores_for_one_round_are_kept_as_evidence(tmp_path: Path, honest_model: np.ndarray) -> None:
     run = scene(tmp_path, steal=False)
     run.until_caught()
+    hostile = run.world.order[HOSTILE]
+    run.world.run(lambda: (hostile, (ROUND, 0, "x", "all")) in run.machine.deliveries.signed)
     first = run.parts()[0].core
     lies = [run.forge(floats(number, 0, 0)) for number in range(100)]
     for lie in lies:
@@ -446,10 +448,10 @@ def test_two_cores_for_one_round_are_kept_as_evidence(tmp_path: Path, honest_mod
     found = [(body, documents) for kind, body, documents in run.me.log if kind == "equivocation"]
     assert len(found) == 1, "one proof is enough, however often the lie is repeated"
     body, documents = found[0]
-    assert (body["peer"], body["round"], body["channel"]) == (run.world.order[HOSTILE], ROUND, "x")
+    assert (body["peer"], body["round"], body["channel"]) == (hostile, ROUND, "x")
     assert [role for role, _ in documents] == ["evidence", "evidence"]
     assert [content for _, content in documents] == [first, decode_announcement(lies[0]).core]
-    assert {open_core(content)[0].signer for _, content in documents} == {run.world.order[HOSTILE]}
+    assert {open_core(content)[0].signer for _, content in documents} == {hostile}
     assert run.machine.context.counters["equivocation"] == 100
     assert len(refusals(run.me)) == REFUSALS_LOGGED
 
@@ -473,3 +475,279 @@ def test_evidence_and_refusals_are_bounded_per_peer(tmp_path: Path) -> None:
     assert len(run.me.entries("equivocation")) == limit
     held = [item for item in run.machine.deliveries.incoming.values() if item.origin == run.world.order[HOSTILE]]
     assert len(held) <= SETTLING_WINDOW + 1
+
+
+# --- statements
+
+
+def known(machine: Machine) -> tuple[Any, ...]:
+    """Everything that statements may change."""
+    starting, closing = machine.starting, machine.closing
+    ledgers = {
+        peer: (ledger.heard, ledger.floor, ledger.unsettled, dict(ledger._early), copy.deepcopy(ledger._verdicts))
+        for peer, ledger in machine.rounds.ledgers.items()
+    }
+    return (
+        machine.state, dict(starting.approvals), starting.record_digest, starting.signed, dict(starting.signatures),
+        dict(closing.statements), dict(closing.named_missing), ledgers, list(machine.rounds.corrections),
+        dict(machine.deliveries.reached), dict(machine.context.missing),
+        {core: set(item.waiting) for core, item in machine.deliveries.outgoing.items()},
+    )  # fmt: skip
+
+
+def brought(run: Bottle, data: bytes, over: int) -> tuple[Machine, list[effects.LogEntry]]:
+    """A copy of ME's machine after a statement, and what it wants written down; nothing else may come of it."""
+    tried = copy.deepcopy(run.machine(ME))
+    done = tried.handle(events.StatementReceived(run.now, run.order[over], data))
+    entries = [entry for effect in done if isinstance(effect, effects.Commit) for entry in effect.entries]
+    assert {type(effect) for effect in done} <= {effects.Commit, effects.Tell}
+    return tried, [entry for entry in entries if entry.kind == "refused"]
+
+
+def envelope(identity: Identity, kind: str, payload: bytes) -> bytes:
+    return sign_envelope(identity, kind, payload).encode()
+
+
+def approval(run: Bottle, number: int, /, **changes: Any) -> Approval:
+    prekey = run[number].prekey.public
+    return replace(Approval(run.proposal.run, run.proposal.plan, 10, prekey), **changes)
+
+
+def start(run: Bottle, *approvals: bytes) -> bytes:
+    return envelope(run[LEFT].identity, "start", Start(run.proposal.run, approvals).encode())  # LEFT has proposed
+
+
+def yes(run: Bottle, number: int, /, **changes: Any) -> bytes:
+    return envelope(run[number].identity, "approval", approval(run, number, **changes).encode())
+
+
+def by_stranger(run: Bottle) -> bytes:
+    return envelope(STRANGER, "approval", approval(run, HOSTILE).encode())
+
+
+Make = Callable[[Bottle], bytes]
+BEFORE: dict[str, tuple[Make, str, int]] = {  # bytes that HOSTILE brings, the reason, and who is blamed
+    "approval by a stranger": (by_stranger, "a key that the charter does not name", HOSTILE),
+    "approval of another run": (lambda run: yes(run, OPPOSITE, run=sha256(b"x")), "about another run", HOSTILE),
+    "approval of another plan": (lambda run: yes(run, OPPOSITE, plan=sha256(b"x")), "another plan", OPPOSITE),
+    "approval of no samples": (lambda run: yes(run, OPPOSITE, samples=0), "sample count out of range", OPPOSITE),
+    "approval with a useless prekey": (
+        lambda run: yes(run, OPPOSITE, prekey=bytes(32)), "no usable X25519 key", OPPOSITE,
+    ),
+    "a second, different approval": (lambda run: yes(run, LEFT, samples=11), "two different approvals", LEFT),
+    "start record by a non-proposer": (
+        lambda run: envelope(
+            run[HOSTILE].identity, "start", Start(run.proposal.run, (yes(run, LEFT), yes(run, HOSTILE))).encode()
+        ),
+        "not signed by its proposer",
+        HOSTILE,
+    ),
+    "start record with a forged approval": (
+        lambda run: start(run, yes(run, LEFT), flip(yes(run, HOSTILE), -1)), "signature", LEFT,
+    ),
+    "start record with an altered approval": (
+        lambda run: start(run, yes(run, LEFT), flip(yes(run, HOSTILE), 60)), "signature|decoded|envelope|kind", LEFT,
+    ),
+    "start record with a stranger": (
+        lambda run: start(run, yes(run, LEFT), by_stranger(run)), "the charter does not name", LEFT,
+    ),
+    "start record with one approval twice": (
+        lambda run: start(run, yes(run, LEFT), yes(run, LEFT)), "two approvals of one member", LEFT,
+    ),
+    "start record with another run's approval": (
+        lambda run: start(run, yes(run, LEFT), yes(run, HOSTILE, run=sha256(b"x"))), "approval of another run", LEFT,
+    ),
+    "start record of one": (lambda run: start(run, yes(run, LEFT)), "1 participants", LEFT),
+    "start record of nobody": (lambda run: start(run), "not a short list", LEFT),
+    "a second start signature": (
+        lambda run: envelope(
+            run[OPPOSITE].identity, "start-signature", StartSignature(run.proposal.run, sha256(b"second")).encode()
+        ),
+        "two different start records",
+        OPPOSITE,
+    ),
+    "start signature by a stranger": (
+        lambda run: envelope(STRANGER, "start-signature", StartSignature(run.proposal.run, sha256(b"r")).encode()),
+        "the charter does not name",
+        HOSTILE,
+    ),
+    "an unknown kind": (lambda run: envelope(run[HOSTILE].identity, "gossip", b""), "not expected here", HOSTILE),
+    "no map": (lambda run: envelope(run[HOSTILE].identity, "approval", b"\x01"), "names no run", HOSTILE),
+    "a field too many": (
+        lambda run: envelope(
+            run[OPPOSITE].identity, "approval", b"\x85\xa1x\x01" + approval(run, OPPOSITE).encode()[1:]
+        ),
+        "wrong fields",
+        OPPOSITE,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def proposed(tmp_path_factory: pytest.TempPathFactory) -> Bottle:
+    """LEFT's proposal is known everywhere; ME has heard LEFT's approval and OPPOSITE's start signature."""
+    files = Quadratic.make((40, 30, 20, 10)).write(tmp_path_factory.mktemp("proposed"))
+    run = Bottle(files, QUADRATIC_PLAN, SETTINGS, rounds=4, closing_rounds=1)
+    for site in run.sites.values():
+        site.post(events.Proposed(run.now))
+    run.link_all()
+    signature = StartSignature(run.proposal.run, sha256(b"first"))
+    for number, data in (
+        (LEFT, yes(run, LEFT)),
+        (OPPOSITE, envelope(run[OPPOSITE].identity, "start-signature", signature.encode())),
+    ):
+        run[ME].post(events.StatementReceived(run.now, run.order[number], data))
+    assert len(run.machine(ME).starting.approvals) == len(run.machine(ME).starting.signatures) == 1
+    return run
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_a_hostile_statement_before_the_start_changes_nothing(proposed: Bottle, name: str) -> None:
+    make, reason, blamed = BEFORE[name]
+    refused_and_unchanged(proposed, make(proposed), reason, blamed)
+
+
+def refused_and_unchanged(run: Bottle, data: bytes, reason: str, blamed: int) -> None:
+    before = known(run.machine(ME))
+    tried, entries = brought(run, data, HOSTILE)
+    assert known(tried) == before
+    assert [entry.body["peer"] for entry in entries] == [run.order[blamed]]
+    assert re.search(reason, entries[0].body["reason"]), entries[0].body["reason"]
+    assert tried.context.counters["refused"] == 1
+
+
+@pytest.mark.parametrize("kind", ["approval", "start", "closing"])
+def test_every_altered_byte_of_a_statement_is_refused(proposed: Bottle, kind: str) -> None:
+    payloads = {
+        "approval": (OPPOSITE, approval(proposed, OPPOSITE).encode()),
+        "start": (LEFT, Start(proposed.proposal.run, (yes(proposed, LEFT), yes(proposed, HOSTILE))).encode()),
+        "closing": (OPPOSITE, Closing(proposed.proposal.run, True, 5, sha256(b"d"), (), 0).encode()),
+    }
+    signer, payload = payloads[kind]
+    data = envelope(proposed[signer].identity, kind, payload)
+    before = known(proposed.machine(ME))
+    for place in range(0, len(data), 7 if kind == "start" else 3):
+        tried, entries = brought(proposed, flip(data, place), HOSTILE)
+        assert known(tried) == before and len(entries) == 1, f"byte {place} of {len(data)}"
+        assert entries[0].body["peer"] == proposed.order[HOSTILE]
+
+
+@pytest.fixture(scope="module")
+def under_way(tmp_path_factory: pytest.TempPathFactory) -> Bottle:
+    """Three of four take part (OPPOSITE has not approved); ME collects in round 2, with an edge that is not settled."""
+    files = Quadratic.make((40, 30, 20, 10)).write(tmp_path_factory.mktemp("running"))
+    run = Bottle(files, QUADRATIC_PLAN, SETTINGS, rounds=6)
+    run.begin(approving=[LEFT, ME, HOSTILE])
+    run.run(lambda: run.machine(ME).state is State.COLLECTING and run.machine(ME).context.position[0] == ROUND)
+    closing = Closing(run.proposal.run, True, 6, sha256(b"first"), (), 0)
+    run[ME].post(
+        events.StatementReceived(run.now, run.order[LEFT], envelope(run[LEFT].identity, "closing", closing.encode()))
+    )
+    machine = run.machine(ME)
+    assert machine.deliveries.outgoing and run.order[LEFT] in machine.closing.statements
+    assert any(ledger._verdicts for ledger in machine.rounds.ledgers.values())
+    return run
+
+
+def closing(run: Bottle, identity: Identity, /, **changes: Any) -> bytes:
+    statement = replace(Closing(run.proposal.run, True, 6, sha256(b"d"), (), 0), **changes)
+    return envelope(identity, "closing", statement.encode())
+
+
+def settle(run: Bottle, number: int, signer: Identity | None = None, /, **changes: Any) -> bytes:
+    everything = EdgeList((0, 0), tuple((round_, 0, False, True) for round_ in range(ROUND)))
+    statement = replace(Settle(run.proposal.run, run.order[ME], (6, 0), everything, False), **changes)
+    return envelope(signer or run[number].identity, "settle", statement.encode())
+
+
+def acknowledgement(run: Bottle, identity: Identity) -> bytes:
+    cores = tuple(run.machine(ME).deliveries.outgoing)
+    return envelope(identity, "acknowledgement", Acknowledgement(run.proposal.run, cores).encode())
+
+
+DURING: dict[str, tuple[Make, str, int]] = {
+    "closing by a stranger": (lambda run: closing(run, STRANGER), "the charter does not name", HOSTILE),
+    "closing by a member who takes no part": (
+        lambda run: closing(run, run[OPPOSITE].identity), "takes no part", OPPOSITE,
+    ),
+    "a second, different closing": (
+        lambda run: closing(run, run[LEFT].identity), "two different closing statements", LEFT,
+    ),
+    "closing of another run": (
+        lambda run: closing(run, run[HOSTILE].identity, run=sha256(b"x")), "about another run", HOSTILE,
+    ),
+    "settle for another edge": (
+        lambda run: settle(run, HOSTILE, recipient=run.order[LEFT]), "another edge", HOSTILE,
+    ),
+    "settle signed by another member": (
+        lambda run: settle(run, LEFT), "settle signed by .*, not by the peer that sent it", HOSTILE,
+    ),
+    "settle by a stranger": (lambda run: settle(run, HOSTILE, STRANGER), "the charter does not name", HOSTILE),
+    "settle of another run": (lambda run: settle(run, HOSTILE, run=sha256(b"x")), "about another run", HOSTILE),
+    "settle from the middle of the run": (
+        lambda run: settle(run, HOSTILE, position=(4, 0)), "not written at the end", HOSTILE,
+    ),
+    "settle from after the end": (
+        lambda run: settle(run, HOSTILE, position=(2_000_000, 2**60)), "not written at the end", HOSTILE,
+    ),
+    "acknowledgement by another member": (
+        lambda run: acknowledgement(run, run[LEFT].identity), "not by the peer that sent it", HOSTILE,
+    ),
+    "acknowledgement by a stranger": (
+        lambda run: acknowledgement(run, STRANGER), "the charter does not name", HOSTILE,
+    ),
+    "a second start record": (lambda run: start(run, yes(run, LEFT), yes(run, HOSTILE)), "second, different", LEFT),
+    "a start signature for another record": (
+        lambda run: envelope(
+            run[LEFT].identity, "start-signature", StartSignature(run.proposal.run, sha256(b"other")).encode()
+        ),
+        "two different start records",
+        LEFT,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DURING)
+def test_a_hostile_statement_during_the_run_changes_nothing(under_way: Bottle, name: str) -> None:
+    make, reason, blamed = DURING[name]
+    refused_and_unchanged(under_way, make(under_way), reason, blamed)
+
+
+def test_the_honest_statements_of_these_tables_do_change_something(proposed: Bottle, under_way: Bottle) -> None:
+    """Else the tables above would pass for a machine that hears nothing."""
+    for run, data in (
+        (proposed, yes(proposed, HOSTILE)),
+        (under_way, closing(under_way, under_way[HOSTILE].identity)),
+        (under_way, settle(under_way, HOSTILE)),
+        (under_way, acknowledgement(under_way, under_way[HOSTILE].identity)),
+    ):
+        tried = copy.deepcopy(run.machine(ME))
+        tried.handle(events.StatementReceived(run.now, run.order[HOSTILE], data))
+        assert known(tried) != known(run.machine(ME))
+        assert tried.context.counters["refused"] == 0
+
+
+def test_an_approval_with_a_useless_prekey_keeps_nobody_from_training(tmp_path: Path) -> None:
+    """Encrypting to a key of small order fails; the site that names one is left out, the others run."""
+    files = Quadratic.make((40, 30, 20, 10)).write(tmp_path)
+    run = Bottle(files, QUADRATIC_PLAN, SETTINGS, rounds=3)
+    run.begin(approving=[0, 1, 2])
+    data = yes(run, OPPOSITE, prekey=bytes(32))
+    for site in run.sites.values():
+        site.post(events.StatementReceived(run.now, run.order[OPPOSITE], data))
+    run.run()
+    for number in range(3):
+        assert run.machine(number).state is State.DONE and run.machine(number).rounds.rounds_done == 3
+        assert [entry["peer"] for entry in run[number].entries("refused")] == [run.order[OPPOSITE]]
+
+
+def test_strangers_statements_are_bounded_by_who_brings_them(under_way: Bottle) -> None:
+    """A new key for every statement: the entries count for the member that passes them on."""
+    tried, entries = copy.deepcopy(under_way.machine(ME)), 0
+    for number in range(50):
+        stranger = Identity.from_seed(number.to_bytes(32, "big"))
+        data = closing(under_way, stranger)
+        for effect in tried.handle(events.StatementReceived(under_way.now, under_way.order[HOSTILE], data)):
+            entries += isinstance(effect, effects.Commit)
+    assert entries == REFUSALS_LOGGED
+    assert tried.context.refusals == {under_way.order[HOSTILE]: 50}

@@ -148,3 +148,17 @@ async def test_status_is_plain_data(tmp_path: Path) -> None:
         assert status["runs"][0]["state"] == "done"
         assert status["members"][0]["link"] == "memory"
         assert status["bytes_sent"] > 0
+
+
+async def test_a_plan_hash_that_is_no_longer_approved_does_not_start(tmp_path: Path) -> None:
+    """The approval book is the gate at every start: without its entry the site leaves, and nothing was trained."""
+    files = Quadratic.make((12, 12, 12)).write(tmp_path)
+    async with p2pfl.local(write_plan(tmp_path, rounds=3), files, peers=3) as peers:
+        first = await peers[0].propose(peers.plan)
+        others = [await peer.join((await peer.next_proposal()).id) for peer in peers[1:2]]
+        (peers[1].home.path / "approvals.json").unlink()
+        others.append(await peers[2].join((await peers[2].next_proposal()).id))
+        await asyncio.gather(first.finished(), *(run.finished() for run in others))
+        report = others[0].report()
+        assert "not approved at this site" in report["away"] and report["rounds_done"] == 0
+        assert [row["name"] for row in first.report()["missing"]] == ["peer-1"]
