@@ -74,7 +74,10 @@ def run(arguments: list[str]) -> int:
         hint = "set P2PFL_DEBUG=1 to see where, and please report it"
         note(f"internal error: {type(error).__name__}: {error}; {hint}")
         return 1
-    return int(result) if isinstance(result, int) else 0
+    code = int(result) if isinstance(result, int) else 0
+    if code == INTERRUPTED:  # typer answers Ctrl-C itself with this code, and says nothing
+        note("interrupted")
+    return code
 
 
 def _wrong_usage(error: Any) -> int:

@@ -85,10 +85,10 @@ class Runs:
         if not known and not self._is_proposal(run, statement):
             return  # about a run whose proposal is not known here; all of it comes again with the next link
         envelope = self._flood.hear(run, statement)
-        if self._is_over(run):
+        over = self._is_over(run)
+        if over:
             self._remind(peer, run)
-            return
-        if envelope is None:
+        if envelope is None or (over and not known):
             return
         if envelope.kind == "proposal":
             self._hear_proposal(statement)
@@ -151,7 +151,7 @@ class Runs:
             return
         known.append(data)
         folder = self._home.run_folder(run) / "statements"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True, mode=0o700)
         write_atomic(folder / f"{len(known):04d}-{sha256(data)[:16]}", data)
 
     # --- proposals

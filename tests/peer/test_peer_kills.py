@@ -196,7 +196,7 @@ def test_killed_while_proposing_it_takes_part_all_the_same(
     start_again(victim)
     run = str(victim.ask("list")[0]["run"])
     approved = [entry.body["samples"] for entry in victim.entries("plan_approved")]
-    with pytest.raises(ConfigError, match="already approved|only an open proposal"):
+    with pytest.raises(ConfigError, match=r"already approved|only an open proposal"):
         victim.ask("approve", run=run)
     for other in others:
         with contextlib.suppress(ConfigError):  # it may have approved already
