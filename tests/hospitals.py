@@ -85,6 +85,7 @@ class Hospital:
         self.listen = listen
         self.process: subprocess.Popen[bytes] | None = None
         self._inside = tuple(inside)
+        self.passphrase = passphrase
         self._secret: Path | None = None
         if passphrase is not None:
             self._secret = folder / f"{name}.passphrase"
@@ -244,7 +245,7 @@ def found(folder: Path, hospitals: Sequence[Hospital]) -> None:
 def found_quickly(folder: Path, hospitals: Sequence[Hospital]) -> None:
     """The same homes and charter as `found` makes, by the calls that the verbs make, in this process."""
     listen = {hospital.home: hospital.listen for hospital in hospitals if hospital.listen is not None}
-    secrets = {hospital.home: None for hospital in hospitals}
+    secrets = {hospital.home: hospital.passphrase for hospital in hospitals}
     names = [hospital.name for hospital in hospitals]
     found_consortium(secrets, "north", {"kind": "ring"}, listen=listen, names=names)
     tables = Quadratic.make([8, 4, 6, 5]).write(folder)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import os
 import queue
+import sys
 import threading
 from typing import Any
 
@@ -50,13 +53,25 @@ class Printer:
     def _print(self) -> None:
         while (line := self._lines.get()) is not None:
             try:
-                say(line)
+                _write(line)
             except BrokenPipeError:
                 with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                     self._loop.call_soon_threadsafe(self.closed.set)
                 return
             except (OSError, ValueError):
                 continue  # a full disk behind our output: the peer's own files decide whether it can go on
+
+
+def _write(line: str) -> None:
+    """Past Python's buffer, whose lock a write that waits for its reader would hold until the process ends."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except io.UnsupportedOperation:  # a notebook, a test
+        say(line)
+        return
+    data = f"{line}\n".encode(sys.stdout.encoding, "backslashreplace")
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def plain(value: Any) -> str:

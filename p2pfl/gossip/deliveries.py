@@ -109,6 +109,9 @@ class Deliveries:
         believed = min(core.round, self.context.position[0] + SMALL_LEAD)
         self.believed[origin] = max(self.believed.get(origin, 0), believed)
         if core.round > window:
+            # its delta is of no use here, but it is there: the rounds it is ahead of us are caught up only with it
+            if self.context.missing.pop(origin, None) is not None:
+                self.context.tell("back", peer=origin, round=core.round)
             raise LimitExceeded(
                 f"round {core.round} is outside the window that ends at round {window}; this peer catches up first",
                 peer=peer,

@@ -29,7 +29,7 @@ class Flood:
         """Verify a statement; None if it was seen before. Raises RemoteError for what must not travel further."""
         envelope = open_envelope(data, kinds=KINDS, limit=FLOOD_LIMIT)
         if self.roster.member(envelope.signer) is None:
-            raise NotAMember("statement by a key that the charter does not name", peer=envelope.signer)
+            raise NotAMember(f"statement by {envelope.signer}, a key that the charter does not name")
         if run_of(envelope) != run:
             # else a member could make us forget, or count as too many, what another one said about its run
             raise MalformedMessage("statement in the frame of another run")

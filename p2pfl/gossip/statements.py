@@ -322,7 +322,7 @@ def open_away(data: bytes) -> tuple[Envelope, Away]:
     fields = _fields(envelope, "away", {"run": str, "round": int, "reason": str}, DIRECT_LIMIT)
     if not 0 <= fields["round"] <= 2 * MAX_ROUNDS or len(fields["reason"]) > MAX_TEXT:
         raise MalformedMessage("away: round or reason out of range", peer=envelope.signer)
-    return envelope, Away(RunId(fields["run"]), fields["round"], fields["reason"])
+    return envelope, Away(RunId(fields["run"]), fields["round"], _shown(fields["reason"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,7 +369,7 @@ def open_closing(data: bytes) -> tuple[Envelope, Closing]:
     ):
         raise MalformedMessage("closing statement: missing is not a short list", peer=envelope.signer)
     check_digest(fields["digest"], "closing statement: digest")
-    fields["missing"] = tuple((PeerId(row[0]), row[1], row[2]) for row in rows)
+    fields["missing"] = tuple((PeerId(row[0]), row[1], _shown(row[2])) for row in rows)
     return envelope, Closing(**fields)
 
 
@@ -391,6 +391,11 @@ def run_of(envelope: Envelope) -> RunId:
 def record_digest(payload: bytes) -> Digest:
     """What start signatures sign: SHA-256 over the exact start record payload."""
     return sha256(b"p2pfl start record\n" + payload)
+
+
+def _shown(text: str) -> str:
+    """Another site's words, as they may reach a terminal: without control characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _fields(envelope: Envelope, what: str, spec: Mapping[str, type | tuple[type, ...]], limit: int) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Contents:
     def prune(self) -> int:
         """Delete ciphertexts that no open run knows any more; returns how many."""
         gone = [path for path in self._outbox.iterdir() if path.name not in self._recipients]
+        gone += self._files.glob("*.new")  # half written when the process was killed
         for path in gone:
             path.unlink(missing_ok=True)
         return len(gone)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import re
 import time
 import tomllib
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from p2pfl.net import parse_address
 from p2pfl.types import Member
 
 RECORD_LIFETIME = 366 * 24 * 3600  # seconds; a record and its certificate are renewed within a year
+
+_RUN_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class HomeSettings(BaseModel):
@@ -85,7 +88,9 @@ class Home:
         return ApprovalBook(self.path / "approvals.json")
 
     def run_folder(self, run: str) -> Path:
-        """The folder of one run; made when first asked for."""
+        """The folder of one run; made when first asked for. Raises ConfigError for what is no run id: no way out."""
+        if not _RUN_ID.fullmatch(run):
+            raise ConfigError(f"{run[:80]!r} is no run id; give its 64 hexadecimal digits")
         folder = self.path / "runs" / run
         folder.parent.mkdir(exist_ok=True, mode=0o700)  # parents=True would make it with the default mode
         folder.mkdir(exist_ok=True, mode=0o700)

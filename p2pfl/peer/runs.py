@@ -216,7 +216,13 @@ class Runs:
         A run that was approved here and has not begun gets its worker and keys back; one that had begun stays absent.
         """
         folder = self._home.path / "runs"
-        for path in sorted(folder.glob("*/proposal")) if folder.is_dir() else ():
+        try:
+            folder.mkdir(exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StoreError(f"couldn't make {folder}: {error.strerror}; check the home folder") from error
+        for half_written in folder.glob("**/*.new"):
+            half_written.unlink(missing_ok=True)
+        for path in sorted(folder.glob("*/proposal")):
             if (path.parent / "over").exists():
                 continue
             statement = path.read_bytes()

@@ -244,3 +244,23 @@ def test_the_record_is_all_that_init_prints(world: Path, capsys: pytest.CaptureF
 def test_run_is_quiet_about_identities(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     assert Identity.from_seed(bytes(32)).seed.hex() not in repr(Identity.from_seed(bytes(32)))
+
+
+def test_interrupted_while_the_modules_load(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import builtins
+
+    from p2pfl.cli import main
+
+    real = builtins.__import__
+
+    def interrupted(name: str, *rest: Any, **options: Any) -> Any:
+        if name == "p2pfl.cli.app":
+            raise KeyboardInterrupt
+        return real(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130 and capsys.readouterr().err == ""

@@ -20,7 +20,7 @@ from cli_worlds import DATA, PLAN_PY, PLAN_TOML, Done, do
 from p2pfl.errors import ConfigError, LinkError
 from p2pfl.governance import read_plan
 from p2pfl.net import MemoryNetwork
-from p2pfl.peer import ControlServer, Peer, ask, follow, found_consortium, open_home
+from p2pfl.peer import ControlServer, Peer, ask, follow, found_consortium, init_home, open_home
 from p2pfl.peer.control import CONNECTIONS, REQUEST_LIMIT
 
 
@@ -161,6 +161,37 @@ async def test_a_peer_that_ends_while_it_is_followed(
         server.cancel()
     with pytest.raises(LinkError, match="ended before the run was over; start it again"):
         await watching
+
+
+# --- the home
+
+
+@pytest.mark.parametrize("run", ["", ".", "..", "../../etc", "a/b", "A" * 64, "a" * 63, "a" * 64 + "\n", "é" * 64])
+def test_a_run_id_leads_nowhere_else(world: Path, run: str) -> None:
+    home = open_home(world / "lille")
+    with pytest.raises(ConfigError, match="is no run id"):
+        home.run_folder(run)
+    assert not (world / "lille" / "runs").exists()
+
+
+def test_the_folders_of_a_run_are_the_owners_alone(world: Path) -> None:
+    folder = open_home(world / "lille").run_folder("ab" * 32)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder.parent, world / "lille")] == [0o700] * 3
+
+
+@pytest.mark.parametrize("passphrase", [None, "correct horse"])
+def test_a_new_home_is_the_owners_alone(tmp_path: Path, passphrase: str | None) -> None:
+    (tmp_path / "home").mkdir(mode=0o777)
+    init_home(tmp_path / "home", name="a", listen=None, passphrase=passphrase)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "home").iterdir()}
+    assert modes == dict.fromkeys(("identity.key", "tls.key", "member.record", "home.toml"), 0o600)
+    assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("name", ["Évreux 東京 😀", 'quo"te', "back\\slash", "[bold]", "= # ]"])
+def test_names_survive_the_settings_file(tmp_path: Path, name: str) -> None:
+    init_home(tmp_path / "home", name=name, listen=None, passphrase=None)
+    assert open_home(tmp_path / "home").settings.name == open_home(tmp_path / "home").member().name == name
 
 
 # --- the socket

@@ -147,7 +147,6 @@ def test_together_is_as_good_as_pooled(seed: int) -> None:
     together = [row["auc_together"] for row in value["hospitals"]]
     assert abs(math.fsum(together) / len(together) - value["auc_pooled"]) <= 0.01
     assert min(together) >= max(row["auc_alone"] for row in value["hospitals"]) - 0.01
-    assert value["seconds"] < 60 or os.environ.get("P2PFL_SLOW_MACHINE")
 
 
 @pytest.mark.slow

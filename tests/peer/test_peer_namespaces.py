@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hospitals import (
     all_up,
     approve,
     found,
+    found_quickly,
     propose,
     together,
     until,
@@ -25,6 +27,7 @@ from safetensors.numpy import load_file
 
 NAMES = ("lille", "caen", "rouen", "amiens")  # ring order: ports and no ports alternate
 REASON = why_not()
+SCHEDULING = 3.0  # seconds a loaded machine may add to the promised 15
 
 pytestmark = [
     pytest.mark.root,
@@ -39,19 +42,19 @@ def network() -> Iterator[Network]:
         yield network
 
 
-@pytest.fixture
-def hospitals(network: Network, tmp_path: Path) -> list[Hospital]:
+def made(network: Network, folder: Path) -> list[Hospital]:
     ports = {"lille": 4101, "rouen": 4102}
-    made = []
+    found = []
     for name in NAMES:
         listen = f"/ip4/{network.address(name)}/tcp/{ports[name]}" if name in ports else None
         secret = "a passphrase with spaces" if name == "rouen" else None
-        made.append(Hospital(tmp_path, name, listen, inside=network.inside(name), passphrase=secret))
-    found(tmp_path, made)
-    return made
+        found.append(Hospital(folder, name, listen, inside=network.inside(name), passphrase=secret))
+    return found
 
 
-def test_four_homes_run_a_plan_to_the_end(hospitals: list[Hospital], tmp_path: Path) -> None:
+def test_four_homes_run_a_plan_to_the_end(network: Network, tmp_path: Path) -> None:
+    hospitals = made(network, tmp_path)
+    found(tmp_path, hospitals)
     plan = write_plan(tmp_path / "plan", rounds=6)
     lille, caen, rouen, amiens = hospitals
     checked = json.loads(caen.p2pfl("plan", "check", str(plan), "--home", str(caen.home), "--json"))
@@ -79,3 +82,101 @@ def test_four_homes_run_a_plan_to_the_end(hospitals: list[Hospital], tmp_path: P
         assert outcome["ok"] and outcome["entries"] > 20
         assert hospital.entries("refused", "equivocation") == []
     assert all(model.shape == (3,) for model in models.values())
+
+
+def begin(hospitals: list[Hospital], plan: Path) -> str:
+    """Caen proposes, all approve."""
+    lille, caen, rouen, amiens = hospitals
+    run = str(caen.ask("propose", plan=str(plan), seed=1)["run"])
+    for hospital in (lille, rouen, amiens):
+        until(lambda hospital=hospital: any(row["run"] == run for row in hospital.ask("list")), 30, hospital.last_words)
+    together([lille, rouen, amiens], lambda hospital: hospital.ask("approve", run=run))
+    return run
+
+
+def absences(hospital: Hospital, gone: Hospital) -> list[str]:
+    """Why the hospital's log says that the other one is absent."""
+    return [entry.body["reason"] for entry in hospital.entries("absent") if entry.body.get("peer") == gone.peer_id]
+
+
+def all_verify(hospitals: list[Hospital]) -> None:
+    for hospital in hospitals:
+        verified(hospital)
+        assert hospital.entries("equivocation") == []
+        assert "Traceback" not in hospital.log_file.read_text()
+
+
+def mixed_rounds(hospital: Hospital) -> int:
+    return len(hospital.entries("mixed"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rounds",
+    [pytest.param(40, id="the others finish meanwhile"), pytest.param(300, id="the others are still at work")],
+)
+def test_one_peer_is_stopped_for_30_seconds(network: Network, tmp_path: Path, rounds: int) -> None:
+    hospitals = made(network, tmp_path)
+    found_quickly(tmp_path, hospitals)
+    plan = write_plan(tmp_path / "plan", rounds=rounds, deadline=4.0, local_steps=200)
+    lille, caen, rouen, amiens = hospitals
+    with all_up(hospitals):
+        begin(hospitals, plan)
+        until_round(amiens, 5)
+        amiens.send(signal.SIGSTOP)
+        stopped = time.monotonic()
+        stands_at = mixed_rounds(amiens)
+        for hospital in (lille, rouen):
+            until(lambda hospital=hospital: absences(hospital, amiens), 30, hospital.last_words)
+        before = {hospital.name: mixed_rounds(hospital) for hospital in (lille, caen, rouen)}
+        for hospital in (lille, caen, rouen):  # they go on without it, or are at the end already
+            until(
+                lambda hospital=hospital: mixed_rounds(hospital) > before[hospital.name] or hospital.report(),
+                30,
+                hospital.last_words,
+            )
+        until(lambda: time.monotonic() > stopped + 30, 40, "30 seconds of SIGSTOP")
+        assert mixed_rounds(amiens) == stands_at
+        amiens.send(signal.SIGCONT)
+        reports = {hospital.name: until(hospital.report, 120, hospital.last_words) for hospital in hospitals}
+        for hospital in hospitals:
+            until(lambda hospital=hospital: list(hospital.home.glob("runs/*/over")), 30, hospital.last_words)
+    for hospital in (lille, caen, rouen):
+        assert reports[hospital.name]["finished"]
+        assert {gone["name"] for gone in reports[hospital.name]["missing"]} <= {"amiens"}
+    if rounds == 40:
+        assert [gone["name"] for gone in reports["lille"]["missing"]] == ["amiens"]
+    assert reports["amiens"]["finished"] or reports["amiens"]["away"]
+    assert [entry for entry in amiens.entries("absent") if "peer" not in entry.body], "it wrote down what it skipped"
+    all_verify(hospitals)
+
+
+@pytest.mark.slow
+def test_one_peer_is_cut_off_by_a_packet_filter(network: Network, tmp_path: Path) -> None:
+    hospitals = made(network, tmp_path)
+    found_quickly(tmp_path, hospitals)
+    # a deadline that nobody could wait for: only the keep-alive lets the others go on
+    plan = write_plan(tmp_path / "plan", rounds=60, deadline=600.0, local_steps=50)
+    lille, caen, rouen, amiens = hospitals
+    with all_up(hospitals):
+        begin(hospitals, plan)
+        until_round(amiens, 5)
+        network.cut("amiens")
+        cut_at = time.time()
+        for hospital in (lille, rouen):
+            reason = until(lambda hospital=hospital: absences(hospital, amiens), 30, hospital.last_words)[0]
+            assert "link lost: silent for" in reason
+            noticed = hospital.entries("link_down")[-1].time / 1000 - cut_at
+            assert noticed < 15 + SCHEDULING, f"{hospital.name} noticed after {noticed:.1f} s"
+        reports = {hospital.name: until(hospital.report, 60, hospital.last_words) for hospital in hospitals}
+        for hospital in (lille, caen, rouen):
+            assert reports[hospital.name]["finished"]
+        for name in ("lille", "rouen"):
+            assert [gone["name"] for gone in reports[name]["missing"]] == ["amiens"]
+        # alone behind its filter it comes to an end, too, and says what it lacks
+        assert {gone["name"] for gone in reports["amiens"]["missing"]} == {"lille", "rouen"}
+        all_verify(hospitals)
+        network.heal("amiens")
+        for hospital in hospitals:  # all closing statements meet when it is back
+            until(lambda hospital=hospital: list(hospital.home.glob("runs/*/over")), 60, hospital.last_words)
+    all_verify(hospitals)
