@@ -78,7 +78,7 @@ class ClosingPart:
         context, rounds = self.context, self.rounds
         if settle.position != (context.running_schedule.total, 0):
             raise LimitExceeded("settle message that was not written at the end of the run", peer=peer)
-        if peer in context.missing and settle.position >= context.position:
+        if peer in context.missing and context.state is State.CLOSING:
             del context.missing[peer]
         reached = rounds.deliveries.reached
         reached[peer] = max(reached.get(peer, (0, 0)), settle.position)

@@ -11,6 +11,7 @@ heard from at the present position or a later one.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from p2pfl.gossip.context import Context
@@ -23,6 +24,7 @@ from p2pfl.gossip.statements import Away
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 
+MAX_MISSED = 3  # deadlines in a row that a neighbour may let pass before its announcements alone count for nothing
 MAX_FAILURES = 3  # local trainings that fail one after the other before the peer leaves the run
 
 
@@ -40,6 +42,7 @@ class Rounds:
     rounds_done: int = 0
     failures: int = 0
     last_mixed: dict[PeerId, int] = field(default_factory=dict)
+    missed: Counter[PeerId] = field(default_factory=Counter)  # deadlines in a row each neighbour let pass
     biased: int = 0
     loss: float | None = None
     digest: Digest | None = None
@@ -165,6 +168,7 @@ class Rounds:
     def deadline(self) -> None:
         """Whoever is still awaited is missing from now on."""
         for peer in self.awaited():
+            self.missed[peer] += 1
             self.mark_missing(peer, f"no delta within {self.context.running.deadline:g} s")
         self.collect()
 
@@ -178,6 +182,9 @@ class Rounds:
             if mixed and ready is not None:
                 edges.append(Edge(peer, weight, ready))
                 self.last_mixed[peer] = position[0]
+                self.missed[peer] = 0
+                if peer in context.missing and peer in context.linked:
+                    self._back(peer, position[0])
             self._apply(peer, self.ledgers[peer].decide(position, mixed))
         round_, step = position
         self.mixing = tuple(edges)
@@ -320,13 +327,18 @@ class Rounds:
     def heard(self, core: Core, origin: PeerId) -> None:
         """A verified core from a neighbour: it is there, and it says what it knows of our edge."""
         context = self.context
-        # One round behind counts as present: it is on its way, and waiting for it brings both back in step.
-        if core.round >= context.position[0] - 1 and origin in context.missing and origin in context.linked:
-            del context.missing[origin]
-            context.tell("back", peer=origin, round=core.round)
+        # One round behind counts as present: it is on its way, and waiting for it brings both back in step. Words do
+        # not help one that let several deadlines pass: it is awaited again once a delta of its was really mixed.
+        near = core.round >= context.position[0] - 1 and self.missed[origin] < MAX_MISSED
+        if near and origin in context.missing and origin in context.linked:
+            self._back(origin, core.round)
         edges = core.lists.get(context.me)
         if edges is not None:
             self._apply(origin, self.ledgers[origin].hear(edges, core.position, self._undecided))
+
+    def _back(self, peer: PeerId, round_: int) -> None:
+        del self.context.missing[peer]
+        self.context.tell("back", peer=peer, round=round_)
 
     @property
     def _undecided(self) -> Position:

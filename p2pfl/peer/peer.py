@@ -369,7 +369,10 @@ class Peer:
         start = machine.context.running
         own = closing.statement or closing.statements.get(self.peer_id)  # the second: after a restart
         missing = {peer: (since, why) for peer, since, why in (own.missing if own else ())}
-        missing = {**closing.named_missing, **missing}
+        # a site that was cut off names its neighbours, who know better
+        there = {peer for peer, said in closing.statements.items() if said.rounds_done == rounds.rounds_done}
+        there.add(self.peer_id)
+        missing = {**{peer: row for peer, row in closing.named_missing.items() if peer not in there}, **missing}
         return {
             "run": start.run,
             "plan": start.plan,

@@ -237,3 +237,18 @@ def test_failing_training_makes_a_site_absent_for_the_round(tmp_path: Path) -> N
     world.run()
     assert world.done()
     assert world.machine(1).rounds.rounds_done in (5, 6, 7)
+
+
+def test_one_that_announces_and_never_delivers_is_not_waited_for_every_round(tmp_path: Path) -> None:
+    """Announcements alone do not make a neighbour awaited for ever: after three deadlines only a delta does."""
+    world = bottle(tmp_path, rounds=20, deadline=10.0)
+    world.begin()
+    world.run(lambda: world.machine(0).rounds.rounds_done == 1)
+    liar = world.order[3]
+    for site in world.sites.values():
+        honest = site.fetch
+        site.fetch = lambda effect, honest=honest: None if effect.peer == liar else honest(effect)  # type: ignore[method-assign,misc]
+    world.run(lambda: all(world.machine(number).state is State.DONE for number in range(3)))
+    assert world.now < 20 * 1.1 + 3 * 10.0 + 2 * 10.0
+    waits = [entry for entry in world[0].entries("absent") if entry.get("peer") == liar]
+    assert len(waits) == 3
