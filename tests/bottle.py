@@ -145,9 +145,7 @@ class Site:
         match effect:
             case effects.Flood(kind=kind, payload=payload):
                 envelope = sign_envelope(self.identity, kind, payload).encode()
-                bottle.after(
-                    0.0, self, lambda: self.post(events.StatementReceived(bottle.now, self.peer_id, envelope))
-                )
+                bottle.after(0.0, self, lambda: self.post(events.StatementReceived(bottle.now, self.peer_id, envelope)))
                 for other in bottle.sites.values():
                     if other is not self:
                         bottle.carry("flood", self, other, envelope)
@@ -220,9 +218,7 @@ class Site:
         sealed = self.sealed.pop((core.position, core.channel))
         signed = sign_envelope(self.identity, "core", core.encode())
         context = sealing_context(core.run, self.peer_id, core.position, core.channel, core.recipient)
-        keys = {
-            peer: wrap_key(sealed.key, self.bottle.sites[peer].prekey.public, context) for peer in recipients
-        }
+        keys = {peer: wrap_key(sealed.key, self.bottle.sites[peer].prekey.public, context) for peer in recipients}
         cover = sign_envelope(
             self.identity, "cover", Cover(signed.digest, keys, len(self.log), sha256(b"head")).encode()
         )
@@ -254,11 +250,7 @@ class Site:
             last=effect.last,
             closing=effect.closing,
         )
-        self.post(
-            events.Mixed(
-                self.bottle.now, effect.round, effect.step, Digest(value["digest"]), value["distance"]
-            )
-        )
+        self.post(events.Mixed(self.bottle.now, effect.round, effect.step, Digest(value["digest"]), value["distance"]))
 
 
 class Bottle:
@@ -288,9 +280,7 @@ class Bottle:
         self.lost = lost
         self.settings = dict(settings)
         self.carried: list[tuple[str, PeerId, PeerId]] = []
-        names = identities or [
-            Identity.from_seed(bytes([number]) * 32) for number in range(1, len(files) + 1)
-        ]
+        names = identities or [Identity.from_seed(bytes([number]) * 32) for number in range(1, len(files) + 1)]
         self.sites: dict[PeerId, Site] = {}
         for identity, path in zip(names, files, strict=True):
             session = Session(plan.encode(), self.settings)
@@ -377,6 +367,4 @@ class Bottle:
         raise AssertionError("the bottle does not come to rest")
 
     def done(self) -> bool:
-        return all(
-            site.dead or (site.machine and site.machine.state is State.DONE) for site in self.sites.values()
-        )
+        return all(site.dead or (site.machine and site.machine.state is State.DONE) for site in self.sites.values())

@@ -30,9 +30,7 @@ def delta(number: int, *contents: bytes) -> NewEntry:
 def write_small_log(path: Path) -> int:
     """Sizes of its heads: 1, 3, 4, 6; documents in entries 1 and 4. Returns its number of entries."""
     with AuditLog.create(path, owner(), NOW) as log:
-        log.append(
-            [delta(0, b"first delta"), NewEntry("mixed", {"round": 0, "edges": [["x", 0.5]]})], NOW + 1
-        )
+        log.append([delta(0, b"first delta"), NewEntry("mixed", {"round": 0, "edges": [["x", 0.5]]})], NOW + 1)
         log.append([NewEntry("link_up", {"peer": "x", "kind": "tcp"})], NOW + 2)
         log.append([delta(1, b"one", b"two"), NewEntry("refused", {"peer": "y", "reason": "late"})], NOW + 3)
         return log.head.size

@@ -86,10 +86,7 @@ LINES = {
 @pytest.mark.parametrize("kind", list(LINES))
 def test_lines_are_plain_words(kind: str) -> None:
     body, line = LINES[kind]
-    assert (
-        describe(_entry(kind, body), {"12D3KooWlille": "Lille"})
-        == f"     7  2023-11-14 22:13:20.000Z  {line}"
-    )
+    assert describe(_entry(kind, body), {"12D3KooWlille": "Lille"}) == f"     7  2023-11-14 22:13:20.000Z  {line}"
 
 
 @pytest.mark.parametrize("kind", list(Kind))

@@ -271,9 +271,7 @@ def test_a_file_changed_under_the_writer_stops_it(path: Path) -> None:
     write_small_log(path)
     log = AuditLog.open(path, owner())
     foreign = sqlite3.connect(path, isolation_level=None)
-    row = foreign.execute(
-        "SELECT time, kind, body, previous, hash FROM entries WHERE position = 5"
-    ).fetchone()
+    row = foreign.execute("SELECT time, kind, body, previous, hash FROM entries WHERE position = 5").fetchone()
     foreign.execute("INSERT INTO entries VALUES (6, ?, ?, ?, ?, ?)", row)
     foreign.close()
     with pytest.raises(StoreError, match="somebody else changed the file"):
@@ -322,9 +320,7 @@ def test_reading_without_a_place_for_shared_memory(path: Path, monkeypatch: pyte
 
     def refuses(place: Path, mode: str) -> sqlite3.Connection:
         if mode == "mode=ro":
-            mode = (
-                "mode=ro&vfs=unix-none"  # no shared memory in this VFS: a WAL file cannot be opened with it
-            )
+            mode = "mode=ro&vfs=unix-none"  # no shared memory in this VFS: a WAL file cannot be opened with it
         return connect(place, mode)
 
     monkeypatch.setattr(store, "connect", refuses)

@@ -151,9 +151,7 @@ CHANGES = {
         "entry 2: it does not follow",
     ),
     "entry copied to the end": (
-        _sql(
-            "INSERT INTO entries SELECT 6, time, kind, body, previous, hash FROM entries WHERE position = 5"
-        ),
+        _sql("INSERT INTO entries SELECT 6, time, kind, body, previous, hash FROM entries WHERE position = 5"),
         "entry 6: it does not follow",
     ),
     "entry inserted and the chain mended": (

@@ -57,9 +57,7 @@ def handshake(
     """The other's certificate as the client and as the server saw it, after one byte both ways."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     dialler = context(folder, client, client_trusts, server=False).wrap_bio(to_client, to_server)
-    listener = context(folder, server, server_trusts, server=True).wrap_bio(
-        to_server, to_client, server_side=True
-    )
+    listener = context(folder, server, server_trusts, server=True).wrap_bio(to_server, to_client, server_side=True)
     done: set[ssl.SSLObject] = set()
     for _ in range(6):  # a TLS 1.3 handshake takes two flights and a half
         for end in (dialler, listener):

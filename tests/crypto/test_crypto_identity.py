@@ -124,12 +124,7 @@ def test_an_envelope_is_what_the_format_page_says() -> None:
     assert envelope.signature == ALICE.sign(signed)
     assert envelope.digest == hashlib.sha256(ALICE.public_key + signed).hexdigest()
     wire = (
-        b"\x94\xc4\x20"
-        + ALICE.public_key
-        + b"\xaaround/core"
-        + b"\xc4\x07payload"
-        + b"\xc4\x40"
-        + envelope.signature
+        b"\x94\xc4\x20" + ALICE.public_key + b"\xaaround/core" + b"\xc4\x07payload" + b"\xc4\x40" + envelope.signature
     )
     assert envelope.encode() == wire
     assert open_envelope(wire, kinds=KINDS, limit=len(wire)) == envelope
@@ -232,7 +227,5 @@ def test_two_signatures_over_one_statement_are_one_statement() -> None:
 def test_all_names_exist_and_importing_the_room_stays_light() -> None:
     assert all(hasattr(room, name) for name in room.__all__)
     heavy = "import sys, p2pfl.crypto; print([n for n in ('torch', 'numpy', 'networkx') if n in sys.modules])"
-    found = subprocess.run(
-        [sys.executable, "-c", heavy], capture_output=True, text=True, timeout=60, check=True
-    )
+    found = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout.strip() == "[]"

@@ -149,9 +149,7 @@ def test_of_many_writers_one_wins_and_the_file_is_its(tmp_path: Path) -> None:
     assert read_key(tmp_path / "key", None).seed == identities[winners[0]].seed
 
 
-def test_file_and_folder_are_synced_before_the_call_returns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_and_folder_are_synced_before_the_call_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[str] = []
     original = os.fsync
 
@@ -165,9 +163,7 @@ def test_file_and_folder_are_synced_before_the_call_returns(
 
 
 @pytest.mark.parametrize("step", ["fsync", "link"])
-def test_a_failing_disk_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+def test_a_failing_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def fail(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -300,9 +296,7 @@ def test_too_little_memory_is_the_worlds_fault(tmp_path: Path, monkeypatch: pyte
 def test_the_sealing_key_is_argon2id_of_the_passphrase(tmp_path: Path) -> None:
     content = sealed_file(tmp_path / "key").read_bytes()
     header, ciphertext = content[:62], content[62:-32]
-    key = argon2id.kdf(
-        32, PASSPHRASE.encode(), content[22:38], opslimit=LOWEST.passes, memlimit=LOWEST.memory
-    )
+    key = argon2id.kdf(32, PASSPHRASE.encode(), content[22:38], opslimit=LOWEST.passes, memlimit=LOWEST.memory)
     opened = keystore.crypto_aead_xchacha20poly1305_ietf_decrypt(ciphertext, header, content[38:62], key)
     assert hmac.compare_digest(opened, IDENTITY.seed)
 

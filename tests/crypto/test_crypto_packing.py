@@ -132,9 +132,7 @@ def test_messages_repeat_little_of_what_strangers_sent() -> None:
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize(
-    "value", [None, 5, "", "a" * 63, "a" * 65, "A" * 64, "g" * 64, "a" * 64 + "\n", b"a" * 64]
-)
+@pytest.mark.parametrize("value", [None, 5, "", "a" * 63, "a" * 65, "A" * 64, "g" * 64, "a" * 64 + "\n", b"a" * 64])
 def test_texts_that_are_no_digest(value: Any) -> None:
     with pytest.raises(MalformedMessage, match="the base"):
         parse_digest(value, "the base")

@@ -60,8 +60,7 @@ def test_ed25519_wycheproof() -> None:
     wrong = [
         case["tcId"]
         for group, case in wycheproof("ed25519")
-        if accepts(group["publicKey"]["pk"], bytes.fromhex(case["msg"]), case["sig"])
-        != (case["result"] == "valid")
+        if accepts(group["publicKey"]["pk"], bytes.fromhex(case["msg"]), case["sig"]) != (case["result"] == "valid")
     ]
     assert wrong == []
 
@@ -71,12 +70,8 @@ def test_xchacha20_poly1305_wycheproof() -> None:
         key, nonce, extra, message = (bytes.fromhex(case[name]) for name in ("key", "iv", "aad", "msg"))
         sealed = bytes.fromhex(case["ct"] + case["tag"])
         if case["result"] == "valid":
-            assert crypto_aead_xchacha20poly1305_ietf_encrypt(message, extra, nonce, key) == sealed, case[
-                "tcId"
-            ]
-            assert crypto_aead_xchacha20poly1305_ietf_decrypt(sealed, extra, nonce, key) == message, case[
-                "tcId"
-            ]
+            assert crypto_aead_xchacha20poly1305_ietf_encrypt(message, extra, nonce, key) == sealed, case["tcId"]
+            assert crypto_aead_xchacha20poly1305_ietf_decrypt(sealed, extra, nonce, key) == message, case["tcId"]
         else:
             with pytest.raises((CryptoError, ValueError, TypeError)):
                 crypto_aead_xchacha20poly1305_ietf_decrypt(sealed, extra, nonce, key)

@@ -55,9 +55,7 @@ def flipped(data: bytes, place: int) -> bytes:
     return bytes(changed)
 
 
-def opened(
-    sealed: Sealed, chunks: list[bytes], manifest: Manifest | None = None, context: bytes = CONTEXT
-) -> bytes:
+def opened(sealed: Sealed, chunks: list[bytes], manifest: Manifest | None = None, context: bytes = CONTEXT) -> bytes:
     return open_all(manifest or sealed.manifest, sealed.key, context, chunks)
 
 
@@ -238,9 +236,7 @@ def test_the_context_is_in_key_and_associated_data_too() -> None:
         opened(SEALED, SEALED.chunks, replace(SEALED.manifest, commitment=commitment), other)
 
 
-@pytest.mark.parametrize(
-    "key", [b"", bytes(32), SEALED.key[:-1], SEALED.key + b"\x00", flipped(SEALED.key, 255)]
-)
+@pytest.mark.parametrize("key", [b"", bytes(32), SEALED.key[:-1], SEALED.key + b"\x00", flipped(SEALED.key, 255)])
 def test_another_key_is_refused_by_the_commitment(key: bytes) -> None:
     with pytest.raises(SignatureRefused):
         Opener(SEALED.manifest, key, CONTEXT)
@@ -256,9 +252,7 @@ def test_our_own_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("size", "moves"), [(OFF_LOOP_BYTES - 1, False), (OFF_LOOP_BYTES, True)])
-async def test_blocks_of_64_kib_leave_the_event_loop(
-    size: int, moves: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_blocks_of_64_kib_leave_the_event_loop(size: int, moves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
     original = sealing._ChunkCipher._place
 

@@ -88,9 +88,7 @@ SCENARIOS: dict[str, Callable[[Bottle], None]] = {
 }
 
 
-def announcement(
-    world: Bottle, origin: int, round_: int, signer: Identity | None = None, salt: str = ""
-) -> bytes:
+def announcement(world: Bottle, origin: int, round_: int, signer: Identity | None = None, salt: str = "") -> bytes:
     """A validly signed announcement by a site of the ring (or by ``signer``)."""
     site, run = world[origin], world.proposal.run
     identity = signer or site.identity

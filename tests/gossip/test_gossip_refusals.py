@@ -128,7 +128,9 @@ class Scene:
         cover = sign_envelope(signer, "cover", Cover(signed.digest, keys, 1, sha256(b"head")).encode())
         return Announcement(self.world.proposal.run, signed.encode(), cover.encode(), sealed.chunks[0]).encode()
 
-    def covered(self, signer: int = HOSTILE, core: str | None = None, keys: Mapping[PeerId, bytes] | None = None) -> bytes:
+    def covered(
+        self, signer: int = HOSTILE, core: str | None = None, keys: Mapping[PeerId, bytes] | None = None
+    ) -> bytes:
         """The honest core and content under another cover."""
         announcement, _, cover = self.parts()
         changed = replace(cover, core=core or cover.core, keys=cover.keys if keys is None else keys)
@@ -200,9 +202,7 @@ def reframed(run: Scene) -> bytes:
     signed = sign_envelope(run.world[HOSTILE].identity, "core", replace(core, manifest=old_core.manifest).encode())
     key = run.me.prekey.unwrap(run.parts(round_=ROUND - 1)[2].keys[run.me.peer_id], run.context(old_core))
     keys = {run.me.peer_id: wrap_key(key, run.me.prekey.public, run.context(core))}
-    cover = sign_envelope(
-        run.world[HOSTILE].identity, "cover", Cover(signed.digest, keys, 1, sha256(b"h")).encode()
-    )
+    cover = sign_envelope(run.world[HOSTILE].identity, "cover", Cover(signed.digest, keys, 1, sha256(b"h")).encode())
     return Announcement(run.world.proposal.run, signed.encode(), cover.encode(), old.inline).encode()
 
 
@@ -236,9 +236,7 @@ def short_ciphertext(run: Scene) -> bytes:
     manifest = Manifest(24, 1, sealed.manifest.root, sealed.manifest.commitment)
     signed = sign_envelope(run.world[HOSTILE].identity, "core", replace(core, manifest=manifest).encode())
     keys = {run.me.peer_id: wrap_key(sealed.key, run.me.prekey.public, context)}
-    cover = sign_envelope(
-        run.world[HOSTILE].identity, "cover", Cover(signed.digest, keys, 1, sha256(b"h")).encode()
-    )
+    cover = sign_envelope(run.world[HOSTILE].identity, "cover", Cover(signed.digest, keys, 1, sha256(b"h")).encode())
     return Announcement(core.run, signed.encode(), cover.encode(), sealed.chunks[0]).encode()
 
 
@@ -407,7 +405,10 @@ def test_a_message_after_its_round_is_ignored(tmp_path: Path, lost_model: np.nda
 
 @pytest.mark.parametrize(
     ("round_", "claimed", "reason"),
-    [(ROUND, ROUND + SETTLING_WINDOW + 1, "window that ends at"), (2 * SETTLING_WINDOW + 3, 2, "window that begins at")],
+    [
+        (ROUND, ROUND + SETTLING_WINDOW + 1, "window that ends at"),
+        (2 * SETTLING_WINDOW + 3, 2, "window that begins at"),
+    ],
 )
 def test_a_round_outside_the_window_is_refused(tmp_path: Path, round_: int, claimed: int, reason: str) -> None:
     clean = scene(tmp_path, round_=round_, rounds=40, steal=False)

@@ -28,9 +28,7 @@ def bottle(folder: Path, rule: str = "dpsgd", steps: int = 1, rate: float = 0.2,
 def error(world: Bottle) -> float:
     optimum = Quadratic.make(SIZES).optimum
     return max(
-        float(np.abs(site.session.vector.numpy() - optimum).max())
-        for site in world.sites.values()
-        if not site.dead
+        float(np.abs(site.session.vector.numpy() - optimum).max()) for site in world.sites.values() if not site.dead
     )
 
 
@@ -93,25 +91,15 @@ def test_kgt_survives_lost_messages(tmp_path: Path, share_lost: float, seed: int
 
     world = bottle(tmp_path, "kgt", 4, 0.1, rounds=rounds, lost=lost, deadline=3.0)
     world.begin()
-    world.run(
-        lambda: all(
-            site.machine and site.machine.state is not State.PROPOSING for site in world.sites.values()
-        )
-    )
+    world.run(lambda: all(site.machine and site.machine.state is not State.PROPOSING for site in world.sites.values()))
     started.append(True)
     world.run()
     assert world.done()
-    taken_back = sum(
-        len(entry["taken_back"]) for site in world.sites.values() for entry in site.entries("mixed")
-    )
-    assert taken_back > (20 if share_lost > 0.1 else 0), (
-        "losses must have happened, or this test shows nothing"
-    )
+    taken_back = sum(len(entry["taken_back"]) for site in world.sites.values() for entry in site.entries("mixed"))
+    assert taken_back > (20 if share_lost > 0.1 else 0), "losses must have happened, or this test shows nothing"
     assert error(world) < 1e-10
     shares = world.machine(0).context.running.shares
-    conserved = sum(
-        shares[peer] * site.session.state["correction"].numpy() for peer, site in world.sites.items()
-    )
+    conserved = sum(shares[peer] * site.session.state["correction"].numpy() for peer, site in world.sites.items())
     assert np.abs(conserved).max() < 1e-12
 
 
@@ -127,9 +115,7 @@ def test_a_killed_site_costs_the_others_its_data_not_their_run(tmp_path: Path) -
     world.run()
     for number in (0, 2):
         machine = world.machine(number)
-        assert [(peer, since) for peer, since, _ in machine.closing.statement.missing] == [
-            (world.order[3], 5)
-        ]
+        assert [(peer, since) for peer, since, _ in machine.closing.statement.missing] == [(world.order[3], 5)]
         assert machine.closing.complete
     assert world.machine(1).closing.named_missing.keys() == {world.order[3]}
 
@@ -156,9 +142,7 @@ def test_a_stopped_site_comes_back_and_catches_up(tmp_path: Path) -> None:
     assert world.done()
     assert "catching up" in [topic for topic, _ in world[3].told]
     for site in world.sites.values():
-        assert (
-            site.machine and site.machine.closing.statement and site.machine.closing.statement.missing == ()
-        )
+        assert site.machine and site.machine.closing.statement and site.machine.closing.statement.missing == ()
         assert site.machine.rounds.biased == 0
     assert 20 <= world.machine(3).rounds.rounds_done < 40
 
@@ -196,9 +180,7 @@ def test_hierarchical_rounds_mix_twice(tmp_path: Path) -> None:
     world.begin()
     world.run()
     assert world.done()
-    steps = {
-        (entry["round"], entry["step"]) for site in world.sites.values() for entry in site.entries("mixed")
-    }
+    steps = {(entry["round"], entry["step"]) for site in world.sites.values() for entry in site.entries("mixed")}
     assert (0, 0) in steps and (0, 1) in steps
     shares = world.machine(0).context.running.shares
     for site in world.sites.values():

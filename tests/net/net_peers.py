@@ -118,9 +118,7 @@ class Consortium:
         self.peers: list[Peer] = []
         self._changed = asyncio.Event()
 
-    async def start(
-        self, site: Site, roster: Roster, *, listen: bool = True, limits: Limits = PATIENT
-    ) -> Peer:
+    async def start(self, site: Site, roster: Roster, *, listen: bool = True, limits: Limits = PATIENT) -> Peer:
         events: list[tuple[PeerId, bool, str]] = []
         refusals: list[tuple[str, str]] = []
 
@@ -149,7 +147,7 @@ class Consortium:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds, looking after each event and each turn of the loop."""
         async with asyncio.timeout(BOUND):
-            while not condition():  # noqa: ASYNC110 - conditions span several hosts, no one event covers them
+            while not condition():
                 await asyncio.sleep(0.001)
 
     async def pair(self, limits: Limits = PATIENT) -> tuple[Peer, Peer]:

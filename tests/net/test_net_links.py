@@ -351,9 +351,7 @@ async def test_links_say_what_they_carried(consortium: Consortium) -> None:
 
 async def test_a_peer_is_told_why_there_is_no_link(consortium: Consortium) -> None:
     one, two, three, four = sites("lille", "rouen", "caen", "amiens")
-    roster = roster_of(
-        one.member(), two.member(listens=False), three.member(), four.member((f"/memory/{four.name}",))
-    )
+    roster = roster_of(one.member(), two.member(listens=False), three.member(), four.member((f"/memory/{four.name}",)))
     peer = await consortium.start(one, roster, listen=False)
     cases = {
         two.peer_id: "has no listening port",

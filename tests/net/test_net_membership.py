@@ -28,9 +28,7 @@ async def listener(consortium: Consortium, *known: Site, charter: Digest = CHART
     return await consortium.start(known[0], roster)
 
 
-async def dialler(
-    consortium: Consortium, site: Site, roster: Roster, target: PeerId
-) -> tuple[Peer, LinkError]:
+async def dialler(consortium: Consortium, site: Site, roster: Roster, target: PeerId) -> tuple[Peer, LinkError]:
     """A peer whose dial of ``target`` fails, and the error."""
     peer = await consortium.start(site, roster, listen=False)
     with pytest.raises(LinkError) as caught:
@@ -92,10 +90,7 @@ async def test_a_member_under_another_members_certificate_is_refused(consortium:
     outsider, error = await dialler(consortium, member, roster, victim.peer_id)
     await consortium.until(lambda: len(victim.refusals) == 1)
     assert victim.refusals[0][0] == member.peer_id
-    assert (
-        "a certificate that is not in its record" in victim.refusals[0][1]
-        and "rouen" in victim.refusals[0][1]
-    )
+    assert "a certificate that is not in its record" in victim.refusals[0][1] and "rouen" in victim.refusals[0][1]
     assert "refused us" in str(error)
     assert_never_up(victim, outsider)
 
@@ -306,9 +301,7 @@ async def test_a_proof_signed_by_another_member_is_refused(consortium: Consortiu
 
 
 @pytest.mark.parametrize("frames_sent", [0, 1, 2])
-async def test_an_end_that_falls_silent_in_the_hello_is_let_go(
-    consortium: Consortium, frames_sent: int
-) -> None:
+async def test_an_end_that_falls_silent_in_the_hello_is_let_go(consortium: Consortium, frames_sent: int) -> None:
     one, two = sites("lille", "rouen")
     roster = roster_of(one.member(), two.member())
     victim = await consortium.start(two, roster, limits=replace(PATIENT, hello=0.1))

@@ -132,8 +132,7 @@ async def test_the_highest_number_is_the_link_in_whatever_order_they_come(number
     ends = []
     for number in numbers:
         ours, theirs = [
-            MemoryConnection(network, names, names[0] == "a", (b"x", b"y"))
-            for names in (("a", "b"), ("b", "a"))
+            MemoryConnection(network, names, names[0] == "a", (b"x", b"y")) for names in (("a", "b"), ("b", "a"))
         ]
         ours.peer_end, theirs.peer_end = theirs, ours
         ends.append(theirs)

@@ -356,9 +356,7 @@ async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path) -> No
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("rule", "how"), [("dpsgd", "killed"), ("kgt", "stopped")])
-async def test_recorded_absences_replayed_in_memory_end_with_the_same_bits(
-    tmp_path: Path, rule: str, how: str
-) -> None:
+async def test_recorded_absences_replayed_in_memory_end_with_the_same_bits(tmp_path: Path, rule: str, how: str) -> None:
     plan = write_plan(tmp_path, rule, rounds=60, deadline=1.0)
     async with processes(tmp_path) as sites:
         run = await begin(sites, plan)

@@ -42,10 +42,7 @@ def test_unflatten_gives_views_in_both_forms() -> None:
         views = layout.unflatten(vector)
         assert views["first.weight"].shape == (*vector.shape[:-1], 3, 3)
         assert views["scalar"].shape == vector.shape[:-1]
-        assert all(
-            view.untyped_storage().data_ptr() == vector.untyped_storage().data_ptr()
-            for view in views.values()
-        )
+        assert all(view.untyped_storage().data_ptr() == vector.untyped_storage().data_ptr() for view in views.values())
 
 
 def test_float_buffers_are_shared_by_choice_and_integers_never() -> None:

@@ -47,9 +47,7 @@ def test_dpsgd_is_exact_on_the_full_graph_with_one_step() -> None:
     ("kind", "rate", "steps", "site", "mean"),
     [("ring", 0.1, 1, 2.01, 0.191), ("ring", 0.05, 1, 1.17, 0.111), ("full", 0.02, 5, 0.088, 0.0879)],
 )
-def test_dpsgd_bias_is_the_documented_figure(
-    kind: str, rate: float, steps: int, site: float, mean: float
-) -> None:
+def test_dpsgd_bias_is_the_documented_figure(kind: str, rate: float, steps: int, site: float, mean: float) -> None:
     """docs/update-rules.md quotes these numbers."""
     world = Quadratic(5)
     _, x = run_stacked(rule_named("dpsgd", SGD()), world, graph_of(kind, world), 800, rate, steps)

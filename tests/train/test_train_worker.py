@@ -24,9 +24,7 @@ NOISY_PLAN = (
 class Process:
     def __init__(self) -> None:
         command = [sys.executable, "-I", "-m", "p2pfl.train.worker"]
-        self.child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def ask(self, op: str, **args):
         frames.write_frame(self.child.stdin, {"op": op, "args": args})
@@ -111,9 +109,7 @@ def test_a_delta_that_was_altered_is_a_signature_fault(worker: Process) -> None:
     payload = bytes(specs[0]["size"])
     reply = worker.ask("receive", key="k", channel="x", payload=payload, result="0" * 64)
     assert reply["fault"] == "signature"
-    assert (
-        value(worker.ask("receive", key="k", channel="x", payload=payload, result=specs[0]["base"])) is None
-    )
+    assert value(worker.ask("receive", key="k", channel="x", payload=payload, result=specs[0]["base"])) is None
 
 
 def test_it_ends_with_its_stdin_and_prints_go_to_stderr() -> None:

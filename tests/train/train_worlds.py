@@ -126,9 +126,7 @@ def run_stacked(rule: Rule, world: Quadratic, graph: VectorGraph, rounds: int, l
     return state, x
 
 
-def run_joined(
-    rule: Rule, world: Quadratic, graph: VectorGraph, rounds: int, lr: float, steps: int
-) -> Tensor:
+def run_joined(rule: Rule, world: Quadratic, graph: VectorGraph, rounds: int, lr: float, steps: int) -> Tensor:
     """Each site alone in the [P] form, messages carried by hand."""
     sites = range(graph.sites)
     listed = list(zip(graph.receiver.tolist(), graph.sender.tolist(), graph.weight.tolist(), strict=True))

@@ -1,0 +1,82 @@
+"""The shell around one machine: order on the wire, and what a failure at the end may cost."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from bottle import Quadratic
+from hospitals import write_plan
+
+import p2pfl
+from p2pfl.crypto import Identity, sha256
+from p2pfl.errors import ConfigError, LocalError
+from p2pfl.gossip import effects
+from p2pfl.gossip.messages import Announcement
+from p2pfl.peer.runner import ANNOUNCE, DIRECT, RunKeys, Runner
+from p2pfl.peer.worker import Worker
+
+
+async def test_a_later_message_to_a_neighbour_never_overtakes_an_earlier_one() -> None:
+    """A settle message in front of the last delta would say that no delta comes: the neighbour mixes without it."""
+    run, core = sha256(b"run"), sha256(b"core")
+    me, lille, caen = (Identity.from_seed(bytes([number]) * 32) for number in range(3))
+    disk = threading.Event()  # the disk is slow: the announcement's first chunk is not read yet
+    wire: list[tuple[str, str]] = []
+
+    def first_chunk(_: str) -> bytes:
+        assert disk.wait(10)
+        return b"chunk"
+
+    async def notify(peer: str, protocol: str, data: bytes) -> None:
+        wire.append((peer, protocol))
+
+    machine: Any = SimpleNamespace(context=SimpleNamespace(proposal=SimpleNamespace(run=run)))
+    services: Any = SimpleNamespace(
+        identity=me, host=SimpleNamespace(notify=notify), contents=SimpleNamespace(first_chunk=first_chunk)
+    )
+    runner = Runner(machine, services, RunKeys())
+    runner.restore_announcement(core, Announcement(run, b"core", b"cover", b"").encode())
+    runner._perform_all(
+        [
+            effects.SendAnnouncement(lille.peer_id, core),
+            effects.SendStatement(lille.peer_id, "settle", b"settle"),
+            effects.SendStatement(caen.peer_id, "settle", b"settle"),
+        ]
+    )
+    async with asyncio.timeout(10):
+        while not wire:
+            await asyncio.sleep(0)
+        for _ in range(20):  # whatever could overtake has had its turn
+            await asyncio.sleep(0)
+        assert wire == [(caen.peer_id, DIRECT)]  # one slow neighbour delays no other
+        disk.set()
+        while len(wire) < 3:
+            await asyncio.sleep(0)
+    assert wire[1:] == [(lille.peer_id, ANNOUNCE), (lille.peer_id, DIRECT)]
+    await runner.stop()
+
+
+async def test_a_model_that_cannot_be_saved_ends_the_run_and_not_the_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Worker.call
+
+    async def failing(self: Worker, operation: str, /, timeout: float | None = None, **arguments: Any) -> Any:
+        if operation == "result":
+            raise LocalError("the worker process ended during 'result'")
+        return await call(self, operation, timeout, **arguments)
+
+    monkeypatch.setattr(Worker, "call", failing)
+    plan = write_plan(tmp_path / "plan", rounds=2)
+    async with p2pfl.local(plan, Quadratic.make([4, 4]).write(tmp_path), peers=2) as peers:
+        runs = await peers.run(seed=1)
+        for peer, run in zip(peers, runs, strict=True):
+            assert run.report()["problem"] == "the worker process ended during 'result'"
+            assert run.report()["finished"] and peer.failure is None
+            with pytest.raises(ConfigError, match="no model of run .*the worker process ended"):
+                await run.model_file()
