@@ -108,7 +108,7 @@ async def test_the_log_tells_the_whole_story(tmp_path: Path) -> None:
         sent = {entry.body["core"] for entry in logs[0] if entry.kind == "delta_sent"}
         received = {entry.body["core"] for entry in logs[1] if entry.kind == "delta_received"}
         assert sent == received and len(sent) == 5
-        assert runs[0].report()["digest"] == [e for e in logs[0] if e.kind == "run_closed"][0].body["digest"]
+        assert runs[0].report()["digest"] == next(e for e in logs[0] if e.kind == "run_closed").body["digest"]
 
 
 async def test_a_graph_that_joins_two_portless_sites_is_refused_at_proposal(tmp_path: Path) -> None:

@@ -78,5 +78,5 @@ async def test_a_model_that_cannot_be_saved_ends_the_run_and_not_the_peer(
         for peer, run in zip(peers, runs, strict=True):
             assert run.report()["problem"] == "the worker process ended during 'result'"
             assert run.report()["finished"] and peer.failure is None
-            with pytest.raises(ConfigError, match="no model of run .*the worker process ended"):
+            with pytest.raises(ConfigError, match=r"no model of run .*the worker process ended"):
                 await run.model_file()
