@@ -24,6 +24,7 @@ from p2pfl.gossip.messages import (
     open_cover,
 )
 from p2pfl.gossip.statements import Acknowledgement
+from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 
 LOOK_AHEAD = 1  # rounds for which content is fetched before its round has begun
@@ -314,7 +315,10 @@ class Deliveries:
             if not outgoing.waiting:
                 self._release(digest)
         if fresh:
-            self.context.log("acknowledged", {"peer": peer, "cores": list(fresh)})
+            # out of the rounds no other commit follows that could take the entry along
+            out_of_rounds = self.context.state in (State.ABSENT, State.DONE)
+            write = self.context.log_now if out_of_rounds else self.context.log
+            write("acknowledged", {"peer": peer, "cores": fresh})
 
     def expire(self, before_round: int) -> None:
         """Give up cores that are older than the window: nobody can use them any more."""

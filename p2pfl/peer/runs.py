@@ -216,10 +216,10 @@ class Runs:
         A run that was approved here and has not begun gets its worker and keys back; one that had begun stays absent.
         """
         folder = self._home.path / "runs"
-        try:
-            folder.mkdir(exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise StoreError(f"couldn't make {folder}: {error.strerror}; check the home folder") from error
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise StoreError(f"{folder} is no folder; move it away and start again")
         for half_written in folder.glob("**/*.new"):
             half_written.unlink(missing_ok=True)
         for path in sorted(folder.glob("*/proposal")):
