@@ -66,7 +66,13 @@ class Runs:
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            unknown = P2PFLError(f"internal error ({error!r}); please report it")
+            self._services.failed(error if isinstance(error, P2PFLError) else unknown)
 
     async def stop(self) -> None:
         """Stop all runs and everything under way for them."""

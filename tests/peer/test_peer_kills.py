@@ -141,7 +141,7 @@ def absence_of(victim: Hospital, other: Hospital) -> bool:
 DURING = [
     ("amiens", "delta_sent", 7),
     *slow([("lille", "run_started", 1), ("rouen", "round_started", 1), ("caen", "mixed", ROUNDS + 1)]),
-    *slow(drawn(seed=1, count=5)),
+    *slow(drawn(seed=2, count=5)),
 ]
 
 

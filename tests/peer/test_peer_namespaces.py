@@ -167,8 +167,9 @@ def test_one_peer_is_stopped_for_30_seconds_and_catches_up(network: Network, tmp
 
         def in_step() -> bool:
             """It mixed with both neighbours again, and they with it."""
-            new = [entry.body["edges"] for entry in amiens.entries("mixed", start=start)]
-            return any(len(edges) == 2 for edges in new)
+            new = [entry.body for entry in amiens.entries("mixed", start=start)]
+            # the round it was stopped in may be mixed with what had arrived before
+            return any(len(body["edges"]) == 2 and body["round"] > back_at + 1 for body in new)
 
         until(in_step, 60, amiens.last_words)
         alone = [e for e in amiens.entries("mixed", start=start) if not e.body["edges"]]
