@@ -20,7 +20,16 @@ from nacl.secret import SecretBox
 
 from p2pfl.audit import NewEntry
 from p2pfl.crypto import CHUNK, Prekey, open_envelope, sha256, sign_envelope
-from p2pfl.errors import ConfigError, DataError, LinkError, PlanError, PolicyRefusal, RemoteError, StoreError
+from p2pfl.errors import (
+    ConfigError,
+    DataError,
+    LinkError,
+    P2PFLError,
+    PlanError,
+    PolicyRefusal,
+    RemoteError,
+    StoreError,
+)
 from p2pfl.files import write_atomic
 from p2pfl.gossip import Flood, Machine, Proposal, events, open_proposal
 from p2pfl.gossip.messages import FLOOD_LIMIT, envelope_frame, open_frame
