@@ -181,9 +181,13 @@ class ClosingPart:
     def check_complete(self) -> None:
         """Complete once every participant's statement, or a signed absence, is in."""
         expected = set(self.context.running.shares)
-        if self.complete or not self.stated or expected - set(self.statements) - set(self.named_missing):
+        concerned = self.context.me in expected
+        unheard = expected - set(self.statements) - set(self.named_missing)
+        if self.complete or (concerned and not self.stated) or unheard:
             return
         self.complete = True
+        if not concerned:
+            self.context.state = State.DONE
         for digest in list(self.rounds.deliveries.outgoing):
             del self.rounds.deliveries.outgoing[digest]
             self.context.emit(Release(digest))

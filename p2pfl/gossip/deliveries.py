@@ -105,6 +105,10 @@ class Deliveries:
                 f"round {core.round} is outside the window that begins at round {oldest}; nobody can use it any more",
                 peer=peer,
             )
+        self._check_content(core)
+        held = Incoming(origin, envelope.digest, core, announcement.core, b"", b"")
+        self._cover(held, envelope, announcement)
+        # only what would be accepted in its own round may say how far its origin is
         window = self.context.position[0] + SETTLING_WINDOW
         self.reached[origin] = max(self.reached.get(origin, (0, 0)), core.position)
         believed = min(core.round, self.context.position[0] + SMALL_LEAD)
@@ -117,9 +121,6 @@ class Deliveries:
                 f"round {core.round} is outside the window that ends at round {window}; this peer catches up first",
                 peer=peer,
             )
-        self._check_content(core)
-        held = Incoming(origin, envelope.digest, core, announcement.core, b"", b"")
-        self._cover(held, envelope, announcement)
         self.signed[(origin, core.key)] = held
         if core.position < self.context.position or self._decided(core.position):
             self.context.ignore(origin, core.round, "late")

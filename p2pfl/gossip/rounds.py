@@ -280,8 +280,8 @@ class Rounds:
         """The round the neighbours are in, as far as it may be believed.
 
         A message of any neighbour can pull us two rounds ahead of where it found us, which brings pairs back in step
-        after a loss. Further only the lower median of all present neighbours counts: one that lies about its round
-        cannot end the run for others.
+        after a loss. Further only the lower median of all present neighbours counts. Limits: a member whose only
+        present neighbour lies about its round, or that is lied to in every round, skips rounds; its log says so.
         """
         context = self.context
         round_ = context.position[0]

@@ -36,6 +36,8 @@ from p2pfl.gossip.statements import (
 from p2pfl.topology import Schedule, build_graph
 from p2pfl.types import Digest, PeerId, Roster, StartRecord
 
+START_MARGIN = 60.0  # seconds a start record may take to the members after the proposer's patience
+
 
 @dataclass(slots=True)
 class Starting:
@@ -52,9 +54,9 @@ class Starting:
     committing: bool = False
 
     def proposed(self) -> None:
-        """The proposal is known here; the proposer waits for approvals, but not for ever."""
-        if self.context.proposal.proposer == self.context.me:
-            self.context.set_timer("approvals", self.context.proposal.patience)
+        """The proposal is known here; the proposer waits for approvals, but not for ever, and nobody for it."""
+        margin = 0.0 if self.context.proposal.proposer == self.context.me else START_MARGIN
+        self.context.set_timer("approvals", self.context.proposal.patience + margin)
 
     # --- approvals
 
@@ -88,9 +90,12 @@ class Starting:
             self.make_start()
 
     def patience_over(self) -> None:
-        """The proposer has waited long enough: start with those who approved, or give up."""
-        if self.start_payload is None:
+        """The proposer has waited long enough: start with those who approved, or give up; the others give up."""
+        context = self.context
+        if context.proposal.proposer == context.me and self.start_payload is None:
             self.make_start()
+        elif self.start_payload is None:
+            context.away_for_good = "its proposer did not start it in the time it gave; ask for a new proposal"
 
     def make_start(self) -> None:
         """The proposer turns the approvals it has into the start record."""

@@ -116,7 +116,7 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
         _S.ABSENT,
         {
             events.AnnouncementReceived: _stay(_S.ABSENT, _S.CATCHING_UP),
-            events.StatementReceived: _stay(_S.ABSENT, _S.CATCHING_UP),
+            events.StatementReceived: _stay(_S.ABSENT, _S.CATCHING_UP, _S.DONE),
             events.Committed: _stay(_S.ABSENT, _S.DONE),
             events.TimerFired: _stay(_S.ABSENT, _S.CATCHING_UP),
             # the worker may still answer for the round that was left

@@ -42,7 +42,7 @@ def accept_charter(home_file: Path, charter: Charter, fingerprint_heard: str, no
     heard = re.sub(r"[\s:-]", "", fingerprint_heard).lower()
     if heard != charter.digest:
         raise PolicyRefusal(
-            f"the fingerprint given is not that of this charter, {fingerprint(charter)}; "
+            "the fingerprint given is not that of this charter; "
             "compare both by telephone with the member who made it, and accept nothing until they agree"
         )
     _check_agreed(charter) if now is None else check_charter(charter, now)

@@ -360,6 +360,8 @@ class Peer:
                 await runner.worker.stop()
             reason = runner.machine.context.away_for_good or "the proposal expired"
             handle.end(None, {}, ConfigError(f"run {handle.id[:12]} did not start: {reason}"))
+        elif self.peer_id not in runner.machine.context.running.shares:
+            handle.end(None, {}, ConfigError(f"run {handle.id[:12]} took place without this site; it had not approved"))
         self._book.mark_over(handle.id)
 
     def _report_of(self, runner: Runner, home_metrics: Mapping[str, float]) -> dict[str, Any]:

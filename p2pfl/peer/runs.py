@@ -177,12 +177,7 @@ class Runs:
             return
         if proposal.charter != self._roster.charter:
             raise RemoteError("proposal under another charter", peer=proposal.proposer)
-        mine = [
-            runner
-            for runner in self.runners.values()
-            if runner.machine.context.proposal.proposer == proposal.proposer and runner.machine.state is State.PROPOSING
-        ]
-        if len(mine) >= OPEN_PROPOSALS:
+        if self._open_proposals(proposal.proposer) >= OPEN_PROPOSALS:
             raise RemoteError(f"{OPEN_PROPOSALS} open proposals already", peer=proposal.proposer)
         plan = plan_from_bundle(proposal.bundle)
         if plan.digest != proposal.plan:
@@ -276,6 +271,12 @@ class Runs:
         except (ConfigError, DataError, PlanError, LinkError) as error:
             runner.do(events.Leave(runner.now(), f"after a restart: {error}"))
 
+    def _open_proposals(self, proposer: PeerId) -> int:
+        machines = [runner.machine for runner in self.runners.values()]
+        return sum(
+            machine.context.proposal.proposer == proposer and machine.state is State.PROPOSING for machine in machines
+        )
+
     def _check_size(self, channels: Sequence[ChannelSpec]) -> None:
         most = self._roster.max_parameters_bytes
         size = max(channel.size for channel in channels)
@@ -293,6 +294,10 @@ class Runs:
     ) -> Runner:
         """Make a proposal, flood it, and approve it here. Raises PlanError, PolicyRefusal, DataError, ConfigError."""
         settings = plan.settings
+        if self._open_proposals(self.me) >= OPEN_PROPOSALS:
+            raise PolicyRefusal(
+                f"{OPEN_PROPOSALS} proposals of this site are still open; wait until one starts or expires"
+            )
         graph = dict(topology or settings.topology or self._default_topology)
         total = rounds or settings.training.rounds
         check_links(graph, self._roster, self._roster.peer_ids)

@@ -151,8 +151,20 @@ def test_only_those_who_approved_take_part(tmp_path: Path) -> None:
     world = bottle(tmp_path, rounds=3)
     world.begin(approving=[0, 1, 2])
     world.run()
-    assert [world.machine(number).state for number in range(4)] == [State.DONE] * 3 + [State.ABSENT]
+    assert [world.machine(number).state for number in range(4)] == [State.DONE] * 4
     assert set(world.machine(0).context.running.shares) == set(world.order[:3])
+    assert world.machine(3).closing.complete and not world[3].entries("run_closed"), "it is over for the fourth, too"
+
+
+def test_a_proposal_that_nobody_starts_ends_everywhere(tmp_path: Path) -> None:
+    """The proposer vanishes: the others do not keep the proposal open for ever."""
+    world = bottle(tmp_path)
+    world.begin(approving=[1])
+    world[0].dead = True
+    world.run()
+    assert world.now >= world.proposal.patience
+    assert [world.machine(number).state for number in (1, 2, 3)] == [State.DONE] * 3
+    assert all("ask for a new proposal" in world[number].told[-1][1]["reason"] for number in (1, 2, 3))
 
 
 def test_one_approval_is_not_enough(tmp_path: Path) -> None:

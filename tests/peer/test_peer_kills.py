@@ -194,7 +194,7 @@ def test_killed_while_proposing_it_takes_part_all_the_same(
         begun = any(entry.kind == "run_started" for entry in victim.entries())
         with contextlib.suppress(P2PFLError):
             answer.result()
-    start_again(victim)
+        start_again(victim)  # the others may be waiting for the initial parameters, which only the victim has
     run = str(victim.ask("list")[0]["run"])
     approved = [entry.body["samples"] for entry in victim.entries("plan_approved")]
     with pytest.raises(ConfigError, match=r"already approved|only an open proposal"):
