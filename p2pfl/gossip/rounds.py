@@ -38,7 +38,6 @@ class Rounds:
     ledgers: dict[PeerId, EdgeLedger] = field(default_factory=dict)
     corrections: list[tuple[PeerId, Position]] = field(default_factory=list)
     mixing: tuple[Edge, ...] = ()
-    announced: bool = False  # own cores of the position in work are committed
     rounds_done: int = 0
     failures: int = 0
     last_mixed: dict[PeerId, int] = field(default_factory=dict)
@@ -66,7 +65,6 @@ class Rounds:
             context.state = State.CLOSING
             return
         context.position = (round_, context.own_steps(round_)[0])
-        self.announced = False
         plan = context.running_schedule.round(round_)
         context.log("round_started", {"round": round_, "active": context.me in plan.active})
         context.tell("round", round=round_, of=context.running_schedule.total)
@@ -131,7 +129,6 @@ class Rounds:
         context = self.context
         if digests:
             self.deliveries.sent(self.cores, digests, self.recipients)
-        self.announced = True
         context.state = State.COLLECTING
         if self.awaited():
             context.set_timer("deadline", context.running.deadline)
@@ -237,7 +234,6 @@ class Rounds:
         later = [number for number in context.own_steps(round_) if number > step]
         if later:
             context.position = (round_, later[0])
-            self.announced = False
             self._encode()
             return
         self.rounds_done += 1

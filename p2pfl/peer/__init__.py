@@ -4,8 +4,8 @@ from p2pfl.peer.control import OVER, ControlServer, ask, follow
 from p2pfl.peer.home import Home, check_new_home, init_home, open_home, read_text
 from p2pfl.peer.local import LocalPeers, found_consortium, local
 from p2pfl.peer.peer import Peer
+from p2pfl.peer.plan_checks import check_plan
 from p2pfl.peer.run import Run, RunEvent
-from p2pfl.peer.runs import check_plan
 
 __all__ = [
     "OVER",

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -452,7 +452,3 @@ class Peer:
             "log": {"entries": head.size, "head": head.hash.hex(), "commits": self._journal.commits},
             "failure": str(self.failure) if self.failure else None,
         }
-
-    def wanted_names(self) -> Sequence[str]:
-        """Names of the members this peer keeps links to."""
-        return sorted(member.name for member in self._roster.members if member.peer_id in self._wanted())

@@ -32,12 +32,14 @@ from p2pfl.errors import (
 )
 from p2pfl.files import write_atomic
 from p2pfl.gossip import Flood, Machine, Proposal, events, open_proposal
+from p2pfl.gossip.flood import KINDS
 from p2pfl.gossip.messages import FLOOD_LIMIT, envelope_frame, open_frame
 from p2pfl.gossip.starting import check_links
 from p2pfl.gossip.statements import Approval
 from p2pfl.gossip.table import State
 from p2pfl.governance import Plan, plan_from_bundle
 from p2pfl.peer.home import Home
+from p2pfl.peer.plan_checks import ready_worker
 from p2pfl.peer.restore import RestoredRun, restored_run
 from p2pfl.peer.runner import FLOOD, RunKeys, Runner, Services
 from p2pfl.peer.worker import START_LIMIT, Worker
@@ -46,7 +48,6 @@ from p2pfl.types import ChannelSpec, Digest, PeerId, Roster, RunId
 
 OPEN_PROPOSALS = 4  # per proposer; a member cannot fill the others' disks with proposals
 STATEMENTS_LIMIT = 256  # kept per run: four per member
-LOAD_LIMIT = 3600.0  # seconds to read the granted data and to try the plan on them
 PREFETCH_LIMIT = 64 * 2**20  # bytes of initial parameters fetched before the site has approved
 INITIAL_PATIENCE = 30.0  # seconds; a neighbour may just be fetching them itself
 INITIAL_PAUSE = 0.3  # seconds between two rounds of asking
@@ -112,7 +113,7 @@ class Runs:
         self.forward(data, peer)
 
     def _is_proposal(self, run: RunId, statement: bytes) -> bool:
-        envelope = open_envelope(statement, kinds=_OWN_KINDS, limit=FLOOD_LIMIT)
+        envelope = open_envelope(statement, kinds=KINDS, limit=FLOOD_LIMIT)
         return envelope.kind == "proposal" and open_proposal(statement)[1].run == run
 
     def forward(self, data: bytes, origin: PeerId | None) -> None:
@@ -129,7 +130,7 @@ class Runs:
     def flood_own(self, data: bytes) -> None:
         """An own statement: remember it, so that it is not taken for news when it comes back."""
         _, statement = open_frame(data, FLOOD_LIMIT)
-        self._flood.remember(open_envelope(statement, kinds=(*_OWN_KINDS,), limit=FLOOD_LIMIT).digest)
+        self._flood.remember(open_envelope(statement, kinds=(*KINDS,), limit=FLOOD_LIMIT).digest)
         self.forward(data, None)
 
     def resend(self, peer: PeerId) -> None:
@@ -152,7 +153,7 @@ class Runs:
             return
         self._reminded.add((peer, run))
         for data in self._statements.get(run) or self._stored(run):
-            if open_envelope(data, kinds=_OWN_KINDS, limit=FLOOD_LIMIT).kind == "closing":
+            if open_envelope(data, kinds=KINDS, limit=FLOOD_LIMIT).kind == "closing":
                 self._background(self._send(peer, envelope_frame(run, data)))
 
     def _stored(self, run: str) -> list[bytes]:
@@ -262,7 +263,7 @@ class Runs:
         return [sign_envelope(self._services.identity, kind, payload).encode() for kind, payload in own]
 
     def _is_own_approval(self, data: bytes) -> bool:
-        envelope = open_envelope(data, kinds=_OWN_KINDS, limit=FLOOD_LIMIT)
+        envelope = open_envelope(data, kinds=KINDS, limit=FLOOD_LIMIT)
         return envelope.kind == "approval" and envelope.signer == self.me
 
     async def _rearm(self, runner: Runner) -> None:
@@ -486,41 +487,3 @@ async def _channels(worker: Worker, initial: bytes) -> tuple[ChannelSpec, ...]:
     """Name, size and base of each channel, as the plan's own code has them with these parameters."""
     rows = await worker.call("begin", timeout=START_LIMIT, initial=initial, run=bytes(32), key=bytes(32), share=1.0)
     return tuple(ChannelSpec(row["name"], row["size"], Digest(row["base"])) for row in rows)
-
-
-async def ready_worker(plan: Plan, home: Home) -> tuple[Worker, dict[str, int]]:
-    """A worker that has the plan and the home's granted data loaded and checked. Raises PlanError or DataError."""
-    dataset = home.registry.resolve(plan.settings.data.tag)
-    worker = Worker()
-    try:
-        await worker.call("open", timeout=START_LIMIT, source=plan.source, settings=plan.session_settings())
-        facts = await worker.call("load_data", timeout=LOAD_LIMIT, path=str(dataset.path))
-        problems = await worker.call("check", timeout=LOAD_LIMIT)
-        if problems:
-            raise PlanError("the plan does not run on this site's data: " + "; ".join(problems))
-    except BaseException:
-        await worker.stop()
-        raise
-    return worker, facts
-
-
-async def check_plan(plan: Plan, home: Home | None) -> dict[str, Any]:
-    """Try a plan in a worker: its model, and with a home its loader and loss on the granted data.
-
-    Returns parameters, dtype, channels and examples. Raises PlanError, DataError or ConfigError.
-    """
-    plan.bundle()
-    if home is not None:
-        worker, examples = await ready_worker(plan, home)
-    else:
-        worker, examples = Worker(), None
-    try:
-        if home is None:
-            await worker.call("open", timeout=START_LIMIT, source=plan.source, settings=plan.session_settings())
-        facts: dict[str, Any] = await worker.call("describe", timeout=START_LIMIT)
-    finally:
-        await worker.stop()
-    return {**facts, "examples": examples}
-
-
-_OWN_KINDS = ("proposal", "approval", "start", "start-signature", "closing")
