@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from p2pfl.errors import RemoteError
-from p2pfl.types import Roster
+from p2pfl.types import Member, PeerId, Roster
 
 _BINDING_DOMAIN = b"p2pfl/1 certificate binding"
 
@@ -27,7 +27,7 @@ class Connection(Protocol):
 
     @property
     def kind(self) -> str:
-        """The transport's name: ``tcp`` or ``memory``."""
+        """The transport's name: ``tcp``, ``webrtc`` or ``memory``."""
 
     @property
     def address(self) -> str:
@@ -40,6 +40,22 @@ class Connection(Protocol):
     @property
     def remote_certificate(self) -> bytes:
         """DER of the certificate whose private key the other end has proven to hold."""
+
+    @property
+    def pinned(self) -> PeerId | None:
+        """The member whose identity signed for this very certificate in the transport's own signalling.
+
+        Then no other member may say hello over this connection, and the certificate needs no member record.
+        None: the certificate must stand in the record of whoever says hello.
+        """
+
+    @property
+    def path(self) -> str:
+        """``direct``, or ``relayed`` where a relay server forwards every byte."""
+
+    @property
+    def introducer(self) -> PeerId | None:
+        """The member that brought this connection about; None where nobody had to."""
 
     @property
     def binding(self) -> bytes:
@@ -91,10 +107,19 @@ class Transport(Protocol):
 
     @property
     def kind(self) -> str:
-        """``tcp`` or ``memory``; what ``links`` shows."""
+        """``tcp``, ``webrtc`` or ``memory``; what ``links`` shows."""
+
+    @property
+    def cost(self) -> int:
+        """0 for a plain connection, more for one that needs the help of others. Peers agree on it: it is the same
+        wherever this kind is implemented. A dearer kind is used only while no cheaper one works.
+        """
 
     def handles(self, address: str) -> bool:
         """Whether this transport understands such an address."""
+
+    def ways(self, member: Member) -> list[str]:
+        """The addresses by which this transport could reach that member, the best first; empty for none."""
 
     def trust(self, roster: Roster) -> None:
         """From now on only certificates in this roster's records pass, in both directions. Live

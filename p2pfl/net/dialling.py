@@ -1,15 +1,18 @@
-"""Keeping wanted links up: addresses, back-off, and candidates heard by discovery."""
+"""Keeping wanted links up, over the cheapest way that works: ways, back-off, candidates heard by discovery."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from p2pfl.errors import LinkError, P2PFLError
+from p2pfl.net.connection import Transport
 from p2pfl.net.limits import Limits
 from p2pfl.net.outcomes import AlreadyLinkedError, name_of
+from p2pfl.net.racing import Race, Way
 from p2pfl.types import PeerId, Roster
 
 Connect = Callable[[str, PeerId | None], Awaitable[PeerId]]
@@ -17,6 +20,8 @@ Connect = Callable[[str, PeerId | None], Awaitable[PeerId]]
 
 _JITTER = 0.25
 _DUPLICATE_TRIES = 5  # 3 s in all with the default back-off: several round trips for a close to be noticed
+
+_log = logging.getLogger("p2pfl.net")
 
 
 @dataclass(slots=True)
@@ -29,29 +34,43 @@ class _Candidate:
 
 
 class Dialler:
-    """Dials what is wanted until it is linked. One attempt per peer at a time, however many ask for it."""
+    """Dials what is wanted until it is linked. One attempt per peer at a time, however many ask for it.
+
+    ``cost`` tells what the link to a peer costs, None without one; ``can_be_dialled`` whether members can be
+    expected to dial us at no cost.
+    """
 
     def __init__(
         self,
+        transports: Sequence[Transport],
         connect: Connect,
-        is_linked: Callable[[PeerId], bool],
+        cost: Callable[[PeerId], int | None],
         roster: Callable[[], Roster],
-        handles: Callable[[str], bool],
         limits: Limits,
+        *,
+        can_be_dialled: Callable[[], bool],
+        worked: Mapping[PeerId, str],
+        on_worked: Callable[[PeerId, str], None] | None,
     ) -> None:
+        self._transports = transports
         self._connect = connect
-        self._is_linked = is_linked
+        self._cost = cost
         self._roster = roster
-        self._handles = handles
         self._limits = limits
+        self._can_be_dialled = can_be_dialled
+        self._on_worked = on_worked
+        self.worked = dict(worked)
+        """The address over which a peer was reached last."""
         self._keepers: dict[PeerId, asyncio.Task[None]] = {}
         self._attempts: dict[PeerId, asyncio.Task[None]] = {}
+        self._races: set[Race] = set()
         self._wakes: dict[PeerId, asyncio.Event] = {}
         self._failures: dict[PeerId, str] = {}
         self._candidates: dict[str, _Candidate] = {}
         self._explorer: asyncio.Task[None] | None = None
         self._explore_wake = asyncio.Event()
         self._jitter = random.Random()
+        self.forget_strangers()
 
     def want(self, peers: Collection[PeerId]) -> None:
         """From now on keep links to exactly these up; links to others stay but are not renewed."""
@@ -69,7 +88,7 @@ class Dialler:
 
     def candidate(self, address: str) -> None:
         """Remember a heard address; the oldest makes room. One that is known keeps its history."""
-        if address in self._candidates or not self._handles(address):
+        if address in self._candidates or self._way(address) is None:
             return
         while len(self._candidates) >= self._limits.candidates:
             del self._candidates[next(iter(self._candidates))]
@@ -79,16 +98,30 @@ class Dialler:
     def changed(self, peer: PeerId) -> None:
         """The link to ``peer`` came up or went down, or its record changed."""
         self._wake(peer).set()
+        for race in self._races:
+            if race.peer == peer:
+                race.wake()
         self._explore_wake.set()
 
+    def forget_strangers(self) -> None:
+        """Drop what is remembered of peers that are no members (any more)."""
+        members = set(self._roster().peer_ids)
+        for memory in (self.worked, self._failures, self._wakes):
+            for peer in [peer for peer in memory if peer not in members and peer not in self._keepers]:
+                memory.pop(peer)
+
     def why_not(self, peer: PeerId) -> str:
-        """The last failure to reach ``peer``, or what is being waited for."""
+        """The last failure to reach ``peer`` with every way that was tried, or what is being waited for."""
         if peer in self._failures:
             return self._failures[peer]
-        return self._cannot_dial(peer) or "not tried yet"
+        ways = self._ways(peer)
+        if not ways:
+            return self._no_address(peer)
+        trying = any(race.peer == peer for race in self._races)
+        return f"{'trying' if trying else 'not tried yet:'} {', '.join(map(str, ways))}"
 
     async def dial(self, peer: PeerId) -> None:
-        """One attempt over all known addresses, shared with others who ask. LinkError says why it failed."""
+        """One attempt over all known ways, shared with others who ask. LinkError names each and its fault."""
         if self._is_linked(peer):
             return
         task = self._attempts.get(peer)
@@ -128,7 +161,7 @@ class Dialler:
         longest = self._limits.redial_longest
         delay = 0.0
         while True:
-            if await self._until_down(peer) > longest:
+            if await self._while_up(peer) > longest:
                 delay = 0.0
             await self._pause(self._wake(peer), delay * (1 + self._jitter.uniform(0, _JITTER)))
             delay = min(max(2 * delay, self._limits.redial_first), longest)
@@ -137,14 +170,47 @@ class Dialler:
             except P2PFLError:
                 pass  # kept for why_not
 
-    async def _until_down(self, peer: PeerId) -> float:
-        """How many seconds the link was up from now on; 0 when it is down."""
-        loop, wake = asyncio.get_running_loop(), self._wake(peer)
+    async def _while_up(self, peer: PeerId) -> float:
+        """How many seconds the link was up from now on; 0 when it is down. Meanwhile look for cheaper ways.
+
+        They are tried again with back-off; at once when others have become known.
+        """
+        loop, wake, limits = asyncio.get_running_loop(), self._wake(peer), self._limits
         start = loop.time()
+        pause = limits.upgrade_first
+        due, known = start + pause, self._cheaper(peer)
         while self._is_linked(peer):
             wake.clear()
-            await wake.wait()
+            cheaper = self._cheaper(peer)
+            if not set(cheaper) <= set(known):
+                due, pause = loop.time(), limits.upgrade_first
+            known = cheaper
+            if not cheaper:
+                await wake.wait()
+            elif loop.time() < due:
+                await self._pause(wake, due - loop.time())
+            else:
+                await self._upgrade(peer, cheaper)
+                due = loop.time() + pause * (1 + self._jitter.uniform(0, _JITTER))
+                pause = min(2 * pause, limits.upgrade_longest)
         return loop.time() - start
+
+    def _cheaper(self, peer: PeerId) -> list[Way]:
+        """Ways that cost less than the live link."""
+        cost = self._cost(peer)
+        return [] if cost is None else [way for way in self._ways(peer) if way.cost < cost]
+
+    async def _upgrade(self, peer: PeerId, cheaper: list[Way]) -> None:
+        """Try to replace the live link; over as soon as it has been, or has gone."""
+        bound = self._cost(peer)
+
+        def over() -> bool:
+            cost = self._cost(peer)
+            return cost is None or bound is None or cost < bound
+
+        race = Race(peer, cheaper, lambda way: self._try(way, peer, over), over, self._limits)
+        if not await self._run(race):
+            _log.debug("the link to %s stays as it is: %s", peer, "; ".join(race.faults))
 
     async def _pause(self, wake: asyncio.Event, seconds: float) -> None:
         wake.clear()
@@ -154,19 +220,30 @@ class Dialler:
         except TimeoutError:
             pass
 
-    def _addresses(self, peer: PeerId) -> list[str]:
-        """The member record's own addresses first, then heard ones that proved to be its."""
-        member = self._roster().member(peer)
-        known = [address for address in member.addresses if self._handles(address)] if member else []
-        heard = [address for address, candidate in self._candidates.items() if candidate.owner == peer]
-        return list(dict.fromkeys(known + heard))
+    def _is_linked(self, peer: PeerId) -> bool:
+        return self._cost(peer) is not None
 
-    def _cannot_dial(self, peer: PeerId) -> str | None:
+    def _way(self, address: str) -> Way | None:
+        for transport in self._transports:
+            if transport.handles(address):
+                return Way(address, transport.kind, transport.cost)
+        return None
+
+    def _ways(self, peer: PeerId) -> list[Way]:
+        """The cheapest first; of one cost the one that worked last, then the record's own, then proven heard ones."""
+        member = self._roster().member(peer)
+        if member is None:
+            return []
+        known = [Way(address, each.kind, each.cost) for each in self._transports for address in each.ways(member)]
+        heard = [self._way(address) for address, candidate in self._candidates.items() if candidate.owner == peer]
+        ways = dict.fromkeys(known + [way for way in heard if way is not None])
+        return sorted(ways, key=lambda way: (way.cost, way.address != self.worked.get(peer)))
+
+    def _no_address(self, peer: PeerId) -> str:
+        """Why there is no plain address to dial."""
         member = self._roster().member(peer)
         if member is None:
             return f"{peer} is not a member of this charter"
-        if self._addresses(peer):
-            return None
         if not member.listens:
             return f"{name_of(member)} has no listening port: it dials us; is it up, and our port reachable?"
         return (
@@ -175,48 +252,86 @@ class Dialler:
         )
 
     async def _attempt(self, peer: PeerId) -> None:
-        problem = self._cannot_dial(peer)
-        faults: list[str] = []
-        for address in [] if problem else self._addresses(peer):
-            try:
-                await self._connect_or_wait(address, peer)
-            except P2PFLError as error:
-                faults.append(str(error))
-                self._count_failure(address)
-            if self._is_linked(peer):
-                self._failures.pop(peer, None)
-                return
-        self._failures[peer] = problem or "; ".join(faults) or "the link closed again at once"
+        ways = self._ways(peer)
+
+        def over() -> bool:
+            return self._is_linked(peer)
+
+        race = Race(
+            peer, ways, lambda way: self._try(way, peer, over), over, self._limits, head_start=self._head_start(peer)
+        )
+        if await self._run(race):
+            self._failures.pop(peer, None)
+            return
+        plain = any(way.cost == 0 for way in ways)
+        self._failures[peer] = "; ".join([*([] if plain else [self._no_address(peer)]), *race.faults])
         raise LinkError(f"cannot reach {peer}: {self._failures[peer]}")
 
-    async def _connect_or_wait(self, address: str, peer: PeerId) -> None:
+    async def _run(self, race: Race) -> bool:
+        self._races.add(race)
+        try:
+            return await race.run()
+        finally:
+            self._races.discard(race)
+
+    def _head_start(self, peer: PeerId) -> float:
+        """A member without a port dials us over a plain connection, if it can: it gets the time for that."""
+        member = self._roster().member(peer)
+        expected = member is not None and not member.listens and self._can_be_dialled()
+        return self._limits.dearer_after if expected else 0.0
+
+    async def _try(self, way: Way, peer: PeerId, over: Callable[[], bool]) -> None:
+        try:
+            await self._connect_or_wait(way, peer, over)
+        except P2PFLError:
+            self._count_failure(way.address)
+            raise
+        if not over():
+            raise LinkError("the link closed again at once")
+
+    async def _connect_or_wait(self, way: Way, peer: PeerId, over: Callable[[], bool]) -> None:
         """The other side may say that a link stands: its welcome is on the way over another connection.
 
         Or it has not noticed yet that the old link has gone: then the next try finds that out.
         """
         wake = self._wake(peer)
+        # a dearer connection takes longer to come about, and an introducer is asked for each try
+        step = self._limits.redial_first if way.cost == 0 else self._limits.dearer_after / 2
         for number in range(1, _DUPLICATE_TRIES + 1):
             try:
-                await self._connect(address, peer)
+                await self._connect(way.address, peer)
+                self._note_worked(peer, way.address)
                 return
             except AlreadyLinkedError:
-                if not self._is_linked(peer):
-                    await self._pause(wake, number * self._limits.redial_first)
-            if self._is_linked(peer):
+                if not over():
+                    await self._pause(wake, number * step)
+            if over():
                 return
-        raise LinkError(f"{address} still holds an earlier link to us; it notices within seconds, try again")
+        raise LinkError(f"{way.address} still holds an earlier link to us; it notices within seconds, try again")
+
+    def _note_worked(self, peer: PeerId, address: str) -> None:
+        if self.worked.get(peer) == address:
+            return
+        self.worked[peer] = address
+        if self._on_worked is not None:
+            try:
+                self._on_worked(peer, address)
+            except Exception:
+                _log.exception("on_worked failed")
 
     async def _explore(self) -> None:
-        """Try heard addresses of unknown owners while some wanted listening member is not linked."""
+        """Try heard addresses of unknown owners while one may lead to a wanted listening member that is not
+        linked, or linked over a dearer way.
+        """
         loop = asyncio.get_running_loop()
         while True:
             self._explore_wake.clear()
             due = [
                 (candidate.next_try, address)
                 for address, candidate in self._candidates.items()
-                if candidate.owner is None
+                if candidate.owner is None and self._may_help(address)
             ]
-            if not due or not self._missing():
+            if not due:
                 await self._explore_wake.wait()
                 continue
             next_try, address = min(due)
@@ -225,17 +340,18 @@ class Dialler:
                 continue
             await self._explore_one(address)
 
-    def _missing(self) -> list[PeerId]:
-        members = [self._roster().member(peer) for peer in self._keepers]
-        return [
-            member.peer_id
-            for member in members
-            if member is not None and member.listens and not self._is_linked(member.peer_id)
-        ]
+    def _may_help(self, address: str) -> bool:
+        way, roster = self._way(address), self._roster()
+        for peer in self._keepers:
+            member, cost = roster.member(peer), self._cost(peer)
+            if way is not None and member is not None and member.listens and (cost is None or way.cost < cost):
+                return True
+        return False
 
     async def _explore_one(self, address: str) -> None:
         try:
             owner = await self._connect(address, None)
+            self._note_worked(owner, address)
         except AlreadyLinkedError as found:
             owner = found.peer
         except P2PFLError:

@@ -40,7 +40,7 @@ from p2pfl.net.limits import (
     Limits,
 )
 from p2pfl.net.outcomes import DUPLICATE, AlreadyLinkedError, SelfConnectionError, name_of, printable
-from p2pfl.types import PeerId, Roster
+from p2pfl.types import Member, PeerId, Roster
 
 VERSION = 1
 NONCE = 32  # bytes; no collision in the lifetime of any key
@@ -81,14 +81,14 @@ class Greeting:
 
 @dataclass(slots=True)
 class Greeter:
-    """What this end says of itself. ``needless`` tells whether a link (peer, process) makes another one
-    needless.
+    """What this end says of itself. ``needless`` tells whether a connection (peer, process, kind) is of no use
+    beside the link that stands.
     """
 
     identity: Identity
     roster: Callable[[], Roster]
     protocols: Callable[[], Iterable[str]]
-    needless: Callable[[PeerId, bytes], bool]
+    needless: Callable[[PeerId, bytes, str], bool]
     next_number: Callable[[], int]
     limits: Limits
     process: bytes
@@ -147,7 +147,7 @@ class _Exchange:
         other_hello = await self._receive(_HELLO)
         hello = self._read_hello(other_hello)
         peer = self._peer = self._check_member(hello)
-        if self._connection.dialled and self._expected is None and self._greeter.needless(peer, b""):
+        if self._connection.dialled and self._expected is None and self._needless(peer, b""):
             raise AlreadyLinkedError(peer)  # an address heard by discovery leads to a neighbour we have
         hellos = (own_hello, other_hello) if self._connection.dialled else (other_hello, own_hello)
         proofs = self._proof_fields(peer, hello["nonce"], hashlib.sha256(b"".join(map(_sized, hellos))).digest())
@@ -159,17 +159,20 @@ class _Exchange:
 
     async def _settle(self, peer: PeerId, process: bytes) -> int:
         """OK and WELCOME; returns the connection's number."""
-        if self._greeter.needless(peer, process):
+        if self._needless(peer, process):
             raise AlreadyLinkedError(peer)
         if self._own > peer:
             await self._send(_OK)
             return int.from_bytes(await self._receive(_WELCOME, 8), "big")
         await self._receive(_OK, 0)
-        if self._greeter.needless(peer, process):  # another connection may have come up while we waited
+        if self._needless(peer, process):  # another connection may have come up while we waited
             raise AlreadyLinkedError(peer)
         number = self._greeter.next_number()
         await self._send(_WELCOME, number.to_bytes(8, "big"))
         return number
+
+    def _needless(self, peer: PeerId, process: bytes) -> bool:
+        return self._greeter.needless(peer, process, self._connection.kind)
 
     async def _send(self, *parts: bytes) -> None:
         """Where the other end has closed, its reason may have arrived before."""
@@ -242,11 +245,7 @@ class _Exchange:
         member = self._roster.member(claimed)
         if member is None:
             raise NotAMember(f"{claimed} at {address} is not a member of this charter; refused", peer=claimed)
-        if self._connection.remote_certificate not in member.certificates:
-            raise SignatureRefused(
-                f"{name_of(member)} at {address} came with a certificate that is not in its record; refused",
-                peer=claimed,
-            )
+        self._check_certificate(member)
         if self._expected is not None and member.peer_id != self._expected:
             wanted = self._roster.member(self._expected)
             label = name_of(wanted) if wanted else self._expected
@@ -255,6 +254,23 @@ class _Exchange:
                 peer=claimed,
             )
         return member.peer_id
+
+    def _check_certificate(self, member: Member) -> None:
+        """The certificate must be this member's: by its record, or by its signature in the transport's signalling."""
+        connection, address = self._connection, self._address
+        if connection.pinned is None:
+            if connection.remote_certificate not in member.certificates:
+                raise SignatureRefused(
+                    f"{name_of(member)} at {address} came with a certificate that is not in its record; refused",
+                    peer=member.peer_id,
+                )
+        elif connection.pinned != member.peer_id:
+            signer = self._roster.member(connection.pinned)
+            label = name_of(signer) if signer else connection.pinned
+            raise SignatureRefused(
+                f"{name_of(member)} says hello over a connection that {label} has signed for ({address}); refused",
+                peer=connection.pinned,
+            )
 
     def _proof_fields(self, peer: PeerId, nonce: bytes, hellos: bytes) -> dict[str, dict[str, Any]]:
         """What each end signs; the two differ in the role alone."""

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from p2pfl.crypto.identity import Identity
 from p2pfl.errors import ConfigError, IllegalStep, LinkError, P2PFLError, RemoteError
@@ -24,6 +25,12 @@ from p2pfl.types import PeerId, Roster
 OnLink = Callable[[PeerId, bool, str], None]
 """(peer, up, the transport's kind or why it went down)."""
 
+OnReplaced = Callable[[PeerId, str, str], None]
+"""(peer, the old kind, the new kind): a link went over to another kind of connection without an interruption."""
+
+OnWorked = Callable[[PeerId, str], None]
+"""(peer, address): this way has just led to the peer; hand it back as ``worked`` after a restart."""
+
 OnRefused = Callable[[str, str], None]
 """(peer id or address, why)."""
 
@@ -33,8 +40,8 @@ _log = logging.getLogger("p2pfl.net")
 class Host:
     """Joins transports, hello, links and dialling. All calls belong to one event loop.
 
-    ``on_link`` and ``on_refused`` are called on the loop; they must not block, and an exception in them
-    is logged.
+    The ``on_`` functions are called on the loop; they must not block, and an exception in them is logged.
+    ``worked`` is what ``on_worked`` told in an earlier life: of ways of one cost that one is tried first.
     """
 
     def __init__(
@@ -45,6 +52,9 @@ class Host:
         *,
         on_link: OnLink,
         on_refused: OnRefused | None = None,
+        on_replaced: OnReplaced | None = None,
+        on_worked: OnWorked | None = None,
+        worked: Mapping[PeerId, str] = MappingProxyType({}),
         limits: Limits = DEFAULT,
     ) -> None:
         self._own = identity.peer_id
@@ -53,9 +63,12 @@ class Host:
         self._on_refused = on_refused
         self._limits = limits
         self._handlers = Handlers()
-        self._table = LinkTable(on_link, limits)
+        self._costs = {transport.kind: transport.cost for transport in self._transports}
+        self._table = LinkTable(on_link, limits, costs=self._costs, on_replaced=on_replaced)
+        self._listens_cheaply = False
         self._number = 0
         self._connecting: set[Connection] = set()
+        self._hellos: set[asyncio.Task[PeerId]] = set()
         self._started = False
         self._refusals: list[float] = []
         self.refused = 0
@@ -69,7 +82,16 @@ class Host:
             limits=limits,
             process=secrets.token_bytes(PROCESS),
         )
-        self._dialler = Dialler(self._connect, self._table.has, lambda: self._roster, self._handled, limits)
+        self._dialler = Dialler(
+            self._transports,
+            self._connect,
+            self._table.cost,
+            lambda: self._roster,
+            limits,
+            can_be_dialled=self._can_be_dialled,
+            worked=worked,
+            on_worked=on_worked,
+        )
         self._table.on_change = self._dialler.changed
         self._table.on_fault = self._report
 
@@ -84,8 +106,11 @@ class Host:
         kinds = ", ".join(transport.kind for transport in self._transports)
         raise ConfigError(f"no transport for address {address!r}; this peer has: {kinds}")
 
-    def _handled(self, address: str) -> bool:
-        return any(transport.handles(address) for transport in self._transports)
+    def _can_be_dialled(self) -> bool:
+        """Whether members can be expected to reach us by themselves."""
+        own = self._roster.member(self._own)
+        ours = [own] if own is not None else []
+        return self._listens_cheaply or any(t.ways(member) for t in self._transports if t.cost == 0 for member in ours)
 
     async def start(self, listen: Sequence[str]) -> list[str]:
         """Listen on these addresses (none: dial only) and return the real ones, port 0 replaced.
@@ -95,6 +120,7 @@ class Host:
         for transport in self._transports:
             transport.trust(self._roster)
         self._started = True
+        self._listens_cheaply = any(t.cost == 0 and t.handles(address) for t in self._transports for address in listen)
         try:
             return [await self._transport(address).listen(address, self._accept, self._report) for address in listen]
         except BaseException:
@@ -170,8 +196,8 @@ class Host:
         if not 0 < chunk_limit <= CHUNK_LIMIT:
             raise IllegalStep(f"chunk limit {chunk_limit}; links carry chunks of 1 to {CHUNK_LIMIT} bytes")
         seconds = self._limits.stall if timeout is None else timeout
-        done = 0
-        for last_try in (False, True):
+        done, broken = 0, False
+        while True:
             link = self._link(peer)
             try:
                 async with contextlib.aclosing(link.fetch(content, done, chunks, chunk_limit, seconds)) as pulled:
@@ -182,9 +208,15 @@ class Host:
             except LinkError:
                 if link.fault is not None:
                     raise link.fault from None  # what the neighbour did wrong, not that the link ended
-                if last_try or not link.ended:
+                if not link.ended or (broken and not self._is_cheaper_than(peer, link)):
                     raise
-            await self._back(peer)
+            if not self._is_cheaper_than(peer, link):  # a link given up for a cheaper one is no break
+                broken = True
+                await self._back(peer)
+
+    def _is_cheaper_than(self, peer: PeerId, old: Link) -> bool:
+        cost = self._table.cost(peer)
+        return cost is not None and cost < self._costs[old.connection.kind]
 
     async def _back(self, peer: PeerId) -> None:
         """Wait for a broken link to come back, by our dialling or the other side's."""
@@ -204,9 +236,19 @@ class Host:
         return link
 
     @property
+    def roster(self) -> Roster:
+        """The members this host trusts now."""
+        return self._roster
+
+    @property
     def links(self) -> dict[PeerId, LinkInfo]:
         """All live links."""
         return {link.peer: link.info for link in self._table.all()}
+
+    @property
+    def worked(self) -> dict[PeerId, str]:
+        """By peer, the address over which our dialling last made a link."""
+        return self._dialler.worked
 
     @property
     def bytes_sent(self) -> int:
@@ -214,7 +256,7 @@ class Host:
         return self._table.bytes_out
 
     def why_not(self, peer: PeerId) -> str:
-        """Why there is no link to ``peer``, in plain words; empty when there is one."""
+        """Why there is no link to ``peer``: every way that was tried, with its fault; empty when there is one."""
         return "" if self._table.has(peer) else self._dialler.why_not(peer)
 
     def update_roster(self, roster: Roster) -> None:
@@ -224,6 +266,7 @@ class Host:
         self._roster = roster
         for transport in self._transports:
             transport.trust(roster)
+        self._dialler.forget_strangers()
         for link in self._table.all():
             if not self._current(link.peer, link.connection):
                 self._table.close(link.peer, "no longer a member, or its certificate is no longer in its record")
@@ -232,17 +275,34 @@ class Host:
 
     def _current(self, peer: PeerId, connection: Connection) -> bool:
         member = self._roster.member(peer)
-        return member is not None and connection.remote_certificate in member.certificates
+        if member is None or connection.pinned is not None:
+            return member is not None and connection.pinned == peer
+        return connection.remote_certificate in member.certificates
 
     async def _connect(self, address: str, expected: PeerId | None) -> PeerId:
         """Dial one address and bring the link up; returns who answered."""
         try:
-            connection = await self._transport(address).dial(address)
-            return await self._greet(connection, expected)
+            return await self._hello(await self._transport(address).dial(address), expected)
         except SelfConnectionError:
             raise  # a heard address that is our own: no refusal worth a record
         except RemoteError as error:
             self._report(error.peer or address, error)
+            raise
+
+    async def _hello(self, connection: Connection, expected: PeerId | None) -> PeerId:
+        """The hello of a dialled connection. Cancelling ends it, unless a dearer link is up.
+
+        Then the other end may just have put this connection in that link's place, and both would be lost.
+        """
+        task = asyncio.get_running_loop().create_task(self._greet(connection, expected))
+        self._hellos.add(task)
+        task.add_done_callback(self._hellos.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            link = self._table.get(expected) if expected is not None else None
+            if link is None or self._costs[link.connection.kind] <= self._costs[connection.kind]:
+                task.cancel()
             raise
 
     async def _accept(self, connection: Connection) -> None:

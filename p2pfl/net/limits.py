@@ -83,6 +83,15 @@ class Limits:
     write_rate: int = 64 << 10
     """Bytes per second below which a neighbour reads too slowly."""
 
+    introduce: float = 10.0
+    """Until a neighbour that was asked to introduce us has brought an answer; then the next one is asked."""
+
+    gather: float = 8.0
+    """Until the own WebRTC candidates are known; aioice gives STUN and TURN servers 5 s."""
+
+    webrtc: float = 20.0
+    """ICE, DTLS and SCTP together. ICE gives up by itself after about 10 s without any answer."""
+
     request: float = 30.0
     """Until an answer, where the caller names no other time."""
 
@@ -104,6 +113,19 @@ class Limits:
     redial_first: float = 0.2
     redial_longest: float = 5.0
     """Back-off doubles between these two, with up to 25 % jitter on top so that peers do not dial in step."""
+
+    stagger: float = 0.25
+    """Between the starts of two ways of one cost to a member while the former is undecided (RFC 8305: 250 ms)."""
+
+    dearer_after: float = 2.0
+    """A way of higher cost waits so long for an undecided cheaper one: a round trip of TCP, TLS and hello at
+    300 ms takes 1.2 s, with a lost SYN 2.2 s. Also what a member without a port gets to dial us before we go
+    another way.
+    """
+
+    upgrade_first: float = 5.0
+    upgrade_longest: float = 60.0
+    """Cheaper ways than the live link's are tried again after these; the pause doubles between the two."""
 
     half_open: int = 128
     """Connections not yet proven, per listening transport (go-libp2p's order of magnitude)."""

@@ -16,19 +16,24 @@ from p2pfl.net.handshake import Greeting
 from p2pfl.net.limits import HANDLERS_IN_FLIGHT, REASON_LIMIT, REQUESTS_IN_FLIGHT, Limits
 from p2pfl.net.outcomes import printable
 from p2pfl.net.pulls import Puller, Server
+from p2pfl.types import PeerId
 
 _log = logging.getLogger("p2pfl.net")
 
 
 @dataclass(frozen=True, slots=True)
 class LinkInfo:
-    """One live link as ``status`` shows it. ``since`` is on the event loop's monotonic clock, in seconds."""
+    """One live link as ``status`` shows it. ``since`` is on the event loop's monotonic clock, in seconds;
+    ``path`` and ``introducer`` as in :class:`p2pfl.net.connection.Connection`.
+    """
 
     kind: str
     since: float
     bytes_in: int
     bytes_out: int
     address: str
+    path: str
+    introducer: PeerId | None
 
 
 class Link:
@@ -64,7 +69,9 @@ class Link:
     def info(self) -> LinkInfo:
         """The facts of now."""
         below = self.connection
-        return LinkInfo(below.kind, self.since, below.bytes_in, below.bytes_out, below.address)
+        return LinkInfo(
+            below.kind, self.since, below.bytes_in, below.bytes_out, below.address, below.path, below.introducer
+        )
 
     @property
     def ended(self) -> bool:

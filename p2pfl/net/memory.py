@@ -14,7 +14,7 @@ from collections.abc import Callable
 from p2pfl.errors import ConfigError, IllegalStep, LimitExceeded, LinkError, NotAMember, P2PFLError
 from p2pfl.net.connection import Accept, Refused, certificate_binding
 from p2pfl.net.limits import FRAME_LIMIT, HELLO_LIMIT, INBOX_BYTES
-from p2pfl.types import Roster
+from p2pfl.types import Member, PeerId, Roster
 
 _PREFIX = "/memory/"  # multiaddr code 777
 _HEADER = 4  # counted per frame like the tcp transport's length prefix
@@ -75,6 +75,10 @@ class MemoryConnection:
     """One end. ``peer_end`` is the other; frames go straight into its inbox."""
 
     kind = "memory"
+    prefix = _PREFIX
+    pinned: PeerId | None = None  # the member's record names its certificates
+    path = "direct"
+    introducer: PeerId | None = None
 
     def __init__(
         self, network: MemoryNetwork, names: tuple[str, str], dialled: bool, certificates: tuple[bytes, bytes]
@@ -82,7 +86,7 @@ class MemoryConnection:
         own, remote = certificates
         self._network = network
         self._own_name, self._remote_name = names
-        self.address = _PREFIX + names[1]
+        self.address = self.prefix + names[1]
         self.dialled = dialled
         self.remote_certificate = remote
         self.binding = certificate_binding(own, remote) if dialled else certificate_binding(remote, own)
@@ -186,9 +190,15 @@ class MemoryConnection:
 
 
 class MemoryTransport:
-    """One host's access to a MemoryNetwork; listens on ``/memory/NAME``."""
+    """One host's access to a MemoryNetwork; listens on ``/memory/NAME``.
+
+    A subclass with another connection type, kind, prefix and cost is another transport in the same network;
+    names are shared, so it needs names of its own.
+    """
 
     kind = "memory"
+    cost = 0
+    connection_type = MemoryConnection
 
     def __init__(self, network: MemoryNetwork, name: str, certificate: bytes) -> None:
         self._network = network
@@ -200,7 +210,11 @@ class MemoryTransport:
 
     def handles(self, address: str) -> bool:
         """Every /memory/ address."""
-        return address.startswith(_PREFIX)
+        return address.startswith(self.connection_type.prefix)
+
+    def ways(self, member: Member) -> list[str]:
+        """The addresses of its record in this network."""
+        return [address for address in member.addresses if self.handles(address)]
 
     def trust(self, roster: Roster) -> None:
         """From now on only these certificates pass."""
@@ -208,7 +222,7 @@ class MemoryTransport:
 
     async def listen(self, address: str, accept: Accept, refused: Refused) -> str:
         """Listen under a name; ConfigError when it is taken."""
-        name = address.removeprefix(_PREFIX)
+        name = address.removeprefix(self.connection_type.prefix)
         if name != self._name:
             raise ConfigError(f"cannot listen on {address}: this transport is called {self._name}; use its own name")
         if name in self._network.listeners:
@@ -219,14 +233,15 @@ class MemoryTransport:
 
     async def dial(self, address: str) -> MemoryConnection:
         """Connect to a listening name."""
-        name = address.removeprefix(_PREFIX)
+        name = address.removeprefix(self.connection_type.prefix)
         if name not in self._network.listeners or self._network.is_cut(self._name, name):
             raise LinkError(f"cannot connect to {address}: nobody answers; is that peer up?")
         other, accept = self._network.listeners[name]
         if other._certificate not in self._trusted:
             raise NotAMember(f"{address} shows a certificate that is in no member's record; check the address")
-        ours = MemoryConnection(self._network, (self._name, name), True, (self._certificate, other._certificate))
-        theirs = MemoryConnection(self._network, (name, self._name), False, (other._certificate, self._certificate))
+        make, network = self.connection_type, self._network
+        ours = make(network, (self._name, name), True, (self._certificate, other._certificate))
+        theirs = make(network, (name, self._name), False, (other._certificate, self._certificate))
         ours.peer_end, theirs.peer_end = theirs, ours
         other._admit(theirs, accept)
         return ours

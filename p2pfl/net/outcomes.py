@@ -27,6 +27,11 @@ def name_of(member: Member) -> str:
     return f"{member.name} ({member.peer_id})"
 
 
+def shortened(text: str, limit: int) -> str:
+    """At most ``limit`` characters of a text for people."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def printable(text: bytes) -> str:
     """Another peer's words, shortened, on one line and without control characters."""
     shown = text.decode("utf-8", "replace")[:REASON_LIMIT]

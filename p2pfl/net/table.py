@@ -1,15 +1,16 @@
 """The live links of one host: exactly one per peer, however connections come and go.
 
 The decider of a pair numbers its connections (:mod:`p2pfl.net.handshake`); both ends keep the highest
-number, so both keep the same one. A replaced link lingers to answer what was under way, without any
-event; a restarted neighbour is a down and an up.
+number of the cheapest kind, so both keep the same one. A replaced link lingers to answer what was under way,
+without a down and an up; only a restarted neighbour is both.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from p2pfl.errors import RemoteError
@@ -23,10 +24,21 @@ _LINGER_LONGEST = 15  # times the linger time; then what is still under way fail
 
 
 class LinkTable:
-    """Owns the links' tasks. ``on_change`` is told of every change, ``on_link`` of ups and downs only."""
+    """Owns the links' tasks. ``on_change`` is told of every change, ``on_link`` of ups and downs only,
+    ``on_replaced`` (peer, old kind, new kind) when a link goes over to another kind. ``costs`` by kind.
+    """
 
-    def __init__(self, on_link: Callable[[PeerId, bool, str], None], limits: Limits) -> None:
+    def __init__(
+        self,
+        on_link: Callable[[PeerId, bool, str], None],
+        limits: Limits,
+        *,
+        costs: Mapping[str, int] = MappingProxyType({}),
+        on_replaced: Callable[[PeerId, str, str], None] | None = None,
+    ) -> None:
         self._on_link = on_link
+        self._on_replaced = on_replaced
+        self._costs = costs
         self._limits = limits
         self._links: dict[PeerId, Link] = {}
         self._running: dict[Link, asyncio.Task[None]] = {}  # replaced ones included
@@ -44,6 +56,14 @@ class LinkTable:
         """Whether there is a link."""
         return peer in self._links
 
+    def cost(self, peer: PeerId) -> int | None:
+        """What the link to ``peer`` costs; None when there is none."""
+        link = self._links.get(peer)
+        return None if link is None else self._cost(link.connection.kind)
+
+    def _cost(self, kind: str) -> int:
+        return self._costs.get(kind, 0)
+
     def all(self) -> list[Link]:
         """One link per peer."""
         return list(self._links.values())
@@ -58,20 +78,23 @@ class LinkTable:
         """Bytes sent over all links, ended ones included."""
         return self._bytes_out_ended + sum(link.info.bytes_out for link in self._running)
 
-    def needless(self, peer: PeerId, process: bytes) -> bool:
-        """Whether a further connection with this process of ``peer`` would be the other half of a
-        simultaneous dial.
+    def needless(self, peer: PeerId, process: bytes, kind: str) -> bool:
+        """Whether a further connection of this kind with this process of ``peer`` is of no use.
 
-        A link that has lived longer does not stand in the way: the neighbour dials because it has lost
-        it. An empty ``process`` asks for any link at all.
+        A cheaper one always is of use, a dearer one never: a neighbour that has lost the cheaper link is let in
+        when our end of it has been found dead too. One of equal cost would be the other half of a simultaneous
+        dial; but a link that has lived longer does not stand in the way, for the neighbour dials because it has
+        lost it. An empty ``process`` asks for any link at all.
         """
         link = self._links.get(peer)
-        if link is None:
+        if link is None or self._cost(kind) < self._cost(link.connection.kind):
             return False
         if not process:
             return True
+        if link.greeting.process != process:
+            return False
         fresh = asyncio.get_running_loop().time() - link.since < self._limits.fresh
-        return fresh and link.greeting.process == process
+        return fresh or self._cost(kind) > self._cost(link.connection.kind)
 
     def adopt(self, link: Link) -> None:
         """Take a proven connection into use."""
@@ -79,7 +102,7 @@ class LinkTable:
         same = old is not None and old.greeting.process == link.greeting.process
         link.on_end = lambda reason: self._end(link, reason)
         self._running[link] = asyncio.get_running_loop().create_task(self._run(link))
-        if old is not None and same and old.greeting.number > link.greeting.number:
+        if old is not None and same and self._rank(old) > self._rank(link):
             self._retire(link)
             return
         if old is not None and not same:
@@ -87,9 +110,14 @@ class LinkTable:
         self._links[link.peer] = link
         if old is not None and same:
             self._retire(old)
-            return
-        self._tell(link.peer, True, link.connection.kind)
+            self._tell_replaced(link.peer, old.connection.kind, link.connection.kind)
+        else:
+            self._tell(link.peer, True, link.connection.kind)
         self._changed(link.peer)
+
+    def _rank(self, link: Link) -> tuple[int, int]:
+        """The highest is the link. Kinds' costs and the decider's numbers are the same at both ends."""
+        return -self._cost(link.connection.kind), link.greeting.number
 
     def close(self, peer: PeerId, reason: str) -> None:
         """End the link to ``peer``: down at once, for the caller; the goodbye follows."""
@@ -162,3 +190,11 @@ class LinkTable:
             self._on_link(peer, up, text)
         except Exception:
             _log.exception("on_link failed")
+
+    def _tell_replaced(self, peer: PeerId, old: str, new: str) -> None:
+        if old == new or self._on_replaced is None:
+            return
+        try:
+            self._on_replaced(peer, old, new)
+        except Exception:
+            _log.exception("on_replaced failed")

@@ -23,7 +23,7 @@ from p2pfl.net.connection import Accept, Refused, certificate_binding
 from p2pfl.net.framing import FrameProtocol
 from p2pfl.net.limits import DEFAULT, WRITE_BUFFER, Limits
 from p2pfl.net.multiaddrs import Address, parse_address
-from p2pfl.types import Roster
+from p2pfl.types import Member, PeerId, Roster
 
 _BACKLOG = 128  # the usual SOMAXCONN of older kernels
 _ACCEPT_PAUSE = 0.2  # seconds to let descriptors come free after accept failed (EMFILE)
@@ -39,6 +39,9 @@ class TcpConnection:
     """One TLS connection as a Connection."""
 
     kind = "tcp"
+    pinned: PeerId | None = None  # the member's record names its certificates
+    path = "direct"
+    introducer: PeerId | None = None
 
     def __init__(self, protocol: FrameProtocol, address: str, dialled: bool, own: bytes, limits: Limits) -> None:
         remote = protocol.transport.get_extra_info("ssl_object").getpeercert(True)
@@ -76,6 +79,7 @@ class TcpTransport:
     """
 
     kind = "tcp"
+    cost = 0
 
     def __init__(self, certificate: Certificate, password: bytes, limits: Limits = DEFAULT) -> None:
         self._certificate = certificate
@@ -92,6 +96,10 @@ class TcpTransport:
     def handles(self, address: str) -> bool:
         """Every /ip4, /ip6 and /dns4 address."""
         return address.startswith(("/ip4/", "/ip6/", "/dns4/"))
+
+    def ways(self, member: Member) -> list[str]:
+        """The addresses of its record that tcp can use."""
+        return [address for address in member.addresses if self.handles(address)]
 
     def trust(self, roster: Roster) -> None:
         """New contexts whose anchors are exactly this roster's certificates."""

@@ -1,0 +1,317 @@
+"""One aiortc stack: ICE, DTLS, SCTP and one data channel, through aiortc's ORTC objects.
+
+What aiortc leaves open is bounded here: datagrams that wait before DTLS, half-assembled messages, and the time of
+every step. Private attributes of aiortc and aioice are touched in this module alone; the versions are pinned, and
+tests/net/test_net_webrtc_stack.py fails when one of them goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import datetime
+import hashlib
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import aioice.ice
+from aiortc import (
+    RTCCertificate,
+    RTCDataChannel,
+    RTCDataChannelParameters,
+    RTCDtlsFingerprint,
+    RTCDtlsParameters,
+    RTCDtlsTransport,
+    RTCIceCandidate,
+    RTCIceGatherer,
+    RTCIceParameters,
+    RTCIceServer,
+    RTCIceTransport,
+    RTCSctpTransport,
+)
+from aiortc.rtcconfiguration import RTCIceTransportPolicy
+from aiortc.rtcsctptransport import RTCSctpCapabilities
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from p2pfl.errors import LinkError, SignatureRefused
+from p2pfl.net.webrtc.offers import CANDIDATES, Candidate, Description
+from p2pfl.net.webrtc.settings import IceSettings
+
+MESSAGE_LIMIT = 14 * 1160
+"""Bytes of one SCTP message: 14 of aiortc's DATA chunks, below the 16 KiB that every WebRTC stack takes (RFC 8831)."""
+
+ASSEMBLY_LIMIT = 3 << 20  # bytes of one stream waiting behind a lost packet; the credit window is 2 MiB
+DATAGRAMS_WAITING = 8192  # 9 MB of full packets: several credit windows
+RECEIVE_BUFFER = 4 << 20
+"""Bytes of each socket's receive buffer, as far as the kernel allows. aioice's 256 KiB overflow before aiortc's sender
+slows down, and a lost tail costs a second (RFC 9260's RTO.Min)."""
+CERTIFICATE_DAYS = 30  # as browsers make them (W3C WebRTC 4.10.2); ours lives as long as its connection
+CHECK_AGAIN = 5.0  # seconds; NATs forget a UDP flow that was never answered after 30 s (RFC 4787 allows 120)
+CLOSE_SECONDS = 5.0  # aiortc's close can hang
+
+_EXPORTER = b"EXPORTER-p2pfl-channel-binding"
+_SCTP_PORT = 5000  # the customary one; both ends of one DTLS association, nothing on the network
+_BACKDATED = datetime.timedelta(days=1)
+
+_log = logging.getLogger("p2pfl.net")
+_addresses: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.ContextVar("addresses", default=None)
+_all_addresses = aioice.ice.get_host_addresses
+
+
+def _host_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
+    """aioice takes every interface but loopback, VPNs and container bridges included, and has no setting for it.
+
+    Where no choice was made in this context (other users of aioice in this process), nothing changes.
+    """
+    chosen = _addresses.get()
+    if chosen is None:
+        return _all_addresses(use_ipv4, use_ipv6)
+    return [address for address in chosen if (use_ipv6 if ":" in address else use_ipv4)]
+
+
+aioice.ice.get_host_addresses = _host_addresses
+
+
+class _Sctp(RTCSctpTransport):
+    """aiortc bounds neither an endless message nor the number of streams a peer may open."""
+
+    async def _handle_data(self, data: bytes) -> None:
+        await super()._handle_data(data)
+        held = sum(len(stream.reassembly) for stream in self._inbound_streams.values())
+        if len(self._inbound_streams) > 1 or len(self._data_channels) > 1 or held * 1160 > ASSEMBLY_LIMIT:
+            _log.warning("a WebRTC peer opened further streams or sent an endless message; closing")
+            await self.stop()
+
+
+def make_certificate() -> tuple[RTCCertificate, bytes]:
+    """A fresh P-256 certificate and its DER.
+
+    Its subject is empty of meaning: DTLS 1.2 shows certificates to whoever listens on the path.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "p2pfl")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATED)
+        .not_valid_after(now + datetime.timedelta(days=CERTIFICATE_DAYS))
+        .sign(key, SHA256())
+    )
+    return RTCCertificate(key, certificate), certificate.public_bytes(Encoding.DER)
+
+
+class Stack:
+    """One end. ``gather``, ``connect``, then ``channel`` is open; ``close`` ends it from any state."""
+
+    def __init__(self, settings: IceSettings, addresses: Sequence[str], *, controlling: bool) -> None:
+        self._settings = settings
+        self._addresses = tuple(addresses)
+        self._certificate, self.own_certificate = make_certificate()
+        policy = RTCIceTransportPolicy.RELAY if settings.relay_only else RTCIceTransportPolicy.ALL
+        self._gatherer = RTCIceGatherer(iceServers=_servers(settings), iceTransportPolicy=policy)
+        connection: Any = self._gatherer._connection
+        self._connection = connection
+        # the dialler controls and is the DTLS server; without this both ends start controlled and lose a round trip
+        connection.ice_controlling = controlling
+        taken = connection.data_received
+        connection.data_received = lambda data, component: (
+            taken(data, component) if connection._queue.qsize() < DATAGRAMS_WAITING else None
+        )
+        self.ice = RTCIceTransport(self._gatherer)
+        self.dtls = RTCDtlsTransport(self.ice, [self._certificate])
+        self.sctp = _Sctp(self.dtls, _SCTP_PORT)
+        self.channel = RTCDataChannel(
+            self.sctp, RTCDataChannelParameters(label="p2pfl", ordered=True, negotiated=True, id=0)
+        )
+        self.remote_certificate = b""
+        self.exported = b""
+        self.closing: asyncio.Task[None] | None = None
+        self.on_closed: Callable[[], object] = lambda: None
+
+    async def gather(self, seconds: float) -> Description:
+        """Find the own candidates. LinkError when there are none."""
+        token = _addresses.set(self._addresses)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._gatherer.gather()
+        except TimeoutError:
+            raise LinkError(
+                f"no addresses for WebRTC found within {seconds:g} s; are STUN and TURN reachable?"
+            ) from None
+        finally:
+            _addresses.reset(token)
+        self._widen_buffers()
+        parameters = self._gatherer.getLocalParameters()
+        found = [
+            Candidate(item.foundation, item.ip, item.port, item.priority, item.type)
+            for item in self._gatherer.getLocalCandidates()
+        ]
+        if not found:
+            raise LinkError(self._nothing_found())
+        fingerprint = hashlib.sha256(self.own_certificate).digest()
+        username, password = parameters.usernameFragment or "", parameters.password or ""
+        return Description(fingerprint, username, password, tuple(found[:CANDIDATES]))
+
+    def _widen_buffers(self) -> None:
+        for protocol in self._connection._protocols:
+            stream = protocol.transport.get_extra_info("socket")
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+
+    def _nothing_found(self) -> str:
+        if self._settings.relay_only:
+            return f"the TURN server {self._settings.turn} gave no address; run `p2pfl doctor` (relay_only is set)"
+        return "this machine has no network address for WebRTC; set interfaces in [webrtc], or run `p2pfl doctor`"
+
+    @property
+    def shortcomings(self) -> list[str]:
+        """Configured servers that gave nothing."""
+        types = {candidate.type for candidate in self._connection.local_candidates}
+        found = []
+        if self._settings.stun and not self._settings.relay_only and "srflx" not in types:
+            found.append(f"the STUN server {self._settings.stun} gave no address")
+        if self._settings.turn and "relay" not in types:
+            found.append(f"the TURN server {self._settings.turn} gave no address")
+        return found
+
+    async def connect(self, remote: Description, seconds: float, *, patient: bool = False) -> None:
+        """Reach the other end, prove both certificates, open the channel. LinkError or SignatureRefused.
+
+        ``patient``: the other end begins later (people carry the answer), so failed checks are made again for the
+        whole time, which also keeps the own NAT's mapping open.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._connect(remote, patient)
+        except TimeoutError:
+            raise LinkError(f"no connection within {seconds:g} s ({self._state()}){self._hint()}") from None
+        except ConnectionError as error:
+            raise LinkError(f"the connection broke off while it was made ({error or self._state()})") from None
+
+    async def _connect(self, remote: Description, patient: bool) -> None:
+        for item in remote.candidates:
+            await self.ice.addRemoteCandidate(
+                RTCIceCandidate(1, item.foundation, item.host, item.port, item.priority, "udp", item.type)
+            )
+        parameters = RTCIceParameters(remote.username, remote.password)
+        if patient:
+            again = asyncio.get_running_loop().create_task(self._check_again())
+            try:
+                await self.ice.start(parameters)
+            finally:
+                again.cancel()
+        else:
+            await self.ice.addRemoteCandidate(None)  # without this word a failed check never ends
+            await self.ice.start(parameters)
+        if self.ice.state != "completed":
+            raise LinkError(f"no UDP path between the two sites{self._hint()}")
+        expected = RTCDtlsFingerprint("sha-256", ":".join(f"{byte:02X}" for byte in remote.fingerprint))
+        await self.dtls.start(RTCDtlsParameters(fingerprints=[expected]))
+        if self.dtls.state != "connected":
+            raise self._dtls_fault(remote)
+        # no await in between: data that comes before sctp.start is dropped, and the handshake stalls for 3 s
+        opened: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.channel.once("open", lambda: _settle(opened, True))
+        self.channel.once("close", lambda: _settle(opened, False))
+        await self.sctp.start(RTCSctpCapabilities(maxMessageSize=MESSAGE_LIMIT), _SCTP_PORT)
+        self._note_remote(remote)
+        if self.channel.readyState != "open" and not await opened:
+            raise ConnectionError("the other end closed at once")
+
+    async def _check_again(self) -> None:
+        connection, states = self._connection, aioice.ice.CandidatePair.State
+        while True:
+            await asyncio.sleep(CHECK_AGAIN)
+            for pair in list(connection._check_list):
+                if pair.state == states.FAILED:
+                    connection.check_state(pair, states.WAITING)
+                    connection.check_start_task(pair)
+
+    def _dtls_fault(self, remote: Description) -> Exception:
+        shown = self._shown_certificate()
+        if shown and hashlib.sha256(shown).digest() != remote.fingerprint:
+            return SignatureRefused(
+                "the other end's certificate is not the one that its identity signed for: somebody sits between"
+            )
+        return LinkError("the DTLS handshake failed; the other end may run another version")
+
+    def _shown_certificate(self) -> bytes:
+        ssl = self.dtls._ssl
+        certificate = ssl.get_peer_certificate(as_cryptography=True) if ssl is not None else None
+        return certificate.public_bytes(Encoding.DER) if certificate is not None else b""
+
+    def _note_remote(self, remote: Description) -> None:
+        self.remote_certificate = self._shown_certificate()
+        if hashlib.sha256(self.remote_certificate).digest() != remote.fingerprint:  # aiortc has looked too
+            raise SignatureRefused("the other end's certificate changed during the handshake; refused")
+        assert self.dtls._ssl is not None  # the handshake is over
+        self.exported = bytes(self.dtls._ssl.export_keying_material(_EXPORTER, 32))
+
+    def _hint(self) -> str:
+        if self._settings.turn is None:
+            hint = "; both may sit behind NATs that need a TURN server (turn in [webrtc]), or UDP is blocked"
+        else:
+            hint = "; ask whether UDP to the TURN server and among its relayed addresses is allowed"
+        return "".join(f"; {problem}" for problem in self.shortcomings) + hint
+
+    def _state(self) -> str:
+        return f"ICE {self.ice.state}, DTLS {self.dtls.state}, SCTP {self.sctp.state}"
+
+    @property
+    def pair(self) -> tuple[str, str, str, int]:
+        """The nominated pair: own candidate's type, the other's type, its host and port."""
+        nominated = self._connection._nominated.get(1)
+        if nominated is None:
+            return "", "", "", 0
+        remote = nominated.remote_candidate
+        return nominated.local_candidate.type, remote.type, remote.host, remote.port
+
+    def close(self) -> asyncio.Task[None]:
+        """Tear down, bounded in time; the task is one and the same however often this is called."""
+        if self.closing is None:
+            self.closing = asyncio.get_running_loop().create_task(self._close())
+            self.closing.add_done_callback(lambda task: self.on_closed())
+        return self.closing
+
+    async def _close(self) -> None:
+        for part in (self.sctp.stop, self.dtls.stop, self.ice.stop, self._connection.close):
+            await _bounded(part())
+        for emitter in (self.channel, self.sctp, self.dtls, self.ice, self._gatherer):
+            emitter.remove_all_listeners()
+
+
+def _settle(opened: asyncio.Future[bool], value: bool) -> None:
+    if not opened.done():
+        opened.set_result(value)
+
+
+async def _bounded(step: Awaitable[Any]) -> None:
+    with contextlib.suppress(TimeoutError, ConnectionError, OSError):
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await step
+        except (TimeoutError, ConnectionError, OSError):
+            raise
+        except Exception:
+            _log.exception("closing a WebRTC connection failed")
+
+
+def _servers(settings: IceSettings) -> list[RTCIceServer]:
+    servers = []  # never None: aiortc would then ask Google's STUN server
+    if settings.stun is not None and not settings.relay_only:
+        servers.append(RTCIceServer(settings.stun))
+    if settings.turn is not None:
+        servers.append(RTCIceServer(settings.turn, settings.turn_username, settings.turn_password))
+    return servers
