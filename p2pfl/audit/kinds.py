@@ -19,8 +19,10 @@ class Kind(StrEnum):
     PEER_STARTED = "peer_started"
     RECOVERED = "recovered"
     CHARTER_ACCEPTED = "charter_accepted"
+    MEMBER_RECORD = "member_record"
     DATA_REGISTERED = "data_registered"
     LINK_UP = "link_up"
+    LINK_CHANGED = "link_changed"
     LINK_DOWN = "link_down"
     PLAN_PROPOSED = "plan_proposed"
     PLAN_APPROVED = "plan_approved"
@@ -53,8 +55,13 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
         Kind.PEER_STARTED: KindNote("the peer process came up", ("peer", "name")),
         Kind.RECOVERED: KindNote("the peer found work left by a crash and rolled it forward", ("what",)),
         Kind.CHARTER_ACCEPTED: KindNote("this site accepted a charter version", ("charter", "version")),
+        Kind.MEMBER_RECORD: KindNote(
+            "a newer record of a member was taken (from: who told it) or of this site was made",
+            ("peer", "sequence", "from"),
+        ),
         Kind.DATA_REGISTERED: KindNote("a dataset was registered", ("tag", "fingerprint", "rows")),
         Kind.LINK_UP: KindNote("an authenticated link to a member came up", ("peer", "kind")),
+        Kind.LINK_CHANGED: KindNote("a live link went over to another kind", ("peer", "was", "kind")),
         Kind.LINK_DOWN: KindNote("a link went down", ("peer", "reason")),
         Kind.PLAN_PROPOSED: KindNote("this site proposed a run of a plan", ("run", "plan", "seed")),
         Kind.PLAN_APPROVED: KindNote("this site approved a plan for a run", ("run", "plan", "samples")),

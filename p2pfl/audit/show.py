@@ -163,8 +163,10 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
         Kind.CHARTER_ACCEPTED: lambda w: (
             f"charter {w.short('charter')} accepted" + (f", version {w['version']}" if w.has("version") else "")
         ),
+        Kind.MEMBER_RECORD: lambda w: f"member record of {w.peer()}, number {w['sequence']}, told by {w.peer('from')}",
         Kind.DATA_REGISTERED: lambda w: f"data registered: tag {w['tag']}, {w['rows']} rows",
         Kind.LINK_UP: lambda w: f"link up with {w.peer()} over {w['kind']}",
+        Kind.LINK_CHANGED: lambda w: f"link with {w.peer()} went over from {w['was']} to {w['kind']}",
         Kind.LINK_DOWN: lambda w: f"link down with {w.peer()}{w.because()}",
         Kind.PLAN_PROPOSED: lambda w: f"plan {w.short('plan')} proposed",
         Kind.PLAN_APPROVED: lambda w: f"plan {w.short('plan')} approved, {w['samples']} samples",

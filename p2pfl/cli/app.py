@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from p2pfl.cli import audit, charter, data, demo, home, plan, topology
+from p2pfl.cli import address, audit, charter, data, demo, home, link, plan, topology
 from p2pfl.cli.output import note
 from p2pfl.errors import P2PFLError
 
@@ -24,9 +24,11 @@ app = typer.Typer(
     add_completion=False,
 )
 home.register(app)
+address.register(app)
 app.add_typer(charter.app, name="charter", help="Make, sign, merge, accept and read the consortium's charter.")
 app.add_typer(data.app, name="data", help="Grant data files to plans, under a tag.")
 app.add_typer(plan.app, name="plan", help="Check, propose, read and approve plans.")
+app.add_typer(link.app, name="link", help="Link two sites by hand, where no other member can introduce them.")
 app.add_typer(audit.app, name="audit", help="Check and read a peer's audit log.")
 app.add_typer(topology.app, name="topology", help="Look at graphs before a run.")
 demo.register(app)

@@ -147,13 +147,12 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
     value = asyncio.run(ask(home, "status", timeout=30))
     lines = [
         f"{value['name']}  {value['peer']}",
-        f"listens      {', '.join(value['addresses']) or 'no port'}",
+        f"listens      {', '.join(at for at in value['addresses'] if at != '/webrtc') or 'no port'}",
     ]
     if value["discovery_problem"]:
         lines.append(f"discovery    {value['discovery_problem']}")
     for member in value["members"]:
-        state = member["link"] or f"no link: {member['why_not'] or 'not wanted'}"
-        lines.append(f"member       {member['name']:<16} {state}")
+        lines.append(f"member       {member['name']:<16} {_link(member)}")
     for run in value["runs"]:
         lines.append(f"run          {run['run'][:12]}  {run['state']}, round {run['round']} of {run['of']}")
         lines += [
@@ -162,6 +161,16 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
         ]
     lines.append(f"log          {value['log']['entries']} entries, head {value['log']['head'][:16]}")
     show(value, as_json, lines)
+
+
+def _link(member: dict[str, Any]) -> str:
+    """One member's link for people: its kind, how it goes, and who introduced it; or why there is none."""
+    if not member["link"]:
+        return f"no link: {member['why_not'] or 'not wanted'}"
+    if member["link"] != "webrtc":
+        return str(member["link"])
+    by = f"introduced by {member['introducer']}" if member["introducer"] else "linked by hand"
+    return f"webrtc, {'through a TURN server' if member['path'] == 'relayed' else 'direct'}, {by}"
 
 
 def result(

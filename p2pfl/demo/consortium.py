@@ -19,7 +19,7 @@ from p2pfl.demo.hospitals import Hospital, charter_order, write_csv
 from p2pfl.errors import ConfigError, LinkError, P2PFLError
 from p2pfl.governance import read_plan
 from p2pfl.net import Discovery
-from p2pfl.peer import ask, follow, found_consortium, open_home
+from p2pfl.peer import WebRtcSettings, ask, follow, found_consortium, open_home
 from p2pfl.topology import build_graph
 from p2pfl.types import PeerId
 
@@ -85,12 +85,14 @@ class Consortium:
         """Homes, charter, granted data."""
         names = [hospital.name for hospital in self.hospitals]
         spec = self._topology()
-        with_port = self._ports(names, spec)
-        told = await self._listening(with_port)
+        # the second half has no port: on the ring the two are neighbours, and their link is WebRTC
+        told = await self._listening(names[: (len(names) + 1) // 2])
         homes = {self.folder / name.lower(): None for name in names}
         listen = {self.folder / name.lower(): address for name, address in told.items()}
         discover = LOOPBACK if all(address.endswith("/0") for address in told.values()) else None
-        found_consortium(homes, "demo", spec, listen=listen, discover=discover, names=names)
+        # loopback is no interface of a real network: it is used only where it is named
+        webrtc = WebRtcSettings(interfaces=[LOOPBACK])
+        found_consortium(homes, "demo", spec, listen=listen, discover=discover, names=names, webrtc=webrtc)
         tag = read_plan(self._plan_folder).settings.data.tag
         for hospital in self.hospitals:
             home = open_home(self.folder / hospital.name.lower())
@@ -103,19 +105,6 @@ class Consortium:
     def _topology(self) -> dict[str, Any]:
         kind = self.options.topology
         return {"kind": kind, **({"clusters": 2} if kind == "hierarchical" else {})}
-
-    def _ports(self, names: Sequence[str], spec: Mapping[str, Any]) -> list[str]:
-        """Every second hospital has a port, unless the graph joins two that have none."""
-        with_port = list(names[::2])
-        graph = build_graph(spec, [PeerId(name) for name in names])
-        if any(one not in with_port and other not in with_port for one, other in graph.edges):
-            others = [name for name in names if name not in with_port]
-            self._say(
-                f"the {spec['kind']} graph joins {' and '.join(others)}, which have no port; two sites without a port "
-                "cannot be linked yet, so all hospitals of this demo open one"
-            )
-            return list(names)
-        return with_port
 
     async def _listening(self, with_port: Sequence[str]) -> dict[str, str]:
         if await discovery_works():

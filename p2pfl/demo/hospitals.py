@@ -124,10 +124,7 @@ def heart_hospitals(folder: Path, seed: int) -> list[Hospital]:
 
 
 def charter_order(hospitals: Sequence[Hospital]) -> list[Hospital]:
-    """The order in the charter: the first half (with a port) and the second half (without) take turns.
-
-    A ring in this order has no edge between two hospitals without a port: Lille, Caen, Rouen, Amiens.
-    """
+    """The order in the charter: large and small hospitals take turns, as Lille, Caen, Rouen, Amiens."""
     middle = (len(hospitals) + 1) // 2
     pairs = zip_longest(hospitals[:middle], hospitals[middle:])
     return [hospital for pair in pairs for hospital in pair if hospital is not None]

@@ -6,9 +6,8 @@ per run id, and two quorums of more than half share a member. If the proposer di
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from p2pfl.crypto import Envelope
 from p2pfl.errors import (
@@ -17,7 +16,6 @@ from p2pfl.errors import (
     IllegalStep,
     MalformedMessage,
     NotAMember,
-    PolicyRefusal,
     RemoteError,
     SignatureRefused,
 )
@@ -34,7 +32,7 @@ from p2pfl.gossip.statements import (
     record_digest,
 )
 from p2pfl.topology import Schedule, build_graph
-from p2pfl.types import Digest, PeerId, Roster, StartRecord
+from p2pfl.types import Digest, PeerId, StartRecord
 
 START_MARGIN = 60.0  # seconds a start record may take to the members after the proposer's patience
 
@@ -113,8 +111,7 @@ class Starting:
         try:
             nodes = tuple(peer for peer in context.roster.peer_ids if peer in self.approvals)
             build_graph(context.proposal.topology, nodes)
-            check_links(context.proposal.topology, context.roster, nodes)
-        except (ConfigError, PolicyRefusal) as error:
+        except ConfigError as error:
             context.away_for_good = f"those who approved cannot form the graph: {error}"
             return
         ordered = [self.approvals[peer][1] for peer in context.roster.peer_ids if peer in self.approvals]
@@ -156,8 +153,7 @@ class Starting:
         record = self.context.proposal.start_record(participants)
         try:
             schedule_of(record).round(0)
-            check_links(record.topology, self.context.roster, tuple(record.shares))
-        except (ConfigError, PolicyRefusal) as error:
+        except ConfigError as error:
             raise RemoteError(f"start record whose graph cannot be used: {error}") from error
         return record
 
@@ -201,20 +197,6 @@ class Starting:
     def _require_member(self, peer: PeerId) -> None:
         if self.context.roster.member(peer) is None:
             raise NotAMember("statement by a key that the charter does not name", peer=peer)
-
-
-def check_links(topology: Mapping[str, Any], roster: Roster, nodes: Sequence[PeerId]) -> None:
-    """Refuse a graph with an edge between two sites without a port: neither could dial the other.
-
-    Raises PolicyRefusal naming the two, ConfigError for a graph that cannot be built.
-    """
-    for one, other in build_graph(topology, nodes).edges:
-        first, second = roster.member(one), roster.member(other)
-        if first and second and not first.listens and not second.listens:
-            raise PolicyRefusal(
-                f"the graph has an edge between {first.name} and {second.name}, and neither has a listening port; "
-                "choose another topology or order of members, or open a port at one of them"
-            )
 
 
 def record_from_payload(proposal: Proposal, payload: bytes, order: Sequence[PeerId]) -> StartRecord:

@@ -1,10 +1,11 @@
-"""Who belongs, what was agreed, and what this site approved: member records, the charter, plans, approvals.
+"""Who belongs, what was agreed, and what this site approved: member records, address book, charter, plans, approvals.
 
 Pure values, text files and checks; nothing here opens a connection or runs a plan. See docs/governance.md.
 """
 
 from __future__ import annotations
 
+from p2pfl.governance.address_book import AddressBook, Pace, StaleRecord, Verdict
 from p2pfl.governance.approvals import Approval, ApprovalBook
 from p2pfl.governance.charter import MAX_MEMBERS, Charter, fingerprint, read_document
 from p2pfl.governance.charter_acceptance import accept_charter, check_charter
@@ -14,22 +15,30 @@ from p2pfl.governance.charter_signatures import merge_charters, missing_signatur
 from p2pfl.governance.plan_settings import PlanSettings
 from p2pfl.governance.plan_writing import write_plan
 from p2pfl.governance.plans import BUNDLE_LIMIT, Plan, plan_from_bundle, plan_from_files, read_plan
-from p2pfl.governance.records import make_record, open_record, record_from_text, record_to_text
+from p2pfl.governance.records import RECORD_LIMIT, make_record, open_record, record_from_text, record_to_text
+from p2pfl.governance.texts import TextForm, from_text, to_text
 
 __all__ = [
     "BUNDLE_LIMIT",
     "LIMITS",
     "MAX_MEMBERS",
+    "RECORD_LIMIT",
+    "AddressBook",
     "Approval",
     "ApprovalBook",
     "Charter",
+    "Pace",
     "Plan",
     "PlanSettings",
+    "StaleRecord",
+    "TextForm",
+    "Verdict",
     "accept_charter",
     "charter_to_text",
     "check_charter",
     "describe_charter",
     "fingerprint",
+    "from_text",
     "make_record",
     "merge_charters",
     "missing_signatures",
@@ -43,5 +52,6 @@ __all__ = [
     "record_from_text",
     "record_to_text",
     "sign_charter",
+    "to_text",
     "write_plan",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,22 +13,25 @@ from p2pfl.governance.charter import Charter, fingerprint
 from p2pfl.governance.charter_files import CHARTER_TEXT_LIMIT, charter_to_text, parse_charter
 from p2pfl.governance.charter_rules import check_document
 from p2pfl.governance.charter_signatures import missing_signatures, with_signatures
-from p2pfl.types import Roster
+from p2pfl.types import Member, PeerId, Roster
 
 
-def check_charter(charter: Charter, now: int) -> Roster:
-    """The members under a charter in force at ``now`` (Unix seconds).
+def check_charter(charter: Charter, now: int, newer: Mapping[PeerId, Member] | None = None) -> Roster:
+    """The members under a charter in force at ``now`` (Unix seconds), as the charter itself describes them.
 
     Version 1 needs the signatures of all founders; names, peer ids and certificates must be unique, records
-    not expired, the quorum more than half. Raises ConfigError: one sentence that names who or what is wrong.
+    not expired, the quorum more than half. ``newer`` are members whose own newer record is known: its expiry counts
+    for them. Raises ConfigError: one sentence that names who or what is wrong.
     """
     roster = _check_agreed(charter)
-    for member in charter.members:
+    for founder in charter.members:
+        member = (newer or {}).get(founder.peer_id, founder)
         if member.expires <= now:
             when = datetime.fromtimestamp(member.expires, UTC).strftime("%Y-%m-%d")
             raise ConfigError(
                 f"the member record of {member.name} expired on {when}; "
-                f"ask {member.name} for a new record and make a new charter with it"
+                f"ask {member.name} for a new record and take it with `p2pfl address HOME --take RECORD`, "
+                "or make a new charter with it"
             )
     return roster
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection
 
 from p2pfl.errors import LinkError, P2PFLError
-from p2pfl.net.connection import Transport
 from p2pfl.net.limits import Limits
-from p2pfl.net.outcomes import AlreadyLinkedError, name_of
-from p2pfl.net.racing import Race, Way
+from p2pfl.net.outcomes import AlreadyLinkedError
+from p2pfl.net.racing import Race
+from p2pfl.net.ways import KnownWays, Way
 from p2pfl.types import PeerId, Roster
 
 Connect = Callable[[str, PeerId | None], Awaitable[PeerId]]
@@ -24,15 +23,6 @@ _DUPLICATE_TRIES = 5  # 3 s in all with the default back-off: several round trip
 _log = logging.getLogger("p2pfl.net")
 
 
-@dataclass(slots=True)
-class _Candidate:
-    """An address heard by discovery. ``owner`` is known after the first hello over it."""
-
-    failures: int = 0
-    next_try: float = 0.0  # loop time
-    owner: PeerId | None = None
-
-
 class Dialler:
     """Dials what is wanted until it is linked. One attempt per peer at a time, however many ask for it.
 
@@ -42,35 +32,28 @@ class Dialler:
 
     def __init__(
         self,
-        transports: Sequence[Transport],
+        known: KnownWays,
         connect: Connect,
         cost: Callable[[PeerId], int | None],
         roster: Callable[[], Roster],
         limits: Limits,
         *,
         can_be_dialled: Callable[[], bool],
-        worked: Mapping[PeerId, str],
-        on_worked: Callable[[PeerId, str], None] | None,
     ) -> None:
-        self._transports = transports
+        self._known = known
         self._connect = connect
         self._cost = cost
         self._roster = roster
         self._limits = limits
         self._can_be_dialled = can_be_dialled
-        self._on_worked = on_worked
-        self.worked = dict(worked)
-        """The address over which a peer was reached last."""
         self._keepers: dict[PeerId, asyncio.Task[None]] = {}
         self._attempts: dict[PeerId, asyncio.Task[None]] = {}
         self._races: set[Race] = set()
         self._wakes: dict[PeerId, asyncio.Event] = {}
         self._failures: dict[PeerId, str] = {}
-        self._candidates: dict[str, _Candidate] = {}
         self._explorer: asyncio.Task[None] | None = None
         self._explore_wake = asyncio.Event()
         self._jitter = random.Random()
-        self.forget_strangers()
 
     def want(self, peers: Collection[PeerId]) -> None:
         """From now on keep links to exactly these up; links to others stay but are not renewed."""
@@ -88,12 +71,8 @@ class Dialler:
 
     def candidate(self, address: str) -> None:
         """Remember a heard address; the oldest makes room. One that is known keeps its history."""
-        if address in self._candidates or self._way(address) is None:
-            return
-        while len(self._candidates) >= self._limits.candidates:
-            del self._candidates[next(iter(self._candidates))]
-        self._candidates[address] = _Candidate()
-        self._explore_wake.set()
+        if self._known.hear(address):
+            self._explore_wake.set()
 
     def changed(self, peer: PeerId) -> None:
         """The link to ``peer`` came up or went down, or its record changed."""
@@ -103,20 +82,13 @@ class Dialler:
                 race.wake()
         self._explore_wake.set()
 
-    def forget_strangers(self) -> None:
-        """Drop what is remembered of peers that are no members (any more)."""
-        members = set(self._roster().peer_ids)
-        for memory in (self.worked, self._failures, self._wakes):
-            for peer in [peer for peer in memory if peer not in members and peer not in self._keepers]:
-                memory.pop(peer)
-
     def why_not(self, peer: PeerId) -> str:
         """The last failure to reach ``peer`` with every way that was tried, or what is being waited for."""
         if peer in self._failures:
             return self._failures[peer]
-        ways = self._ways(peer)
+        ways = self._known.to(peer)
         if not ways:
-            return self._no_address(peer)
+            return self._known.no_address(peer)
         trying = any(race.peer == peer for race in self._races)
         return f"{'trying' if trying else 'not tried yet:'} {', '.join(map(str, ways))}"
 
@@ -198,7 +170,7 @@ class Dialler:
     def _cheaper(self, peer: PeerId) -> list[Way]:
         """Ways that cost less than the live link."""
         cost = self._cost(peer)
-        return [] if cost is None else [way for way in self._ways(peer) if way.cost < cost]
+        return [] if cost is None else [way for way in self._known.to(peer) if way.cost < cost]
 
     async def _upgrade(self, peer: PeerId, cheaper: list[Way]) -> None:
         """Try to replace the live link; over as soon as it has been, or has gone."""
@@ -223,36 +195,8 @@ class Dialler:
     def _is_linked(self, peer: PeerId) -> bool:
         return self._cost(peer) is not None
 
-    def _way(self, address: str) -> Way | None:
-        for transport in self._transports:
-            if transport.handles(address):
-                return Way(address, transport.kind, transport.cost)
-        return None
-
-    def _ways(self, peer: PeerId) -> list[Way]:
-        """The cheapest first; of one cost the one that worked last, then the record's own, then proven heard ones."""
-        member = self._roster().member(peer)
-        if member is None:
-            return []
-        known = [Way(address, each.kind, each.cost) for each in self._transports for address in each.ways(member)]
-        heard = [self._way(address) for address, candidate in self._candidates.items() if candidate.owner == peer]
-        ways = dict.fromkeys(known + [way for way in heard if way is not None])
-        return sorted(ways, key=lambda way: (way.cost, way.address != self.worked.get(peer)))
-
-    def _no_address(self, peer: PeerId) -> str:
-        """Why there is no plain address to dial."""
-        member = self._roster().member(peer)
-        if member is None:
-            return f"{peer} is not a member of this charter"
-        if not member.listens:
-            return f"{name_of(member)} has no listening port: it dials us; is it up, and our port reachable?"
-        return (
-            f"no address of {name_of(member)} is known: its member record has none and discovery heard none; "
-            "put its address into its member record"
-        )
-
     async def _attempt(self, peer: PeerId) -> None:
-        ways = self._ways(peer)
+        ways = self._known.to(peer)
 
         def over() -> bool:
             return self._is_linked(peer)
@@ -264,7 +208,7 @@ class Dialler:
             self._failures.pop(peer, None)
             return
         plain = any(way.cost == 0 for way in ways)
-        self._failures[peer] = "; ".join([*([] if plain else [self._no_address(peer)]), *race.faults])
+        self._failures[peer] = "; ".join([*([] if plain else [self._known.no_address(peer)]), *race.faults])
         raise LinkError(f"cannot reach {peer}: {self._failures[peer]}")
 
     async def _run(self, race: Race) -> bool:
@@ -284,7 +228,7 @@ class Dialler:
         try:
             await self._connect_or_wait(way, peer, over)
         except P2PFLError:
-            self._count_failure(way.address)
+            self._known.failed(way.address)
             raise
         if not over():
             raise LinkError("the link closed again at once")
@@ -300,7 +244,7 @@ class Dialler:
         for number in range(1, _DUPLICATE_TRIES + 1):
             try:
                 await self._connect(way.address, peer)
-                self._note_worked(peer, way.address)
+                self._known.note_worked(peer, way.address)
                 return
             except AlreadyLinkedError:
                 if not over():
@@ -309,16 +253,6 @@ class Dialler:
                 return
         raise LinkError(f"{way.address} still holds an earlier link to us; it notices within seconds, try again")
 
-    def _note_worked(self, peer: PeerId, address: str) -> None:
-        if self.worked.get(peer) == address:
-            return
-        self.worked[peer] = address
-        if self._on_worked is not None:
-            try:
-                self._on_worked(peer, address)
-            except Exception:
-                _log.exception("on_worked failed")
-
     async def _explore(self) -> None:
         """Try heard addresses of unknown owners while one may lead to a wanted listening member that is not
         linked, or linked over a dearer way.
@@ -326,11 +260,7 @@ class Dialler:
         loop = asyncio.get_running_loop()
         while True:
             self._explore_wake.clear()
-            due = [
-                (candidate.next_try, address)
-                for address, candidate in self._candidates.items()
-                if candidate.owner is None and self._may_help(address)
-            ]
+            due = [(next_try, way.address) for next_try, way in self._known.unproven() if self._may_help(way)]
             if not due:
                 await self._explore_wake.wait()
                 continue
@@ -340,35 +270,22 @@ class Dialler:
                 continue
             await self._explore_one(address)
 
-    def _may_help(self, address: str) -> bool:
-        way, roster = self._way(address), self._roster()
+    def _may_help(self, way: Way) -> bool:
+        roster = self._roster()
         for peer in self._keepers:
             member, cost = roster.member(peer), self._cost(peer)
-            if way is not None and member is not None and member.listens and (cost is None or way.cost < cost):
+            if member is not None and member.listens and (cost is None or way.cost < cost):
                 return True
         return False
 
     async def _explore_one(self, address: str) -> None:
         try:
             owner = await self._connect(address, None)
-            self._note_worked(owner, address)
+            self._known.note_worked(owner, address)
         except AlreadyLinkedError as found:
             owner = found.peer
         except P2PFLError:
-            self._count_failure(address)
+            self._known.failed(address)
             return
-        if address in self._candidates:
-            self._candidates[address].owner = owner
-            self._candidates[address].failures = 0
+        self._known.proved(address, owner)
         self._wake(owner).set()
-
-    def _count_failure(self, address: str) -> None:
-        candidate = self._candidates.get(address)
-        if candidate is None:
-            return
-        candidate.failures += 1
-        limits = self._limits
-        pause = min(limits.redial_first * 2**candidate.failures, limits.redial_longest)
-        candidate.next_try = asyncio.get_running_loop().time() + pause
-        if candidate.failures >= limits.candidate_failures:
-            del self._candidates[address]

@@ -20,6 +20,7 @@ from p2pfl.net.link import Link, LinkInfo
 from p2pfl.net.outcomes import SelfConnectionError
 from p2pfl.net.pulls import ContentProvider
 from p2pfl.net.table import LinkTable
+from p2pfl.net.ways import KnownWays
 from p2pfl.types import PeerId, Roster
 
 OnLink = Callable[[PeerId, bool, str], None]
@@ -82,15 +83,14 @@ class Host:
             limits=limits,
             process=secrets.token_bytes(PROCESS),
         )
+        self._known = KnownWays(self._transports, lambda: self._roster, limits, worked=worked, on_worked=on_worked)
         self._dialler = Dialler(
-            self._transports,
+            self._known,
             self._connect,
             self._table.cost,
             lambda: self._roster,
             limits,
             can_be_dialled=self._can_be_dialled,
-            worked=worked,
-            on_worked=on_worked,
         )
         self._table.on_change = self._dialler.changed
         self._table.on_fault = self._report
@@ -168,7 +168,7 @@ class Host:
 
     def candidate(self, address: str) -> None:
         """A hint: some member may listen at this address. Tried while a wanted listening member is not
-        linked.
+        linked, or linked over a dearer way.
         """
         self._dialler.candidate(address)
 
@@ -248,7 +248,7 @@ class Host:
     @property
     def worked(self) -> dict[PeerId, str]:
         """By peer, the address over which our dialling last made a link."""
-        return self._dialler.worked
+        return self._known.worked
 
     @property
     def bytes_sent(self) -> int:
@@ -266,7 +266,7 @@ class Host:
         self._roster = roster
         for transport in self._transports:
             transport.trust(roster)
-        self._dialler.forget_strangers()
+        self._known.forget_strangers()
         for link in self._table.all():
             if not self._current(link.peer, link.connection):
                 self._table.close(link.peer, "no longer a member, or its certificate is no longer in its record")

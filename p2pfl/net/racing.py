@@ -10,36 +10,16 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 from p2pfl.errors import P2PFLError
 from p2pfl.net.limits import Limits
-from p2pfl.net.outcomes import shortened
+from p2pfl.net.ways import Way
 from p2pfl.types import PeerId
 
 FAULTS_LIMIT = 4000
 """Characters of the words about one attempt; every way gets its part."""
 
 _log = logging.getLogger("p2pfl.net")
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """An address and the transport that understands it."""
-
-    address: str
-    kind: str
-    cost: int
-
-    def __str__(self) -> str:
-        """For people; an address that only repeats a peer id is left out."""
-        return self.kind if "/p2p/" in self.address else f"{self.kind} {self.address}"
-
-    def tried(self, error: Exception, limit: int = FAULTS_LIMIT) -> str:
-        """What came of it, in at most ``limit`` characters."""
-        text = str(error).removeprefix(self.address).lstrip(" :")
-        between = " " if text.startswith("through ") else ": "
-        return shortened(f"tried {self}{between}{text}", limit)
 
 
 class Race:

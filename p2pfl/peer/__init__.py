@@ -2,7 +2,9 @@
 
 from p2pfl.peer.control import OVER, ControlServer, ask, follow
 from p2pfl.peer.home import Home, check_new_home, init_home, open_home, read_text
+from p2pfl.peer.home_settings import HomeSettings, WebRtcSettings
 from p2pfl.peer.local import LocalPeers, found_consortium, local
+from p2pfl.peer.own_record import change_address, known_records, take_record
 from p2pfl.peer.peer import Peer
 from p2pfl.peer.plan_checks import check_plan
 from p2pfl.peer.run import Run, RunEvent
@@ -11,17 +13,22 @@ __all__ = [
     "OVER",
     "ControlServer",
     "Home",
+    "HomeSettings",
     "LocalPeers",
     "Peer",
     "Run",
     "RunEvent",
+    "WebRtcSettings",
     "ask",
+    "change_address",
     "check_new_home",
     "check_plan",
     "follow",
     "found_consortium",
     "init_home",
+    "known_records",
     "local",
     "open_home",
     "read_text",
+    "take_record",
 ]

@@ -27,6 +27,7 @@ from p2pfl.errors import (
     StoreError,
 )
 from p2pfl.governance import read_plan
+from p2pfl.peer.hand_links import accept_text, make_offer
 from p2pfl.peer.home import open_home
 from p2pfl.peer.peer import Peer
 
@@ -100,7 +101,17 @@ async def _resume(peer: Peer, request: dict[str, Any]) -> Any:
     return {}
 
 
+async def _link_offer(peer: Peer, request: dict[str, Any]) -> Any:
+    return await make_offer(peer, str(request["member"]))
+
+
+async def _link_accept(peer: Peer, request: dict[str, Any]) -> Any:
+    return await accept_text(peer, str(request["text"]))
+
+
 HANDLERS: dict[str, Handler] = {
+    "link_offer": _link_offer,
+    "link_accept": _link_accept,
     "status": _status,
     "propose": _propose,
     "list": _list,

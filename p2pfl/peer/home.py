@@ -3,8 +3,11 @@
 home.toml       name, listening address, discovery interface (made by `p2pfl init`)
 identity.key    Ed25519 key, sealed under a passphrase, or bare with mode 0600
 tls.key         the certificate's own key, sealed under a key derived from the identity
+tls.next.key    the key of the next certificate, or of the one before (see own_record.py)
 member.record   the newest own member record
+records/        the other members' newer records, and ours
 charter         the accepted charter
+ways.json       how each member was reached last
 data.json       registered datasets           approvals.json   approved plan hashes
 audit.db        log and outbox                outbox/          ciphertexts, until acknowledged
 runs/<run>/     proposal, statements, prekey, model and report of one run
@@ -22,7 +25,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from p2pfl.crypto import Identity, create_certificate, read_key, write_key
 from p2pfl.data import Registry
@@ -38,21 +41,12 @@ from p2pfl.governance import (
     record_to_text,
 )
 from p2pfl.net import parse_address
+from p2pfl.peer.home_settings import HomeSettings, WebRtcSettings
 from p2pfl.types import Member
 
 RECORD_LIFETIME = 366 * 24 * 3600  # seconds; a record and its certificate are renewed within a year
 
 _RUN_ID = re.compile(r"[0-9a-f]{64}")
-
-
-class HomeSettings(BaseModel):
-    """The contents of home.toml."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(min_length=1, max_length=64)
-    listen: str | None = None  # a multiaddr such as /ip4/10.1.2.3/tcp/4101; absent: no listening port
-    discover: str | None = None  # IPv4 of the interface for zeroconf; absent: no discovery
 
 
 @dataclass(frozen=True)
@@ -76,6 +70,11 @@ class Home:
     def socket(self) -> Path:
         """The control socket of a running `p2pfl up`."""
         return self.path / "control.sock"
+
+    @property
+    def ways(self) -> Path:
+        """The ways by which members were reached last."""
+        return self.path / "ways.json"
 
     @property
     def registry(self) -> Registry:
@@ -125,14 +124,17 @@ class Home:
         return parse_charter(read_text(self.charter_file))
 
 
-def check_new_home(path: Path, *, name: str, listen: str | None, discover: str | None = None) -> HomeSettings:
+def check_new_home(
+    path: Path, *, name: str, listen: str | None, discover: str | None = None, webrtc: WebRtcSettings | None = None
+) -> HomeSettings:
     """The settings of a home that could be made at ``path``; makes nothing. Raises ConfigError."""
     try:
         if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
             raise ConfigError(f"{path} already exists and is not empty; choose another folder for the new home")
     except OSError as error:
         raise ConfigError(f"couldn't look into {path}: {error.strerror}; choose another folder") from error
-    return _checked_settings(path, {"name": name, "listen": listen, "discover": discover})
+    table = {} if webrtc is None else webrtc.model_dump()
+    return _checked_settings(path, {"name": name, "listen": listen, "discover": discover, "webrtc": table})
 
 
 def init_home(
@@ -141,6 +143,7 @@ def init_home(
     name: str,
     listen: str | None,
     discover: str | None = None,
+    webrtc: WebRtcSettings | None = None,
     passphrase: str | None,
 ) -> str:
     """Make a home: key, certificate, member record, settings. Returns the record's text.
@@ -148,7 +151,7 @@ def init_home(
     ``passphrase`` None keeps the key bare with mode 0600. Raises ConfigError or StoreError; an existing home is
     never touched, and a home that could not be made whole is taken away again.
     """
-    settings = check_new_home(path, name=name, listen=listen, discover=discover)
+    settings = check_new_home(path, name=name, listen=listen, discover=discover, webrtc=webrtc)
     identity = Identity.generate()
     files, text = _new_files(identity, settings)
     there = path.exists()
@@ -182,16 +185,18 @@ def _new_files(identity: Identity, settings: HomeSettings) -> tuple[dict[str, by
     record = make_record(
         identity,
         name=settings.name,
-        addresses=[] if listen is None or needs_discovery(listen) else [listen],
+        addresses=told_addresses(listen),
         listens=listen is not None,
         certificates=[certificate.der],
         sequence=now,
         expires=expires,
     )
     text = record_to_text(record)
-    lines = [f"{key} = {_toml_string(value)}" for key, value in settings.model_dump().items() if value is not None]
-    toml = "\n".join(lines) + "\n"
-    return {"tls.key": certificate.key_pem, "member.record": text.encode(), "home.toml": toml.encode()}, text
+    return {
+        "tls.key": certificate.key_pem,
+        "member.record": text.encode(),
+        "home.toml": settings.to_toml().encode(),
+    }, text
 
 
 def open_home(path: Path) -> Home:
@@ -236,6 +241,11 @@ def needs_discovery(listen: str) -> bool:
     return not listen.startswith("/memory/") and parse_address(listen).port == 0
 
 
+def told_addresses(listen: str | None) -> list[str]:
+    """The addresses of the member record of a home that listens there. Raises ConfigError."""
+    return [] if listen is None or needs_discovery(listen) else [listen]
+
+
 def tls_password(identity: Identity) -> bytes:
     """The password of tls.key: derived, so that the certificate's key is sealed wherever the identity is."""
     return identity.derive("p2pfl tls key").hex().encode()
@@ -254,8 +264,3 @@ def read_text(path: Path, limit: int = 4 * 2**20) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file; check the name") from error
-
-
-def _toml_string(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in escaped) + '"'

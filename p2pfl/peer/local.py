@@ -23,6 +23,7 @@ from p2pfl.governance import (
 )
 from p2pfl.net import MemoryNetwork
 from p2pfl.peer.home import init_home, open_home
+from p2pfl.peer.home_settings import WebRtcSettings
 from p2pfl.peer.peer import Peer
 from p2pfl.peer.run import Run
 
@@ -86,6 +87,7 @@ def found_consortium(
     listen: Mapping[Path, str] | None = None,
     discover: str | None = None,
     names: Sequence[str] | None = None,
+    webrtc: WebRtcSettings | None = None,
 ) -> str:
     """Make homes (path -> passphrase), let all found one consortium, and accept its charter; returns the fingerprint.
 
@@ -96,7 +98,9 @@ def found_consortium(
     texts = {}
     for (path, passphrase), called in zip(homes.items(), names or [path.name for path in homes], strict=True):
         address = f"/memory/{called}" if listen is None else listen.get(path)
-        texts[path] = init_home(path, name=called, listen=address, discover=discover, passphrase=passphrase)
+        texts[path] = init_home(
+            path, name=called, listen=address, discover=discover, webrtc=webrtc, passphrase=passphrase
+        )
     records = [record_from_text(text) for text in texts.values()]
     charter = new_charter(name, records, topology=dict(topology))
     for path, passphrase in homes.items():

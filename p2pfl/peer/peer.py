@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.audit import AuditLog, NewEntry
-from p2pfl.crypto import Certificate, sha256
-from p2pfl.errors import ConfigError, LinkError, P2PFLError, RemoteError
+from p2pfl.crypto import sha256
+from p2pfl.errors import ConfigError, LinkError, P2PFLError, RemoteError, StoreError
 from p2pfl.gossip import State, events
 from p2pfl.gossip.context import REFUSALS_LOGGED
 from p2pfl.gossip.messages import ANNOUNCEMENT_LIMIT, DIRECT_LIMIT, decode_announcement, open_frame
 from p2pfl.governance import Plan, check_charter, read_plan
-from p2pfl.net import Discovery, Host, MemoryNetwork, MemoryTransport, TcpTransport, parse_address
+from p2pfl.net import Discovery, Host, LinkInfo, MemoryNetwork, parse_address
 from p2pfl.peer.contents import Contents
-from p2pfl.peer.home import Home, open_home, tls_password
+from p2pfl.peer.home import Home, open_home
 from p2pfl.peer.journal import Journal, unix_milliseconds
+from p2pfl.peer.records import Records
 from p2pfl.peer.run import Run
 from p2pfl.peer.runner import ANNOUNCE, DIRECT, FLOOD, Runner, Services
 from p2pfl.peer.runs import PATIENCE, Runs
+from p2pfl.peer.transports import build_wires, read_ways, write_ways
 from p2pfl.topology import build_graph
 from p2pfl.types import PeerId, Roster
 
@@ -50,6 +52,7 @@ class Peer:
         self._refusals: Counter[PeerId] = Counter()  # messages of linked members that no run would take
         self._new_run = asyncio.Event()
         self._change = asyncio.Event()
+        self._ways_lock = asyncio.Lock()
         self._linking = False  # the host is started: runs may ask it for links
         self.failure: P2PFLError | None = None
         self.failed = asyncio.Event()
@@ -68,14 +71,16 @@ class Peer:
 
     @property
     def roster(self) -> Roster:
-        """The members under the accepted charter."""
-        return self._roster
+        """The members under the accepted charter, each as its newest record describes it."""
+        return self._records.roster(self._roster)
 
     # --- life
 
     async def __aenter__(self) -> Peer:
         charter = self.home.charter()
-        self._roster = check_charter(charter, now=int(time.time()))
+        self._records = Records(self.home, self._identity, charter)
+        # the charter's own records: runs are judged by what all sites have in common
+        self._roster = check_charter(charter, now=int(time.time()), newer=self._records.newer)
         if self._roster.member(self.peer_id) is None:
             raise ConfigError(f"{self.home.path}: the accepted charter does not name this peer; accept the right one")
         self._charter = charter
@@ -92,13 +97,20 @@ class Peer:
         self._journal = Journal(log, self._fail)
         stack.callback(self._journal.close)
         self._contents = Contents(self.home.path)
+        wires = build_wires(self.home, self._identity, self.name, self._network, self._records.own.certificate)
+        self.webrtc = wires.webrtc
         self._host = Host(
             self._identity,
-            self._roster,
-            [self._transport()],
+            self.roster,
+            wires.transports,
             on_link=self._on_link,
             on_refused=self._on_refused,
+            on_replaced=self._on_replaced,
+            on_worked=self._on_worked,
+            worked=read_ways(self.home.ways),
         )
+        wires.introductions.attach(self._host)
+        self._records.attach(self._host, self._roster, log=self._note, refuse=self._refuse, failed=self._fail)
         services = Services(
             self._identity, self._host, self._journal, self._contents,
             flood=lambda data: self._book.flood_own(data),
@@ -119,9 +131,10 @@ class Peer:
         stack.push_async_callback(self._stop_tasks)
         stack.push_async_callback(self._stop_runs)
         await self._restore()
-        listen = [self.home.settings.listen] if self.home.settings.listen else []
+        stack.push_async_callback(self._records.stop)
         stack.push_async_callback(self._host.stop)
-        self.addresses = await self._host.start(listen)
+        self.addresses = await self._host.start(wires.listen)
+        self._records.begin()
         self._linking = True
         self._want()
         await self._discover(stack)
@@ -132,18 +145,11 @@ class Peer:
             return AuditLog.open(path, self._identity)
         return AuditLog.create(path, self._identity, unix_milliseconds())
 
-    def _transport(self) -> MemoryTransport | TcpTransport:
-        member = self.home.member()
-        if self._network is not None:
-            return self._network.transport(self.name, member.certificates[0])
-        key = self.home.tls_key()
-        return TcpTransport(Certificate(member.certificates[0], key), tls_password(self._identity))
-
     async def _discover(self, stack: contextlib.AsyncExitStack) -> None:
         interface = self.home.settings.discover
         if interface is None or self._network is not None:
             return
-        port = parse_address(self.addresses[0]).port if self.addresses else None
+        port = parse_address(self.addresses[0]).port if self.home.settings.listen else None
         discovery = Discovery(sha256(self._roster.charter.encode())[:16], interface, port, self._host.candidate)
         try:
             await discovery.start()
@@ -215,7 +221,13 @@ class Peer:
             nodes = tuple(context.start.shares) if context.start else self._roster.peer_ids
             graphs.append(build_graph(context.proposal.topology, nodes))
         wanted = {PeerId(peer) for graph in graphs if self.peer_id in graph for peer in graph.neighbors(self.peer_id)}
-        return wanted - {self.peer_id}
+        return (wanted | self._introducers(wanted)) - {self.peer_id}
+
+    def _introducers(self, wanted: set[PeerId]) -> set[PeerId]:
+        """Where two portless sites are to be linked, both keep links to all who listen: one of them introduces."""
+        listening = {member.peer_id for member in self._roster.members if member.listens}
+        needed = self.peer_id not in listening and not wanted <= listening
+        return listening if needed else set()
 
     def _on_link(self, peer: PeerId, up: bool, detail: str) -> None:
         body = {"peer": peer, "kind": detail} if up else {"peer": peer, "reason": detail}
@@ -226,9 +238,33 @@ class Peer:
         self._change.set()
         if up:
             self._book.resend(peer)
+            self._records.greet(peer)
+
+    def _on_replaced(self, peer: PeerId, was: str, kind: str) -> None:
+        self._spawn(self._journal.commit([NewEntry("link_changed", {"peer": peer, "was": was, "kind": kind})]))
+        self._change.set()
+
+    def _on_worked(self, peer: PeerId, way: str) -> None:
+        self._spawn(self._keep_ways(dict(self._host.worked)))
+
+    async def _keep_ways(self, ways: dict[PeerId, str]) -> None:
+        async with self._ways_lock:
+            with contextlib.suppress(StoreError):  # a hint for the next start, no more
+                await asyncio.to_thread(write_ways, self.home.ways, ways)
+
+    def note_refusal(self, error: RemoteError) -> None:
+        """Log that something a person brought was refused."""
+        self._on_refused(error.peer or "by hand", str(error))
+
+    def why_not(self, peer: PeerId) -> str:
+        """Why there is no link to a member, in plain words; empty when there is one."""
+        return self._host.why_not(peer)
 
     def _on_refused(self, who: str, why: str) -> None:
-        self._spawn(self._journal.commit([NewEntry("refused", {"peer": who, "reason": why[:400]})]))
+        self._note("refused", {"peer": who, "reason": why[:400]})
+
+    def _note(self, kind: str, body: dict[str, Any]) -> None:
+        self._spawn(self._journal.commit([NewEntry(kind, body)]))
 
     def _refuse(self, sender: PeerId, why: str, blamed: str | None = None) -> None:
         """A linked member sent rubbish: so many entries for each and no more, or it could fill the disk."""
@@ -422,6 +458,10 @@ class Peer:
             found[member.name if member else peer] = info.kind
         return found
 
+    def _introducer(self, info: LinkInfo) -> str | None:
+        member = self._roster.member(info.introducer) if info.introducer else None
+        return member.name if member else None
+
     def status(self) -> dict[str, Any]:
         """Everything `p2pfl status` shows."""
         members = []
@@ -434,6 +474,8 @@ class Peer:
                     "name": member.name,
                     "peer": member.peer_id,
                     "link": info.kind if info else None,
+                    "path": info.path if info else None,
+                    "introducer": self._introducer(info) if info else None,
                     "why_not": None if info else self._host.why_not(member.peer_id),
                     "bytes_in": info.bytes_in if info else 0,
                     "bytes_out": info.bytes_out if info else 0,

@@ -34,7 +34,6 @@ from p2pfl.files import write_atomic
 from p2pfl.gossip import Flood, Machine, Proposal, events, open_proposal
 from p2pfl.gossip.flood import KINDS
 from p2pfl.gossip.messages import FLOOD_LIMIT, envelope_frame, open_frame
-from p2pfl.gossip.starting import check_links
 from p2pfl.gossip.statements import Approval
 from p2pfl.gossip.table import State
 from p2pfl.governance import Plan, plan_from_bundle
@@ -43,7 +42,7 @@ from p2pfl.peer.plan_checks import ready_worker
 from p2pfl.peer.restore import RestoredRun, restored_run
 from p2pfl.peer.runner import FLOOD, RunKeys, Runner, Services
 from p2pfl.peer.worker import START_LIMIT, Worker
-from p2pfl.topology import Schedule
+from p2pfl.topology import Schedule, build_graph
 from p2pfl.types import ChannelSpec, Digest, PeerId, Roster, RunId
 
 OPEN_PROPOSALS = 4  # per proposer; a member cannot fill the others' disks with proposals
@@ -184,7 +183,7 @@ class Runs:
         if plan.digest != proposal.plan:
             raise RemoteError("proposal whose code does not have the plan hash it names", peer=proposal.proposer)
         self._check_size(proposal.channels)
-        check_links(proposal.topology, self._roster, self._roster.peer_ids)
+        build_graph(proposal.topology, self._roster.peer_ids)
         self._adopt(proposal, statement, plan)
         self._background(self._prefetch(proposal))
 
@@ -301,7 +300,6 @@ class Runs:
             )
         graph = dict(topology or settings.topology or self._default_topology)
         total = rounds or settings.training.rounds
-        check_links(graph, self._roster, self._roster.peer_ids)
         shares = {peer: 1 / len(self._roster.members) for peer in self._roster.peer_ids}
         Schedule(graph, self._roster.peer_ids, shares, total, settings.training.closing_rounds).round(0)
         worker, facts = await ready_worker(plan, self._home)

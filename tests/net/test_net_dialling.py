@@ -157,9 +157,9 @@ async def test_heard_addresses_are_bounded_and_forgotten(consortium: Consortium)
     dead = [f"/memory/none{number}" if memory else f"/ip4/127.0.0.1/tcp/{number}" for number in range(1, 6)]
     for address in dead:
         peer.host.candidate(address)
-    assert list(peer.host._dialler._candidates) == dead[2:]
+    assert list(peer.host._known.candidates) == dead[2:]
     peer.host.want([two.peer_id])
-    await consortium.until(lambda: peer.host._dialler._candidates == {})
+    await consortium.until(lambda: peer.host._known.candidates == {})
 
 
 async def test_exploring_does_not_disturb_a_live_link(consortium: Consortium) -> None:
@@ -172,9 +172,9 @@ async def test_exploring_does_not_disturb_a_live_link(consortium: Consortium) ->
     for peer, other in ((first, second), (second, first)):
         peer.host._table.get(other.peer_id).since -= PATIENT.fresh + 1
     link = first.host._table.get(two.peer_id)
-    first.host._dialler._candidates.clear()
+    first.host._known.candidates.clear()
     first.host.candidate(second.address)
-    await consortium.until(lambda: first.host._dialler._candidates[second.address].owner == two.peer_id)
+    await consortium.until(lambda: first.host._known.candidates[second.address].owner == two.peer_id)
     assert first.host._table.get(two.peer_id) is link
     assert ups_and_downs(first) == ups_and_downs(second) == [True]
 

@@ -11,8 +11,7 @@ import pytest
 from bottle import QUADRATIC_PLAN, Quadratic
 
 import p2pfl
-from p2pfl.errors import ConfigError, DataError, PolicyRefusal
-from p2pfl.peer import found_consortium, open_home
+from p2pfl.errors import ConfigError, DataError
 
 SETTINGS = """
 [plan]
@@ -109,21 +108,6 @@ async def test_the_log_tells_the_whole_story(tmp_path: Path) -> None:
         received = {entry.body["core"] for entry in logs[1] if entry.kind == "delta_received"}
         assert sent == received and len(sent) == 5
         assert runs[0].report()["digest"] == next(e for e in logs[0] if e.kind == "run_closed").body["digest"]
-
-
-async def test_a_graph_that_joins_two_portless_sites_is_refused_at_proposal(tmp_path: Path) -> None:
-    homes = {tmp_path / name: None for name in ("a", "b", "c")}
-    listen = {tmp_path / "a": "/ip4/127.0.0.1/tcp/4999"}
-    found_consortium(homes, "test", {"kind": "edges", "edges": [[0, 1], [0, 2]]}, listen=listen)
-    files = Quadratic.make((8, 8, 8)).write(tmp_path)
-    home = open_home(tmp_path / "b")
-    home.registry.add("points", files[0], now=1)
-    from p2pfl.net import MemoryNetwork
-
-    async with p2pfl.Peer(tmp_path / "b", network=MemoryNetwork()) as peer:
-        with pytest.raises(PolicyRefusal, match="neither has a listening port"):
-            await peer.propose(write_plan(tmp_path, kind="full"))
-        assert peer.runs == {}
 
 
 async def test_data_for_the_wrong_number_of_peers(tmp_path: Path) -> None:

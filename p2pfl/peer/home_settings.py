@@ -1,0 +1,53 @@
+"""The contents of home.toml: what a home's owner sets, its limits, and how it is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PASSWORD_LIMIT = 4096  # bytes of a TURN password file; a password has at most a few hundred
+
+
+class WebRtcSettings(BaseModel):
+    """The table ``[webrtc]``: links to hospitals that no open port leads to. All of it may be left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enabled: bool = True
+    stun: str | None = None  # "stun:host:3478"; no server is contacted unless it is named here
+    turn: str | None = None  # "turn:host:3478", "turn:host:3478?transport=tcp" or "turns:host:5349"
+    turn_username: str | None = None
+    turn_password_file: str | None = None  # a file beside home.toml or an absolute path, mode 0600
+    relay_only: bool = False  # tell nobody an address of this machine; everything goes through the TURN server
+    interfaces: list[str] | None = Field(default=None, max_length=16)  # names or addresses; absent: see docs/webrtc.md
+    introduce: bool = True  # carry the signalling of two neighbours
+
+
+class HomeSettings(BaseModel):
+    """The contents of home.toml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=64)
+    listen: str | None = None  # a multiaddr such as /ip4/10.1.2.3/tcp/4101; absent: no listening port
+    discover: str | None = None  # IPv4 of the interface for zeroconf; absent: no discovery
+    webrtc: WebRtcSettings = WebRtcSettings()
+
+    def to_toml(self) -> str:
+        """The file's text; what has its default value is left out."""
+        top = {key: value for key, value in self.model_dump(exclude={"webrtc"}).items() if value is not None}
+        lines = [f"{key} = {_toml(value)}" for key, value in top.items()]
+        table = self.webrtc.model_dump(exclude_defaults=True)
+        if table:
+            lines += ["", "[webrtc]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+        return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in escaped) + '"'
