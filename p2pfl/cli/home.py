@@ -147,7 +147,7 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
     value = asyncio.run(ask(home, "status", timeout=30))
     lines = [
         f"{value['name']}  {value['peer']}",
-        f"listens      {', '.join(at for at in value['addresses'] if at != '/webrtc') or 'no port'}",
+        f"listens      {', '.join(at for at in value['addresses'] if not at.startswith('/webrtc/')) or 'no port'}",
     ]
     if value["discovery_problem"]:
         lines.append(f"discovery    {value['discovery_problem']}")

@@ -51,6 +51,7 @@ class Dialler:
         self._races: set[Race] = set()
         self._wakes: dict[PeerId, asyncio.Event] = {}
         self._failures: dict[PeerId, str] = {}
+        self._tried: dict[PeerId, list[Way]] = {}  # in the last attempt
         self._explorer: asyncio.Task[None] | None = None
         self._explore_wake = asyncio.Event()
         self._jitter = random.Random()
@@ -150,7 +151,7 @@ class Dialler:
         loop, wake, limits = asyncio.get_running_loop(), self._wake(peer), self._limits
         start = loop.time()
         pause = limits.upgrade_first
-        due, known = start + pause, self._cheaper(peer)
+        due, known = start + pause, self._tried.get(peer, [])
         while self._is_linked(peer):
             wake.clear()
             cheaper = self._cheaper(peer)
@@ -196,7 +197,7 @@ class Dialler:
         return self._cost(peer) is not None
 
     async def _attempt(self, peer: PeerId) -> None:
-        ways = self._known.to(peer)
+        ways = self._tried[peer] = self._known.to(peer)
 
         def over() -> bool:
             return self._is_linked(peer)
@@ -244,7 +245,6 @@ class Dialler:
         for number in range(1, _DUPLICATE_TRIES + 1):
             try:
                 await self._connect(way.address, peer)
-                self._known.note_worked(peer, way.address)
                 return
             except AlreadyLinkedError:
                 if not over():
@@ -281,7 +281,6 @@ class Dialler:
     async def _explore_one(self, address: str) -> None:
         try:
             owner = await self._connect(address, None)
-            self._known.note_worked(owner, address)
         except AlreadyLinkedError as found:
             owner = found.peer
         except P2PFLError:

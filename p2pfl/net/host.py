@@ -282,19 +282,19 @@ class Host:
     async def _connect(self, address: str, expected: PeerId | None) -> PeerId:
         """Dial one address and bring the link up; returns who answered."""
         try:
-            return await self._hello(await self._transport(address).dial(address), expected)
+            return await self._hello(await self._transport(address).dial(address), expected, address)
         except SelfConnectionError:
             raise  # a heard address that is our own: no refusal worth a record
         except RemoteError as error:
             self._report(error.peer or address, error)
             raise
 
-    async def _hello(self, connection: Connection, expected: PeerId | None) -> PeerId:
+    async def _hello(self, connection: Connection, expected: PeerId | None, way: str) -> PeerId:
         """The hello of a dialled connection. Cancelling ends it, unless a dearer link is up.
 
         Then the other end may just have put this connection in that link's place, and both would be lost.
         """
-        task = asyncio.get_running_loop().create_task(self._greet(connection, expected))
+        task = asyncio.get_running_loop().create_task(self._greet(connection, expected, way))
         self._hellos.add(task)
         task.add_done_callback(self._hellos.discard)
         try:
@@ -307,7 +307,7 @@ class Host:
 
     async def _accept(self, connection: Connection) -> None:
         try:
-            await self._greet(connection, None)
+            await self._greet(connection, None, None)
         except SelfConnectionError:
             pass
         except RemoteError as error:
@@ -315,7 +315,7 @@ class Host:
         except P2PFLError as error:
             _log.debug("incoming connection from %s ended: %s", connection.address, error)
 
-    async def _greet(self, connection: Connection, expected: PeerId | None) -> PeerId:
+    async def _greet(self, connection: Connection, expected: PeerId | None, way: str | None) -> PeerId:
         self._connecting.add(connection)
         try:
             greeting = await self._greeter.greet(connection, expected)
@@ -328,6 +328,8 @@ class Host:
         if not self._table.has(peer) and len(self._table.all()) >= self._limits.links:
             connection.abort()
             raise LinkError(f"{self._limits.links} links are up, no room for {peer}; close some")
+        if way is not None:
+            self._known.note_worked(peer, way)
         self._table.adopt(Link(connection, greeting, self._handlers, self._limits))
         return peer
 

@@ -30,8 +30,9 @@ class Way:
     def tried(self, error: Exception, limit: int) -> str:
         """What came of it, in at most ``limit`` characters."""
         text = str(error).removeprefix(self.address).lstrip(" :")
+        label = self.kind if self.address in text else str(self)
         between = " " if text.startswith("through ") else ": "
-        return shortened(f"tried {self}{between}{text}", limit)
+        return shortened(f"tried {label}{between}{text}", limit)
 
 
 @dataclass(slots=True)

@@ -72,6 +72,8 @@ class TcpKind:
     """Row of the transport table: tcp on the loopback interface, any free port."""
 
     name = "tcp"
+    words_for_nobody = "cannot connect"
+    words_for_strangers = "no certificate of a current member"
     listen_address = staticmethod(lambda site: "/ip4/127.0.0.1/tcp/0")
 
     def transport(self, site: Site, limits: Limits) -> Transport:
@@ -82,6 +84,8 @@ class MemoryKind:
     """Row of the transport table: one network inside this process."""
 
     name = "memory"
+    words_for_nobody = "cannot connect"
+    words_for_strangers = "no certificate of a current member"
     listen_address = staticmethod(lambda site: f"/memory/{site.name}")
 
     def __init__(self) -> None:
@@ -91,7 +95,30 @@ class MemoryKind:
         return self.network.transport(site.name, site.certificate.der)
 
 
-TRANSPORTS: dict[str, Callable[[], TcpKind | MemoryKind]] = {"memory": MemoryKind, "tcp": TcpKind}
+class WebRtcKind:
+    """Row of the transport table: data channels on the loopback interface, introduced by this process."""
+
+    name = "webrtc"
+    words_for_nobody = "is not linked to"  # the introducer's words
+    words_for_strangers = "who is not a member of this charter"
+    listen_address = staticmethod(lambda site: "/webrtc")
+
+    def __init__(self) -> None:
+        from webrtc_sites import Carrier
+
+        self.carrier = Carrier()
+
+    def transport(self, site: Site, limits: Limits) -> Transport:
+        from webrtc_sites import LOOPBACK
+
+        from p2pfl.net.webrtc import WebRtcTransport
+
+        return WebRtcTransport(site.identity, self.carrier.signaller(site.peer_id), LOOPBACK, limits)
+
+
+Kind = TcpKind | MemoryKind | WebRtcKind
+
+TRANSPORTS: dict[str, Callable[[], Kind]] = {"memory": MemoryKind, "tcp": TcpKind, "webrtc": WebRtcKind}
 """The next transport adds a row and has to pass the whole battery."""
 
 
@@ -113,7 +140,7 @@ class Peer:
 class Consortium:
     """Starts hosts of one transport and stops them all at the end."""
 
-    def __init__(self, kind: TcpKind | MemoryKind) -> None:
+    def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.peers: list[Peer] = []
         self._changed = asyncio.Event()

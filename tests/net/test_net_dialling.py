@@ -106,22 +106,23 @@ async def test_a_late_listener_is_found_by_redialling(consortium: Consortium) ->
     known = roster_of(one.member(listens=False), two.member((address,)))
     first = await consortium.start(one, known, listen=False)
     first.host.want([two.peer_id])
-    await consortium.until(lambda: "cannot connect" in first.host.why_not(two.peer_id))
-    assert address in first.host.why_not(two.peer_id)
-    consortium.kind.listen_address = lambda site: address
+    await consortium.until(lambda: consortium.kind.words_for_nobody in first.host.why_not(two.peer_id))
+    if consortium.kind.name != "webrtc":  # which has no address to listen on again
+        assert address in first.host.why_not(two.peer_id)
+        consortium.kind.listen_address = lambda site: address
     second = await consortium.start(two, known)
     await consortium.until(lambda: first.host.links != {} and second.host.links != {})
 
 
-async def test_a_portless_peer_is_waited_for(consortium: Consortium) -> None:
-    one, two = await listening_pair(consortium)
+async def test_a_portless_peer_is_waited_for(addressed: Consortium) -> None:
+    one, two = await listening_pair(addressed)
     roster = roster_of(one.site.member(listens=False), two.site.member((two.address,)))
     for peer in (one, two):
         peer.host.update_roster(roster)
     two.host.want([one.peer_id])
-    await consortium.until(lambda: "it dials us" in two.host.why_not(one.peer_id))
+    await addressed.until(lambda: "it dials us" in two.host.why_not(one.peer_id))
     one.host.want([two.peer_id])
-    await consortium.until(lambda: one.host.links != {} and two.host.links != {})
+    await addressed.until(lambda: one.host.links != {} and two.host.links != {})
 
 
 async def test_a_restarted_neighbour_is_a_down_and_an_up(consortium: Consortium) -> None:
@@ -135,31 +136,31 @@ async def test_a_restarted_neighbour_is_a_down_and_an_up(consortium: Consortium)
     assert two.events[1][2] == "it has restarted"
 
 
-async def test_heard_addresses_lead_to_wanted_members(consortium: Consortium) -> None:
+async def test_heard_addresses_lead_to_wanted_members(addressed: Consortium) -> None:
     one, two, three = sites("lille", "rouen", "caen")
     roster = roster_of(one.member(), two.member(), three.member())
-    first, second, third = [await consortium.start(site, roster) for site in (one, two, three)]
-    dead = "/memory/nobody" if consortium.kind.name == "memory" else "/ip4/127.0.0.1/tcp/1"
+    first, second, third = [await addressed.start(site, roster) for site in (one, two, three)]
+    dead = "/memory/nobody" if addressed.kind.name == "memory" else "/ip4/127.0.0.1/tcp/1"
     first.host.want([two.peer_id])
     for address in (dead, first.address, third.address, second.address, "/unknown/kind"):
         first.host.candidate(address)
-    await consortium.until(lambda: two.peer_id in first.host.links and one.peer_id in second.host.links)
+    await addressed.until(lambda: two.peer_id in first.host.links and one.peer_id in second.host.links)
     second.host._table.close(one.peer_id, "pulled the plug")
-    await consortium.until(lambda: ups_and_downs(second)[-1:] == [True] and len(second.events) == 3)
+    await addressed.until(lambda: ups_and_downs(second)[-1:] == [True] and len(second.events) == 3)
     assert first.refusals == [] and third.refusals == []
 
 
-async def test_heard_addresses_are_bounded_and_forgotten(consortium: Consortium) -> None:
+async def test_heard_addresses_are_bounded_and_forgotten(addressed: Consortium) -> None:
     one, two = sites("lille", "rouen")
     limits = replace(PATIENT, candidates=3, redial_first=0.001, redial_longest=0.002)
-    peer = await consortium.start(one, roster_of(one.member(), two.member()), limits=limits)
-    memory = consortium.kind.name == "memory"
+    peer = await addressed.start(one, roster_of(one.member(), two.member()), limits=limits)
+    memory = addressed.kind.name == "memory"
     dead = [f"/memory/none{number}" if memory else f"/ip4/127.0.0.1/tcp/{number}" for number in range(1, 6)]
     for address in dead:
         peer.host.candidate(address)
     assert list(peer.host._known.candidates) == dead[2:]
     peer.host.want([two.peer_id])
-    await consortium.until(lambda: peer.host._known.candidates == {})
+    await addressed.until(lambda: peer.host._known.candidates == {})
 
 
 async def test_exploring_does_not_disturb_a_live_link(consortium: Consortium) -> None:
@@ -192,13 +193,13 @@ async def test_links_are_bounded(consortium: Consortium) -> None:
     assert list(hub.host.links) == [two.peer_id]
 
 
-async def test_bad_calls_say_what_to_do(consortium: Consortium) -> None:
+async def test_bad_calls_say_what_to_do(addressed: Consortium) -> None:
     site = Site("lille")
     roster = roster_of(site.member())
     host = Host(
         site.identity,
         roster,
-        [consortium.kind.transport(site, PATIENT)],
+        [addressed.kind.transport(site, PATIENT)],
         on_link=lambda peer, up, text: None,
     )
     with pytest.raises(IllegalStep, match="start first"):
@@ -207,11 +208,11 @@ async def test_bad_calls_say_what_to_do(consortium: Consortium) -> None:
         await host.dial(site.peer_id)
     with pytest.raises(ConfigError, match="no transport for address"):
         await host.start(["/dns6/example.org/tcp/1"])
-    peer = await consortium.start(site, roster)
-    other = Site("rouen") if consortium.kind.name == "tcp" else site
-    consortium.kind.listen_address = lambda site: peer.address
+    peer = await addressed.start(site, roster)
+    other = Site("rouen") if addressed.kind.name == "tcp" else site
+    addressed.kind.listen_address = lambda site: peer.address
     with pytest.raises(ConfigError, match=r"in use; .*choose another"):
-        await consortium.start(other, roster_of(other.member()))
+        await addressed.start(other, roster_of(other.member()))
     with pytest.raises(IllegalStep, match="chunk limit"):
         await anext(peer.host.fetch(other.peer_id, "x", 1, 1 << 20))
     with pytest.raises(LinkError, match="no link"):

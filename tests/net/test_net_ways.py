@@ -185,6 +185,9 @@ async def test_all_faults_are_named_in_order_and_in_bounds() -> None:
     [
         (Way("/ip4/10.1.2.3/tcp/4101", "tcp", 0), "/ip4/10.1.2.3/tcp/4101 does not answer; is the machine on?",
          "tried tcp /ip4/10.1.2.3/tcp/4101: does not answer; is the machine on?"),
+        (Way("/ip4/10.1.2.3/tcp/4101", "tcp", 0), "cannot connect to /ip4/10.1.2.3/tcp/4101: refused",
+         "tried tcp: cannot connect to /ip4/10.1.2.3/tcp/4101: refused"),
+        (Way("/ip4/10.1.2.3/tcp/4101", "tcp", 0), "no route to host", "tried tcp /ip4/10.1.2.3/tcp/4101: no route to host"),
         (Way("/webrtc/p2p/12D3", "webrtc", 1), "nobody can introduce us", "tried webrtc: nobody can introduce us"),
         (Way("/webrtc/p2p/12D3", "webrtc", 1), "through Rouen: no link", "tried webrtc through Rouen: no link"),
     ],

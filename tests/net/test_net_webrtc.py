@@ -151,7 +151,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], type[RemoteError], str]] = {
     "a frame above what is allowed": (
         lambda one: [channel_of(one).send(b"\x00" + bytes(MESSAGE_LIMIT - 1)) for _ in range(66)],
         LimitExceeded,
-        "a frame of more than",
+        "a frame exceeds",
     ),
 }  # fmt: skip
 

@@ -108,11 +108,9 @@ class WebRtcConnection:
             self._take(data)
         except P2PFLError as error:
             self._fail(error)
-            self.abort()
         except Exception:
             _log.exception("a WebRTC message could not be handled")
             self._fail(LinkError("an internal error; our own log says more"))
-            self.abort()
 
     def _take(self, data: bytes) -> None:
         self.bytes_in += len(data)
@@ -137,7 +135,7 @@ class WebRtcConnection:
         size, cost = len(data) - 1, len(data) + OVERHEAD
         self._arrived += cost
         if self._assembled + size > self._limit:
-            raise LimitExceeded(f"a frame of more than {self._limit} bytes; closing the connection")
+            raise LimitExceeded(f"a frame exceeds {self._limit} bytes; closing the connection")
         if self._arrived - self._taken > WINDOW:
             raise LimitExceeded(f"more than {WINDOW} bytes without credit; closing the connection")
         self._pieces.append(data[1:])
@@ -236,6 +234,7 @@ class WebRtcConnection:
         self._writers.clear()
 
     def _fail(self, failure: P2PFLError) -> None:
+        """No more is sent or taken; what had arrived can still be received. Tears down."""
         if self._failure is None:
             self._failure = failure
         self._finished.set()
@@ -243,6 +242,7 @@ class WebRtcConnection:
         self._wake_writers()
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
+        self._stack.close()
 
     async def close(self) -> None:
         """Flush, say FIN, wait for FIN_ACK, tear down; never longer than the close time and aiortc's own."""
@@ -261,4 +261,3 @@ class WebRtcConnection:
         """Tear down at once."""
         self._fail(LinkError("closed by us"))
         self._outbound.clear()
-        self._stack.close()

@@ -98,13 +98,16 @@ class WebRtcTransport:
         self._roster = roster
 
     async def listen(self, address: str, accept: Accept, refused: Refused) -> str:
-        """Take offers. ConfigError for anything but ``/webrtc``, or where no address of this machine can be used."""
+        """Take offers; returns the own ``/webrtc/p2p/PEER``.
+
+        ConfigError for anything but ``/webrtc``, or where no address of this machine can be used.
+        """
         if address != LISTEN:
             raise ConfigError(f"cannot listen on {address}; WebRTC listens on {LISTEN} alone")
         usable_addresses(self._settings.interfaces)  # a wrong setting is told now, not at the first dial
         self._accept, self._refused = accept, refused
         self._signaller.on_offer = self.answer
-        return address
+        return PREFIX + self._own
 
     async def dial(self, address: str) -> WebRtcConnection:
         """Connect to the member that the address names.
