@@ -325,7 +325,7 @@ async def test_a_cheaper_hello_under_way_outlives_the_dearer_winner(sites_of_two
 
 
 async def test_a_dearer_hello_under_way_ends_with_the_cheaper_winner(sites_of_two_kinds: TwoKinds) -> None:
-    one, two = await sites_of_two_kinds.two(limits=AT_ONCE)
+    one, two = await sites_of_two_kinds.two(limits=replace(AT_ONCE, hello=NEVER))
     before = asyncio.all_tasks()
     for suffix in ("", "-slow"):
         sites_of_two_kinds.hold(two, one, suffix=suffix)
