@@ -19,7 +19,7 @@ from p2pfl.net.limits import DEFAULT, FRAME_LIMIT
 from p2pfl.net.outcomes import AlreadyLinkedError
 from p2pfl.net.webrtc import IceSettings, WebRtcConnection
 from p2pfl.net.webrtc.channel import QUEUE, WINDOW, WRITE_BUFFER
-from p2pfl.net.webrtc.stack import MESSAGE_LIMIT, make_certificate
+from p2pfl.net.webrtc.stack import EARLY_MESSAGES, MESSAGE_LIMIT, make_certificate
 
 BOUND = 20.0
 QUICK = replace(DEFAULT, close=0.3, webrtc=8.0)
@@ -114,7 +114,7 @@ async def test_closing_says_what_was_sent_before() -> None:
 async def test_closing_is_bounded_when_the_other_end_is_gone() -> None:
     async with Ends(QUICK) as ends:
         one, two = await ends.pair()
-        two._channel.remove_all_listeners()  # as a stopped process: nothing is answered any more
+        two._stack._receiver = lambda data: None  # as a stopped process: nothing is answered any more
         async with asyncio.timeout(BOUND):
             await one.close()
             await one.close()
@@ -230,6 +230,24 @@ async def test_a_certificate_that_the_identity_did_not_sign_for_is_refused() -> 
         with pytest.raises(SignatureRefused, match="somebody sits between"):
             await ends.one.dial(ends.two)
         assert ends.two.incoming.empty()
+
+
+async def test_what_comes_before_anybody_listens_is_kept_and_bounded() -> None:
+    """One datagram may open the channel, and the next one in the same turn of the loop bring the hello."""
+    async with Ends() as ends:
+        stack = ends.one.transport.new_stack(controlling=True)
+        got: list[Any] = []
+        for number in range(EARLY_MESSAGES):
+            stack.channel.emit("message", bytes([number]))
+        assert stack.closing is None
+        stack.receive_with(got.append)
+        stack.channel.emit("message", b"later")
+        assert got == [*(bytes([number]) for number in range(EARLY_MESSAGES)), b"later"]
+        flooded = ends.one.transport.new_stack(controlling=True)
+        for _ in range(EARLY_MESSAGES + 1):
+            flooded.channel.emit("message", b"x")
+        assert flooded.closing is not None
+        await asyncio.gather(stack.close(), flooded.close())
 
 
 # --- both at once, many at once

@@ -86,10 +86,10 @@ class WebRtcConnection:
     def _listen(self) -> None:
         channel = self._channel
         channel.bufferedAmountLowThreshold = QUEUE // 2
-        channel.on("message", self._on_message)
         channel.on("bufferedamountlow", self._pump)
         channel.on("close", lambda: self._fail(LinkError("closed by the other side")))
         self._stack.ice.on("statechange", self._on_ice)
+        self._stack.receive_with(self._on_message)
         if channel.readyState != "open":  # it closed while we were made
             self._fail(LinkError("closed by the other side"))
 

@@ -53,6 +53,7 @@ RECEIVE_BUFFER = 4 << 20
 """Bytes of each socket's receive buffer, as far as the kernel allows. aioice's 256 KiB overflow before aiortc's sender
 slows down, and a lost tail costs a second (RFC 9260's RTO.Min)."""
 CERTIFICATE_DAYS = 30  # as browsers make them (W3C WebRTC 4.10.2); ours lives as long as its connection
+EARLY_MESSAGES = 64  # the hello needs one; a peer that sends more before it hears from us is no peer of ours
 CHECK_AGAIN = 5.0  # seconds; NATs forget a UDP flow that was never answered after 30 s (RFC 4787 allows 120)
 CLOSE_SECONDS = 5.0  # aiortc's close can hang
 
@@ -134,6 +135,9 @@ class Stack:
         self.channel = RTCDataChannel(
             self.sctp, RTCDataChannelParameters(label="p2pfl", ordered=True, negotiated=True, id=0)
         )
+        self._receiver: Callable[[bytes | str], None] | None = None
+        self._early: list[bytes | str] = []
+        self.channel.on("message", self._on_message)
         self.remote_certificate = b""
         self.exported = b""
         self.closing: asyncio.Task[None] | None = None
@@ -258,6 +262,22 @@ class Stack:
             raise SignatureRefused("the other end's certificate changed during the handshake; refused")
         assert self.dtls._ssl is not None  # the handshake is over
         self.exported = bytes(self.dtls._ssl.export_keying_material(_EXPORTER, 32))
+
+    def _on_message(self, data: bytes | str) -> None:
+        """The other end may be open, and have spoken, before our own caller has heard that the channel is."""
+        if self._receiver is not None:
+            self._receiver(data)
+        elif len(self._early) < EARLY_MESSAGES:
+            self._early.append(data)
+        else:
+            self.close()
+
+    def receive_with(self, receiver: Callable[[bytes | str], None]) -> None:
+        """From now on messages go to ``receiver``, those that came early first."""
+        self._receiver = receiver
+        early, self._early = self._early, []
+        for data in early:
+            receiver(data)
 
     def _hint(self) -> str:
         if self._settings.turn is None:
