@@ -40,6 +40,10 @@ def init(
     name: Annotated[str, typer.Option("--name", help="The hospital's name in the charter.")],
     listen: Annotated[str | None, typer.Option("--listen", help="Address to listen on: a multiaddr.")] = None,
     no_listen: Annotated[bool, typer.Option("--no-listen", help="No listening port; this peer dials out.")] = False,
+    tell: Annotated[
+        list[str] | None,
+        typer.Option("--tell", help="Address for partners, where it differs: a forwarded port, a name. Repeatable."),
+    ] = None,
     discover: Annotated[
         str | None,
         typer.Option("--discover", help="IPv4 of the interface for zeroconf discovery; off by default."),
@@ -55,10 +59,10 @@ def init(
         raise ConfigError("say either --listen ADDRESS (such as /ip4/10.1.2.3/tcp/4101) or --no-listen")
     if bare and passphrase_file is not None:
         raise ConfigError("say either --bare or --passphrase-file; a bare key has no passphrase")
-    check_new_home(home, name=name, listen=listen, discover=discover)  # before anybody types a passphrase
+    check_new_home(home, name=name, listen=listen, tell=tell, discover=discover)  # before anybody types a passphrase
     secret = passphrase(passphrase_file, sealed=not bare, new=True)
     os.umask(PRIVATE)
-    text = init_home(home, name=name, listen=listen, discover=discover, passphrase=secret)
+    text = init_home(home, name=name, listen=listen, tell=tell, discover=discover, passphrase=secret)
     note(f"made {home}; give the record below (or {home / 'member.record'}) to whoever makes the charter")
     typer.echo(text, nl=False)
 

@@ -10,6 +10,7 @@ from p2pfl.net.connection import Accept, Connection, Refused, Transport, certifi
 from p2pfl.net.discovery import Discovery
 from p2pfl.net.handlers import NotifyHandler, RequestHandler
 from p2pfl.net.host import Host, OnLink, OnRefused
+from p2pfl.net.interfaces import usable_addresses
 from p2pfl.net.introductions import Introductions
 from p2pfl.net.limits import CHUNK_LIMIT, DEFAULT, FRAME_LIMIT, Limits
 from p2pfl.net.link import LinkInfo
@@ -44,4 +45,5 @@ __all__ = [
     "Transport",
     "certificate_binding",
     "parse_address",
+    "usable_addresses",
 ]

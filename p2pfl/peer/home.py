@@ -22,6 +22,7 @@ import os
 import re
 import time
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +41,11 @@ from p2pfl.governance import (
     record_from_text,
     record_to_text,
 )
-from p2pfl.net import parse_address
+from p2pfl.net import parse_address, usable_addresses
 from p2pfl.peer.home_settings import HomeSettings, WebRtcSettings
 from p2pfl.types import Member
 
+TOLD_LIMIT = 8  # addresses of one record, as governance takes them
 RECORD_LIFETIME = 366 * 24 * 3600  # seconds; a record and its certificate are renewed within a year
 
 _RUN_ID = re.compile(r"[0-9a-f]{64}")
@@ -125,7 +127,13 @@ class Home:
 
 
 def check_new_home(
-    path: Path, *, name: str, listen: str | None, discover: str | None = None, webrtc: WebRtcSettings | None = None
+    path: Path,
+    *,
+    name: str,
+    listen: str | None,
+    tell: Sequence[str] | None = None,
+    discover: str | None = None,
+    webrtc: WebRtcSettings | None = None,
 ) -> HomeSettings:
     """The settings of a home that could be made at ``path``; makes nothing. Raises ConfigError."""
     try:
@@ -134,7 +142,9 @@ def check_new_home(
     except OSError as error:
         raise ConfigError(f"couldn't look into {path}: {error.strerror}; choose another folder") from error
     table = {} if webrtc is None else webrtc.model_dump()
-    return _checked_settings(path, {"name": name, "listen": listen, "discover": discover, "webrtc": table})
+    told = list(tell) if tell else None
+    raw: dict[str, object] = {"name": name, "listen": listen, "tell": told, "discover": discover, "webrtc": table}
+    return _checked_settings(path, raw)
 
 
 def init_home(
@@ -142,6 +152,7 @@ def init_home(
     *,
     name: str,
     listen: str | None,
+    tell: Sequence[str] | None = None,
     discover: str | None = None,
     webrtc: WebRtcSettings | None = None,
     passphrase: str | None,
@@ -151,7 +162,7 @@ def init_home(
     ``passphrase`` None keeps the key bare with mode 0600. Raises ConfigError or StoreError; an existing home is
     never touched, and a home that could not be made whole is taken away again.
     """
-    settings = check_new_home(path, name=name, listen=listen, discover=discover, webrtc=webrtc)
+    settings = check_new_home(path, name=name, listen=listen, tell=tell, discover=discover, webrtc=webrtc)
     identity = Identity.generate()
     files, text = _new_files(identity, settings)
     there = path.exists()
@@ -185,7 +196,7 @@ def _new_files(identity: Identity, settings: HomeSettings) -> tuple[dict[str, by
     record = make_record(
         identity,
         name=settings.name,
-        addresses=told_addresses(listen),
+        addresses=told_addresses(settings),
         listens=listen is not None,
         certificates=[certificate.der],
         sequence=now,
@@ -223,6 +234,12 @@ def _checked_settings(path: Path, raw: dict[str, object]) -> HomeSettings:
         needs_discovery(settings.listen)
     if settings.discover is not None:
         _check_interface(path, settings.discover)
+    if settings.tell is not None:
+        if settings.listen is None:
+            raise ConfigError(f"{path / 'home.toml'}: tell needs listen; a home without a port has no address to tell")
+        for address in settings.tell:
+            if parse_address(address).port == 0:
+                raise ConfigError(f"{path / 'home.toml'}: tell has port 0 in {address!r}; write the port partners use")
     return settings
 
 
@@ -241,9 +258,25 @@ def needs_discovery(listen: str) -> bool:
     return not listen.startswith("/memory/") and parse_address(listen).port == 0
 
 
-def told_addresses(listen: str | None) -> list[str]:
-    """The addresses of the member record of a home that listens there. Raises ConfigError."""
-    return [] if listen is None or needs_discovery(listen) else [listen]
+def told_addresses(settings: HomeSettings) -> list[str]:
+    """The addresses of the member record: what the owner says, else where the home listens. Raises ConfigError.
+
+    All interfaces (0.0.0.0, ::) are no address for a partner: those of the local network stand for them.
+    """
+    listen = settings.listen
+    if listen is None:
+        return []
+    if settings.tell is not None:
+        return list(settings.tell)
+    if needs_discovery(listen):
+        return []
+    if listen.startswith("/memory/"):
+        return [listen]
+    at = parse_address(listen)
+    if at.host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return [listen]
+    usable = [host for host in usable_addresses(None) if (":" in host) == (at.kind == "ip6")]
+    return [f"/{at.kind}/{host}/tcp/{at.port}" for host in usable[:TOLD_LIMIT]]
 
 
 def tls_password(identity: Identity) -> bytes:

@@ -31,6 +31,7 @@ class HomeSettings(BaseModel):
 
     name: str = Field(min_length=1, max_length=64)
     listen: str | None = None  # a multiaddr such as /ip4/10.1.2.3/tcp/4101; absent: no listening port
+    tell: list[str] | None = Field(default=None, max_length=8)  # addresses for partners: a forwarded port, a name
     discover: str | None = None  # IPv4 of the interface for zeroconf; absent: no discovery
     webrtc: WebRtcSettings = WebRtcSettings()
 

@@ -60,7 +60,7 @@ def own_record(home: Home, identity: Identity, now: int, above: int = 0) -> OwnR
     if old.peer_id != identity.peer_id:
         raise ConfigError(f"{home.path / 'member.record'} is the record of another key; restore it from a backup")
     certificates, keys, new_key = _certificates(home, identity, old, now)
-    addresses = tuple(told_addresses(home.settings.listen))
+    addresses = tuple(told_addresses(home.settings))
     listens = home.settings.listen is not None
     shown = Certificate(certificates[0], keys[certificates[0]])
     stands = (
@@ -140,14 +140,15 @@ def change_address(path: Path, listen: str | None, identity: Identity | None, no
     home = open_home(path)
     if listen is not None:
         needs_discovery(listen)
-    wanted = home.settings.model_copy(update={"listen": listen})
+    told = home.settings.tell if listen is not None else None
+    wanted = home.settings.model_copy(update={"listen": listen, "tell": told})
     text = _with_listen(read_text(path / "home.toml"), wanted)
     changed = Home(path, wanted)
     facts: dict[str, Any] = {
         "home": str(path),
         "listen": listen,
         "before": home.settings.listen,
-        "addresses": told_addresses(listen),
+        "addresses": told_addresses(wanted),
         "changed": wanted != home.settings,
     }
     if identity is None:
@@ -160,7 +161,7 @@ def change_address(path: Path, listen: str | None, identity: Identity | None, no
 
 
 def _with_listen(text: str, wanted: HomeSettings) -> str:
-    """The file with another ``listen``; comments and all other lines stay as they are where that can be done."""
+    """The file with another ``listen`` (and no ``tell`` without one); other lines stay where that can be done."""
     new = [line for line in wanted.to_toml().splitlines() if line.startswith("listen = ")]
     lines = text.splitlines()
     top = next((place for place, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))

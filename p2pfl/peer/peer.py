@@ -29,6 +29,7 @@ from p2pfl.peer.transports import build_wires, read_ways, write_ways
 from p2pfl.topology import build_graph
 from p2pfl.types import PeerId, Roster
 
+LONELY = 8.0  # seconds without a wanted neighbour until links to possible introducers are made as well
 LAST_WORDS = 5.0  # seconds for what is still being written when the peer stops
 
 
@@ -53,6 +54,7 @@ class Peer:
         self._new_run = asyncio.Event()
         self._change = asyncio.Event()
         self._ways_lock = asyncio.Lock()
+        self._lonely: set[PeerId] = set()  # neighbours that have been out of reach for a while
         self._linking = False  # the host is started: runs may ask it for links
         self.failure: P2PFLError | None = None
         self.failed = asyncio.Event()
@@ -137,6 +139,9 @@ class Peer:
         self._records.begin()
         self._linking = True
         self._want()
+        if self.webrtc is not None:
+            seeking = asyncio.create_task(self._look_for_introducers())
+            stack.callback(seeking.cancel)
         await self._discover(stack)
 
     def _open_log(self) -> AuditLog:
@@ -213,7 +218,7 @@ class Peer:
         if self._linking:
             self._host.want(self._wanted())
 
-    def _wanted(self) -> set[PeerId]:
+    def _neighbours(self) -> set[PeerId]:
         """Neighbours in the charter's default topology and in every open run."""
         graphs = [build_graph(self._charter.topology, self._roster.peer_ids)]
         for runner in self._book.runners.values():
@@ -221,13 +226,30 @@ class Peer:
             nodes = tuple(context.start.shares) if context.start else self._roster.peer_ids
             graphs.append(build_graph(context.proposal.topology, nodes))
         wanted = {PeerId(peer) for graph in graphs if self.peer_id in graph for peer in graph.neighbors(self.peer_id)}
-        return (wanted | self._introducers(wanted)) - {self.peer_id}
+        return wanted - {self.peer_id}
+
+    def _wanted(self) -> set[PeerId]:
+        """Neighbours, and where they may need it those who introduce us to them."""
+        neighbours = self._neighbours()
+        return neighbours | self._introducers(neighbours) - {self.peer_id}
 
     def _introducers(self, wanted: set[PeerId]) -> set[PeerId]:
-        """Where two portless sites are to be linked, both keep links to all who listen: one of them introduces."""
-        listening = {member.peer_id for member in self._roster.members if member.listens}
-        needed = self.peer_id not in listening and not wanted <= listening
-        return listening if needed else set()
+        """All who listen, where two sites without a port are to be linked: one of them introduces.
+
+        Also while a neighbour has been out of reach for some time: its port, or ours, may not be open after all.
+        """
+        listening = {member.peer_id for member in self.roster.members if member.listens}
+        portless = self.peer_id not in listening and not wanted <= listening
+        return listening if portless or self._lonely & wanted else set()
+
+    async def _look_for_introducers(self) -> None:
+        while True:
+            missing = self._neighbours() - set(self._host.links)
+            await asyncio.sleep(LONELY)
+            still = missing - set(self._host.links)
+            if still != self._lonely:
+                self._lonely = still
+                self._want()
 
     def _on_link(self, peer: PeerId, up: bool, detail: str) -> None:
         body = {"peer": peer, "kind": detail} if up else {"peer": peer, "reason": detail}

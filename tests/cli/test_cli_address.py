@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cli_worlds import do, snapshot
 
+from p2pfl.cli.app import run as app_run
 from p2pfl.governance import record_from_text
 from p2pfl.net import MemoryNetwork
 from p2pfl.peer import ControlServer, Peer, found_consortium, init_home, open_home
@@ -163,3 +164,35 @@ async def test_a_running_peer_is_told_of(
         dry = await asyncio.to_thread(do, capsys, "address", "lille", "--listen", "/memory/lille", "--dry-run")
         assert dry.err == ""
     assert open_home(tmp_path / "lille").member().addresses == ()
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    (["--listen", "/ip4/127.0.0.1/tcp/4101"], ["/ip4/127.0.0.1/tcp/4101"]),
+    (["--listen", "/ip4/127.0.0.1/tcp/0"], []),
+    (["--listen", "/ip4/0.0.0.0/tcp/4101"], ["/ip4/10.1.2.3/tcp/4101", "/ip4/10.9.9.9/tcp/4101"]),
+    (["--listen", "/ip6/::/tcp/4101"], ["/ip6/fd00::7/tcp/4101"]),
+    (
+        ["--listen", "/ip4/0.0.0.0/tcp/4101", "--tell", "/dns4/p2p.example.org/tcp/443", "--tell", "/ip4/203.0.113.9/tcp/443"],
+        ["/dns4/p2p.example.org/tcp/443", "/ip4/203.0.113.9/tcp/443"],
+    ),
+])  # fmt: skip
+def test_what_partners_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], told: list[str]
+) -> None:
+    """Listening everywhere is no address; a forwarded port or a name is told instead of it."""
+    monkeypatch.setattr("p2pfl.peer.home.usable_addresses", lambda chosen: ["10.1.2.3", "10.9.9.9", "fd00::7"])
+    assert app_run(["init", str(tmp_path / "home"), "--name", "lille", "--bare", *options]) == 0
+    assert list(open_home(tmp_path / "home").member().addresses) == told
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (["--no-listen", "--tell", "/ip4/203.0.113.9/tcp/443"], "tell needs listen"),
+    (["--listen", "/ip4/10.1.2.3/tcp/4101", "--tell", "/ip4/203.0.113.9/tcp/0"], "tell has port 0"),
+    (["--listen", "/ip4/10.1.2.3/tcp/4101", "--tell", "p2p.example.org:443"], "is not of the form"),
+])  # fmt: skip
+def test_what_cannot_be_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    assert app_run(["init", str(tmp_path / "home"), "--name", "lille", "--bare", *options]) == 1
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()
