@@ -1,8 +1,8 @@
 """One aiortc stack: ICE, DTLS, SCTP and one data channel, through aiortc's ORTC objects.
 
 What aiortc leaves open is bounded here: datagrams that wait before DTLS, half-assembled messages, and the time of
-every step. Private attributes of aiortc and aioice are touched in this module alone; the versions are pinned, and
-tests/net/test_net_webrtc_stack.py fails when one of them goes.
+every step. Private attributes of aiortc and aioice are touched in this module and in :mod:`association` alone; the
+versions are pinned, and tests/net/test_net_webrtc.py fails when one of them goes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from aiortc import (
     RTCIceParameters,
     RTCIceServer,
     RTCIceTransport,
-    RTCSctpTransport,
 )
 from aiortc.rtcconfiguration import RTCIceTransportPolicy
 from aiortc.rtcsctptransport import RTCSctpCapabilities
@@ -41,15 +40,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from p2pfl.errors import LinkError, SignatureRefused
+from p2pfl.net.webrtc.association import Association
 from p2pfl.net.webrtc.offers import CANDIDATES, Candidate, Description
 from p2pfl.net.webrtc.settings import IceSettings
 
 MESSAGE_LIMIT = 14 * 1160
 """Bytes of one SCTP message: 14 of aiortc's DATA chunks, below the 16 KiB that every WebRTC stack takes (RFC 8831)."""
 
-ASSEMBLY_LIMIT = 3 << 20  # bytes of one stream waiting behind a lost packet; the credit window is 2 MiB
 DATAGRAMS_WAITING = 8192  # 9 MB of full packets: several credit windows
-RECEIVE_BUFFER = 4 << 20
+RECEIVE_BUFFER = 1 << 20
 """Bytes of each socket's receive buffer, as far as the kernel allows. aioice's 256 KiB overflow before aiortc's sender
 slows down, and a lost tail costs a second (RFC 9260's RTO.Min)."""
 CERTIFICATE_DAYS = 30  # as browsers make them (W3C WebRTC 4.10.2); ours lives as long as its connection
@@ -78,17 +77,6 @@ def _host_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
 
 
 aioice.ice.get_host_addresses = _host_addresses
-
-
-class _Sctp(RTCSctpTransport):
-    """aiortc bounds neither an endless message nor the number of streams a peer may open."""
-
-    async def _handle_data(self, data: bytes) -> None:
-        await super()._handle_data(data)
-        held = sum(len(stream.reassembly) for stream in self._inbound_streams.values())
-        if len(self._inbound_streams) > 1 or len(self._data_channels) > 1 or held * 1160 > ASSEMBLY_LIMIT:
-            _log.warning("a WebRTC peer opened further streams or sent an endless message; closing")
-            await self.stop()
 
 
 def make_certificate() -> tuple[RTCCertificate, bytes]:
@@ -131,7 +119,7 @@ class Stack:
         )
         self.ice = RTCIceTransport(self._gatherer)
         self.dtls = RTCDtlsTransport(self.ice, [self._certificate])
-        self.sctp = _Sctp(self.dtls, _SCTP_PORT)
+        self.sctp = Association(self.dtls, _SCTP_PORT)
         self.channel = RTCDataChannel(
             self.sctp, RTCDataChannelParameters(label="p2pfl", ordered=True, negotiated=True, id=0)
         )
