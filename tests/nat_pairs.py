@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hospitals import Hospital, all_up, until
-from nat_lab import KINDS, Coturn, NatLab
+from bottle import Quadratic
+from coturn import Coturn
+from hospitals import TAG, Hospital, all_up, until
+from nat_lab import KINDS, NatLab
 
-from p2pfl.peer import found_consortium
+from p2pfl.peer import found_consortium, open_home
 
 NAMES = ("lille", "caen", "rouen")  # the two behind NATs, and who introduces them
 PORT = 4101
@@ -38,6 +40,8 @@ class Pairing:
         unknown += [part for part in options if part not in (*TRANSPORTS, "relay-only")]
         if unknown:
             raise ValueError(f"{text}: unknown {', '.join(map(repr, unknown))}; write two of {', '.join(KINDS)}")
+        if {first, second} == {"none"}:
+            raise ValueError(f"{text}: one of the two must be behind a NAT")
         transports = [part for part in options if part in TRANSPORTS]
         return cls(first, second, (transports or ["udp"])[-1], "relay-only" in options)
 
@@ -59,6 +63,8 @@ class Outcome:
 
     link: str
     path: str
+    carried: str
+    """The path as the routers counted it: where most bytes went."""
     introducer: str
     seconds: float
     """From the start of both processes."""
@@ -67,15 +73,23 @@ class Outcome:
 
 
 class Pair:
-    """Three founded homes in a lab. ``first`` and ``second`` have no port."""
+    """Three founded homes in a lab. ``first`` and ``second`` have no port.
 
-    def __init__(self, lab: NatLab, turn: Coturn, folder: Path, pairing: Pairing) -> None:
+    ``trust_certificate``: the peers take the lab's self-signed certificate for TURN over tls.
+    """
+
+    def __init__(
+        self, lab: NatLab, turn: Coturn, folder: Path, pairing: Pairing, *, trust_certificate: bool = True
+    ) -> None:
         self.lab = lab
         self.turn = turn
         self.pairing = pairing
+        self.patience = LINK_TIME
         public = f"/ip4/{lab.address(NAMES[2])}/tcp/{PORT}"
+        trusted = ("env", f"SSL_CERT_FILE={turn.certificate}") if trust_certificate else ()
         self.hospitals = [
-            Hospital(folder, name, public if name == NAMES[2] else None, inside=lab.inside(name)) for name in NAMES
+            Hospital(folder, name, public if name == NAMES[2] else None, inside=(*lab.inside(name), *trusted))
+            for name in NAMES
         ]
         self.first, self.second, self.introducer = self.hospitals
         homes = [hospital.home for hospital in self.hospitals]
@@ -100,6 +114,12 @@ class Pair:
         with (hospital.home / "home.toml").open("a") as file:
             file.write("\n".join(lines) + "\n")
 
+    def give_data(self) -> None:
+        """Three numbers to train on at each site, granted."""
+        tables = Quadratic.make([8, 4, 6]).write(self.first.folder)
+        for hospital, file in zip(self.hospitals, tables, strict=True):
+            open_home(hospital.home).registry.add(TAG, file, now=int(time.time()))
+
     @contextlib.contextmanager
     def up(self) -> Iterator[Outcome]:
         """All three run, and the two are linked. AssertionError with their last words when they are not."""
@@ -107,7 +127,7 @@ class Pair:
             started = time.time()
             with all_up([self.first, self.second]):
                 both = (self.first, self.second)
-                until(lambda: all(self._linked(site) for site in both), LINK_TIME, self.last_words)
+                until(lambda: all(self._linked(site) for site in both), self.patience, self.last_words)
                 yield self._outcome(started)
 
     def _linked(self, hospital: Hospital) -> float | None:
@@ -129,7 +149,16 @@ class Pair:
         ready = max(self._when(site, self.introducer) or 0 for site in (self.first, self.second))
         link, path = str(ends[0]["link"]), str(ends[0]["path"])
         introducers = {str(end["introducer"]) for end in ends}
-        return Outcome(link, path, "/".join(sorted(introducers)), linked - started, linked - ready)
+        return Outcome(
+            link, path, self._carried(), "/".join(sorted(introducers)), linked - started, linked - ready
+        )  # fmt: skip
+
+    def _carried(self) -> str:
+        """Certificates and proofs are several times as long as all checks of addresses that led nowhere."""
+        site, other = (self.second, self.first) if self.pairing.first == "none" else (self.first, self.second)
+        sent = self.lab.sent(site.name)
+        relayed = sum(size for (host, _), size in sent.items() if host == self.turn.address)
+        return "relayed" if relayed > sent.get((self.lab.public_address(other.name), "udp"), 0) else "direct"
 
     @staticmethod
     def member(status: dict[str, Any], other: Hospital) -> dict[str, Any]:
@@ -146,8 +175,8 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair(folder: Path, pairing: Pairing) -> Iterator[Pair]:
+def pair(folder: Path, pairing: Pairing, *, trust_certificate: bool = True) -> Iterator[Pair]:
     """The lab, coturn in it, and three homes; nothing runs yet."""
     kinds = dict(zip(NAMES, (pairing.first, pairing.second, "none"), strict=True))
     with NatLab(kinds) as lab, Coturn(lab, folder) as turn:
-        yield Pair(lab, turn, folder, pairing)
+        yield Pair(lab, turn, folder, pairing, trust_certificate=trust_certificate)

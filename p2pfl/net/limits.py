@@ -86,7 +86,7 @@ class Limits:
     introduce: float = 10.0
     """Until a neighbour that was asked to introduce us has brought an answer; then the next one is asked."""
 
-    gather: float = 8.0
+    gather: float = 6.0
     """Until the own WebRTC candidates are known; aioice gives STUN and TURN servers 5 s."""
 
     webrtc: float = 20.0

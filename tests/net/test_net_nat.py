@@ -12,10 +12,11 @@ from typing import Any
 
 import nat_probe
 import pytest
+from coturn import Coturn
 from hospitals import Hospital, approve, propose, until, verified, write_plan
-from nat_lab import KINDS, SERVER_ADDRESSES, SERVERS, Coturn, NatLab, why_not
-from nat_pairs import Outcome, Pair, Pairing, pair
 from namespaces import run
+from nat_lab import KINDS, SERVER_ADDRESSES, SERVERS, NatLab, why_not
+from nat_pairs import Outcome, Pair, Pairing, pair
 
 REASON = why_not(turn=True)
 PROBE_TIME = 30.0  # seconds; coturn's own probe waits 6 for an answer that a NAT drops
@@ -187,8 +188,7 @@ def test_relay_only_tells_nobody_an_address(tmp_path: Path) -> None:
             check(outcome, pairing)
             shown = json.dumps(hospitals.second.status())
         lab, introducer = hospitals.lab, hospitals.introducer.name
-        allowed = {(hospitals.turn.address, "udp"), (lab.address(introducer), "tcp")}
-        assert lab.sent("lille").keys() == allowed
+        assert {address for address, _ in lab.sent("lille")} == {hospitals.turn.address, lab.address(introducer)}
         for address in addresses(hospitals):
             assert (address, "udp") not in lab.sent("caen")  # it would have tried what it was told
             assert address not in shown
@@ -223,7 +223,7 @@ def test_a_turn_server_with_an_unknown_certificate_is_not_used(tmp_path: Path) -
     pairing = Pairing("symmetric", "symmetric", turn="tls")
     with pair(tmp_path, pairing, trust_certificate=False) as hospitals:
         hospitals.patience = 30.0
-        with pytest.raises(AssertionError, match="turns:.* gave no address"), hospitals.up():
+        with pytest.raises(AssertionError, match=r"turns:.* gave no address"), hospitals.up():
             pass
 
 

@@ -52,10 +52,6 @@ class WebRtcConnection:
         self._channel = stack.channel
         self._loop = asyncio.get_running_loop()
         self._close_seconds = close_seconds
-        own_type, other_type, host, port = stack.pair
-        self.address = f"/{'ip6' if ':' in host else 'ip4'}/{host}/udp/{port}/webrtc"
-        self.candidates = f"{own_type}-{other_type}"
-        self.path = "relayed" if "relay" in (own_type, other_type) else "direct"
         self.dialled = dialled
         self.pinned: PeerId | None = peer
         self.introducer = introducer
@@ -92,6 +88,18 @@ class WebRtcConnection:
         self._stack.receive_with(self._on_message)
         if channel.readyState != "open":  # it closed while we were made
             self._fail(LinkError("closed by the other side"))
+
+    @property
+    def address(self) -> str:
+        """Where the other end is now; ICE may still choose a better pair after the first one."""
+        _, _, host, port = self._stack.pair
+        return f"/{'ip6' if ':' in host else 'ip4'}/{host}/udp/{port}/webrtc"
+
+    @property
+    def path(self) -> str:
+        """``relayed`` where a TURN server of either side forwards, else ``direct``."""
+        own_type, other_type, _, _ = self._stack.pair
+        return "relayed" if "relay" in (own_type, other_type) else "direct"
 
     # --- incoming; an exception in a handler would close aiortc's transport without a word
 

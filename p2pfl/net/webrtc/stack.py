@@ -1,23 +1,19 @@
 """One aiortc stack: ICE, DTLS, SCTP and one data channel, through aiortc's ORTC objects.
 
-What aiortc leaves open is bounded here: datagrams that wait before DTLS, half-assembled messages, and the time of
-every step. Private attributes of aiortc and aioice are touched in this module and in :mod:`association` alone; the
-versions are pinned, and tests/net/test_net_webrtc.py fails when one of them goes.
+Every step has a limit in time. Private attributes of aiortc and aioice are touched here and in :mod:`ice` and
+:mod:`association` alone; the versions are pinned, and tests/net/test_net_webrtc.py fails when one of them goes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import datetime
 import hashlib
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import aioice.ice
 from aiortc import (
     RTCCertificate,
     RTCDataChannel,
@@ -26,12 +22,9 @@ from aiortc import (
     RTCDtlsParameters,
     RTCDtlsTransport,
     RTCIceCandidate,
-    RTCIceGatherer,
     RTCIceParameters,
-    RTCIceServer,
     RTCIceTransport,
 )
-from aiortc.rtcconfiguration import RTCIceTransportPolicy
 from aiortc.rtcsctptransport import RTCSctpCapabilities
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -41,19 +34,15 @@ from cryptography.x509.oid import NameOID
 
 from p2pfl.errors import LinkError, SignatureRefused
 from p2pfl.net.webrtc.association import Association
+from p2pfl.net.webrtc.ice import check_again, gather_from, make_gatherer
 from p2pfl.net.webrtc.offers import CANDIDATES, Candidate, Description
 from p2pfl.net.webrtc.settings import IceSettings
 
 MESSAGE_LIMIT = 14 * 1160
 """Bytes of one SCTP message: 14 of aiortc's DATA chunks, below the 16 KiB that every WebRTC stack takes (RFC 8831)."""
 
-DATAGRAMS_WAITING = 8192  # 9 MB of full packets: several credit windows
-RECEIVE_BUFFER = 1 << 20
-"""Bytes of each socket's receive buffer, as far as the kernel allows. aioice's 256 KiB overflow before aiortc's sender
-slows down, and a lost tail costs a second (RFC 9260's RTO.Min)."""
 CERTIFICATE_DAYS = 30  # as browsers make them (W3C WebRTC 4.10.2); ours lives as long as its connection
 EARLY_MESSAGES = 64  # the hello needs one; a peer that sends more before it hears from us is no peer of ours
-CHECK_AGAIN = 5.0  # seconds; NATs forget a UDP flow that was never answered after 30 s (RFC 4787 allows 120)
 CLOSE_SECONDS = 5.0  # aiortc's close can hang
 
 _EXPORTER = b"EXPORTER-p2pfl-channel-binding"
@@ -61,22 +50,6 @@ _SCTP_PORT = 5000  # the customary one; both ends of one DTLS association, nothi
 _BACKDATED = datetime.timedelta(days=1)
 
 _log = logging.getLogger("p2pfl.net")
-_addresses: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.ContextVar("addresses", default=None)
-_all_addresses = aioice.ice.get_host_addresses
-
-
-def _host_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
-    """aioice takes every interface but loopback, VPNs and container bridges included, and has no setting for it.
-
-    Where no choice was made in this context (other users of aioice in this process), nothing changes.
-    """
-    chosen = _addresses.get()
-    if chosen is None:
-        return _all_addresses(use_ipv4, use_ipv6)
-    return [address for address in chosen if (use_ipv6 if ":" in address else use_ipv4)]
-
-
-aioice.ice.get_host_addresses = _host_addresses
 
 
 def make_certificate() -> tuple[RTCCertificate, bytes]:
@@ -107,16 +80,8 @@ class Stack:
         self._settings = settings
         self._addresses = tuple(addresses)
         self._certificate, self.own_certificate = make_certificate()
-        policy = RTCIceTransportPolicy.RELAY if settings.relay_only else RTCIceTransportPolicy.ALL
-        self._gatherer = RTCIceGatherer(iceServers=_servers(settings), iceTransportPolicy=policy)
-        connection: Any = self._gatherer._connection
-        self._connection = connection
-        # the dialler controls and is the DTLS server; without this both ends start controlled and lose a round trip
-        connection.ice_controlling = controlling
-        taken = connection.data_received
-        connection.data_received = lambda data, component: (
-            taken(data, component) if connection._queue.qsize() < DATAGRAMS_WAITING else None
-        )
+        self._gatherer = make_gatherer(settings, controlling=controlling)
+        self._connection: Any = self._gatherer._connection
         self.ice = RTCIceTransport(self._gatherer)
         self.dtls = RTCDtlsTransport(self.ice, [self._certificate])
         self.sctp = Association(self.dtls, _SCTP_PORT)
@@ -126,6 +91,7 @@ class Stack:
         self._receiver: Callable[[bytes | str], None] | None = None
         self._early: list[bytes | str] = []
         self.channel.on("message", self._on_message)
+        self._pair = ("", "", "", 0)
         self.remote_certificate = b""
         self.exported = b""
         self.closing: asyncio.Task[None] | None = None
@@ -133,17 +99,13 @@ class Stack:
 
     async def gather(self, seconds: float) -> Description:
         """Find the own candidates. LinkError when there are none."""
-        token = _addresses.set(self._addresses)
         try:
             async with asyncio.timeout(seconds):
-                await self._gatherer.gather()
+                await gather_from(self._gatherer, self._addresses)
         except TimeoutError:
             raise LinkError(
                 f"no addresses for WebRTC found within {seconds:g} s; are STUN and TURN reachable?"
             ) from None
-        finally:
-            _addresses.reset(token)
-        self._widen_buffers()
         parameters = self._gatherer.getLocalParameters()
         found = [
             Candidate(item.foundation, item.ip, item.port, item.priority, item.type)
@@ -154,13 +116,6 @@ class Stack:
         fingerprint = hashlib.sha256(self.own_certificate).digest()
         username, password = parameters.usernameFragment or "", parameters.password or ""
         return Description(fingerprint, username, password, tuple(found[:CANDIDATES]))
-
-    def _widen_buffers(self) -> None:
-        for protocol in self._connection._protocols:
-            stream = protocol.transport.get_extra_info("socket")
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
 
     def _nothing_found(self) -> str:
         if self._settings.relay_only:
@@ -199,7 +154,7 @@ class Stack:
             )
         parameters = RTCIceParameters(remote.username, remote.password)
         if patient:
-            again = asyncio.get_running_loop().create_task(self._check_again())
+            again = asyncio.get_running_loop().create_task(check_again(self._connection))
             try:
                 await self.ice.start(parameters)
             finally:
@@ -221,15 +176,6 @@ class Stack:
         self._note_remote(remote)
         if self.channel.readyState != "open" and not await opened:
             raise ConnectionError("the other end closed at once")
-
-    async def _check_again(self) -> None:
-        connection, states = self._connection, aioice.ice.CandidatePair.State
-        while True:
-            await asyncio.sleep(CHECK_AGAIN)
-            for pair in list(connection._check_list):
-                if pair.state == states.FAILED:
-                    connection.check_state(pair, states.WAITING)
-                    connection.check_start_task(pair)
 
     def _dtls_fault(self, remote: Description) -> Exception:
         shown = self._shown_certificate()
@@ -279,12 +225,12 @@ class Stack:
 
     @property
     def pair(self) -> tuple[str, str, str, int]:
-        """The nominated pair: own candidate's type, the other's type, its host and port."""
+        """The pair in use: own candidate's type, the other's type, its host and port. The last one when it has gone."""
         nominated = self._connection._nominated.get(1)
-        if nominated is None:
-            return "", "", "", 0
-        remote = nominated.remote_candidate
-        return nominated.local_candidate.type, remote.type, remote.host, remote.port
+        if nominated is not None:
+            remote = nominated.remote_candidate
+            self._pair = nominated.local_candidate.type, remote.type, remote.host, remote.port
+        return self._pair
 
     def close(self) -> asyncio.Task[None]:
         """Tear down, bounded in time; the task is one and the same however often this is called."""
@@ -314,12 +260,3 @@ async def _bounded(step: Awaitable[Any]) -> None:
             raise
         except Exception:
             _log.exception("closing a WebRTC connection failed")
-
-
-def _servers(settings: IceSettings) -> list[RTCIceServer]:
-    servers = []  # never None: aiortc would then ask Google's STUN server
-    if settings.stun is not None and not settings.relay_only:
-        servers.append(RTCIceServer(settings.stun))
-    if settings.turn is not None:
-        servers.append(RTCIceServer(settings.turn, settings.turn_username, settings.turn_password))
-    return servers
