@@ -105,14 +105,13 @@ def _repeat_checks(connection: Any) -> None:
     repeated: set[int] = set()
 
     def check_incoming(message: Any, address: tuple[str, int], protocol: Any) -> None:
-        under_way = {id(pair): pair.task for pair in connection._check_list if pair.state == _State.IN_PROGRESS}
+        under_way = {id(pair.task) for pair in connection._check_list if pair.state == _State.IN_PROGRESS}
         plain(message, address, protocol)
         for pair in connection._check_list:
-            task: asyncio.Task[None] | None = pair.task
             asked = pair.protocol is protocol and pair.remote_addr == address and pair.state == _State.IN_PROGRESS
-            if asked and task and task is under_way.get(id(pair)) and id(pair) not in repeated:
+            if asked and pair.task is not None and id(pair.task) in under_way and id(pair) not in repeated:
                 repeated.add(id(pair))
-                task.cancel()
+                pair.task.cancel()
                 pair.task = None
                 _restart(connection, pair)
 
