@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import nat_probe
 import pytest
 from coturn import Coturn
-from hospitals import Hospital, approve, propose, until, verified, write_plan
+from hospitals import Hospital, all_up, approve, propose, until, verified, write_plan
 from namespaces import run
 from nat_lab import KINDS, SERVER_ADDRESSES, SERVERS, NatLab, why_not
 from nat_pairs import Outcome, Pair, Pairing, pair
@@ -243,3 +244,23 @@ def test_a_plan_runs_through_turn(tmp_path: Path) -> None:
                 assert report["finished"] and report["missing"] == []
         for hospital in hospitals.hospitals:
             verified(hospital)
+
+
+@pytest.mark.slow
+def test_blocks_that_people_carry_outlive_what_the_nats_remember(tmp_path: Path) -> None:
+    """Both NATs filter by port and forget an unanswered flow after 2 s; the blocks take 7 s each way."""
+    with pair(tmp_path, Pairing("port-restricted", "port-restricted")) as hospitals:
+        one, two = hospitals.first, hospitals.second
+        for site in (one.name, two.name):
+            run(*hospitals.lab.inside(f"{site}-router"), "sysctl", "-qw", "net.netfilter.nf_conntrack_udp_timeout=2")
+        with all_up([one, two]):  # the introducer is down
+            offer, answer = tmp_path / "offer.txt", tmp_path / "answer.txt"
+            offer.write_text(one.p2pfl("link", "offer", str(one.home), two.name))
+            time.sleep(7.0)  # somebody walks: the scenario itself
+            answer.write_text(two.p2pfl("link", "accept", str(two.home), str(offer)))
+            time.sleep(7.0)
+            value = json.loads(one.p2pfl("link", "accept", str(one.home), str(answer), "--json"))
+            assert value["link"] == "webrtc"
+            until(lambda: one.peer_id in {e.body["peer"] for e in two.entries("link_up")}, 20, hospitals.last_words)
+            row = hospitals.member(one.ask("status"), two)
+            assert (row["link"], row["path"], row["introducer"]) == ("webrtc", "direct", None)
