@@ -8,6 +8,7 @@ processes and taking turns with it: plain asyncio TLS with the same contexts. Be
     bound = bytes / (t_TLS + t_seal + t_hash)
 
 with the best time of each. It leaves out what the product must do too (open, store durably, hash at the other end).
+Then the same delta over webrtc and tcp at 0, 20 and 100 ms of round trip, beside raw aiortc (:mod:`distances`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import distances
 from figures import BEST_OF, best, machine, show, sync_rate, table
 from link_sites import LINK_LIMIT, PROFILED, RUN, TRANSFER_LIMIT, receive, send
 from profiling import OTHER, Profile
@@ -209,6 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--size", type=int, default=SIZE, help="bytes of the delta")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--tcp-only", action="store_true", help="leave out webrtc and the delayed paths (8 minutes)")
     parser.add_argument("--folder", type=Path, default=None, help="where the homes go; the disk measured")
     for option in ("--role", "--loop"):
         parser.add_argument(option, help=argparse.SUPPRESS)
@@ -221,7 +224,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="p2pfl-link-", dir=arguments.folder) as name:
         arguments.ports = free_ports()
         result = measure(arguments, Path(name))
-    show(result, tables(result), arguments.json)
+    text = tables(result)
+    if not arguments.tcp_only:
+        result["distances"] = distances.measure(lambda words: print(words, file=sys.stderr, flush=True))
+        text += "\n\n" + distances.text(result["distances"])
+    show(result, text, arguments.json)
 
 
 def free_ports() -> list[int]:

@@ -9,6 +9,7 @@ import os
 import struct
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from p2pfl.gossip.messages import (
 )
 from p2pfl.gossip.statements import Acknowledgement, open_acknowledgement
 from p2pfl.governance import check_charter
-from p2pfl.net import Host, TcpTransport
+from p2pfl.net import Host, TcpTransport, Transport
 from p2pfl.peer import open_home
 from p2pfl.peer.contents import Contents, pull_sealed
 from p2pfl.peer.home import Home, tls_password
@@ -58,14 +59,15 @@ _RECEIPT = struct.Struct(">QQ")  # bytes received, nanoseconds of the receiver's
 class Site:
     """One of the two processes: a home, a host and a store of ciphertexts, joined as a peer joins them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, make: Callable[[Identity, PeerId], Transport] | None = None) -> None:
+        """``make`` gives another transport than tcp, for this identity and the other peer."""
         home = open_home(path)
         self.identity: Identity = home.identity(None)
         self.me = self.identity.peer_id
         self.roster = check_charter(home.charter(), now=int(time.time()))
         self.other = next(peer for peer in self.roster.peer_ids if peer != self.me)
         self.contents = Contents(home.path)
-        self.transport = transport(home, self.identity)
+        self.transport: Any = make(self.identity, self.other) if make else transport(home, self.identity)
         self.linked = asyncio.Event()
         self.acknowledged: asyncio.Future[Digest] | None = None
         # the receiver's prekey travels in its approval; here both sides derive it from a word
@@ -151,6 +153,20 @@ async def receive(folder: Path, ports: tuple[int, int], profile: Profile | None)
     server.close()
     await site.host.stop()
     return {}
+
+
+async def deltas(site: Site, size: int, transfers: int) -> dict[str, Any]:
+    """Link to the other process and send it ``transfers`` deltas; the seconds of each."""
+    payload = os.urandom(size)
+    site.host.want([site.other])
+    async with asyncio.timeout(LINK_LIMIT):
+        await site.linked.wait()
+    seconds = []
+    for _ in range(transfers):
+        started = time.perf_counter()
+        await site.send(payload)
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": seconds}
 
 
 async def take_plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -115,22 +115,29 @@ async def test_a_broken_pull_is_a_link_error(tmp_path: Path) -> None:
         await pull(StoreHost(store, ANNA, end=AT_ONCE + 2), sealed)
 
 
-async def test_an_opener_is_in_one_thread_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_block_is_read_once_and_the_next_one_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, sealed, plaintext = await stored(tmp_path, CHUNK * 5 * AT_ONCE + 1)
-    inside: list[int] = []
-    most = 0
-    real = room._open_all
+    read: list[int] = []
+    real = room._read_at
 
-    def watched(*arguments: Any) -> None:
-        nonlocal most
-        inside.append(1)
-        most = max(most, len(inside))
-        real(*arguments)
-        inside.pop()
+    def counted(path: Path, offset: int, size: int) -> bytes | None:
+        read.append(offset // size)
+        return real(path, offset, size)
 
-    monkeypatch.setattr(room, "_open_all", watched)
-    assert await pull(StoreHost(store, ANNA), sealed) == plaintext
-    assert most == 1
+    monkeypatch.setattr(room, "_read_at", counted)
+    host = StoreHost(store, ANNA)
+    assert await pull(host, sealed) == plaintext
+    assert sorted(read) == [0, 1, 2, 3, 4, 5] and not store._coming
+    for number in range(3 * READ_AHEAD):  # pulls that nobody goes on with
+        name = f"{number:064x}"
+        (store._outbox / name).write_bytes(bytes(2 * AT_ONCE * SEALED_CHUNK))
+        assert store.restore_ciphertext(Digest(name), frozenset([ANNA]))
+        await store.chunk(ANNA, name, 0)
+    assert len(store._coming) <= READ_AHEAD and len(store._blocks) <= READ_AHEAD
+    store.release(Digest(name))
+    assert all(path.name != name for path, _ in [*store._coming, *store._blocks])
 
 
 async def test_cancelling_a_pull_closes_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterator
@@ -34,6 +35,20 @@ class Association(RTCSctpTransport):
         super().__init__(transport, port)
         self._sent_queue: _SentQueue = _SentQueue()
         self._to_repeat = False
+        self._unanswered = 0  # packets with data since the last acknowledgement
+        self._datagrams: asyncio.Queue[Any] = transport.transport._connection._queue
+
+    async def _send_sack(self) -> None:
+        """Acknowledge every second packet while more of them wait to be read (RFC 9260 section 6.2).
+
+        aiortc acknowledges each one, which costs both ends as much as the packet. No timer is needed: whatever waits
+        is handled next, and brings us here again.
+        """
+        self._unanswered += 1
+        if self._unanswered < 2 and not (self._datagrams.empty() or self._sack_misordered or self._sack_duplicates):
+            return
+        self._unanswered = 0
+        await super()._send_sack()
 
     async def _handle_data(self, data: bytes) -> None:
         await super()._handle_data(data)

@@ -16,7 +16,7 @@ from aiortc.rtcconfiguration import RTCIceTransportPolicy
 from p2pfl.net.webrtc.settings import IceSettings
 
 DATAGRAMS_WAITING = 8192  # 9 MB of full packets: several credit windows
-RECEIVE_BUFFER = 1 << 20
+RECEIVE_BUFFER = 2 << 20
 """Bytes of each socket's receive buffer, as far as the kernel allows. aioice's 256 KiB overflow before aiortc's sender
 slows down, and a lost tail costs a second (RFC 9260's RTO.Min)."""
 
