@@ -41,9 +41,10 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/link.py
 	$(BIN)/python benchmarks/rounds.py
 
-# Debian packages that some tests need (network namespaces, packet filter, openssl)
+# Debian and npm packages that some tests need (network namespaces, packet filter, openssl, programs in node)
 system:
 	bash scripts/system-packages.sh
+	bash scripts/counterparts.sh
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ FOLDER = Path(__file__).parent.parent / "counterparts"
 BOUND = 20.0
 """Seconds that bound every wait of a test; never reached when it passes."""
 
+NODE = 20  # major version; older ones are not tried
 LINE_LIMIT = 1 << 20
 
 
@@ -19,6 +21,9 @@ def why_not() -> str | None:
     """Why these programs cannot be started here, or None."""
     if shutil.which("node") is None:
         return "needs node: install nodejs and npm (make system)"
+    version = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=BOUND, check=False).stdout
+    if int(version.strip().lstrip("v").split(".")[0] or 0) < NODE:
+        return f"needs node {NODE} or newer, this is {version.strip()}"
     if not (FOLDER / "node_modules" / ".complete").exists():
         return "needs the npm packages of tests/counterparts: run scripts/counterparts.sh (make system)"
     return None

@@ -82,7 +82,7 @@ class WebRtcConnection:
     def _listen(self) -> None:
         channel = self._channel
         channel.bufferedAmountLowThreshold = QUEUE // 2
-        channel.on("bufferedamountlow", self._pump)
+        channel.on("bufferedamountlow", self._on_room)
         channel.on("close", lambda: self._fail(LinkError("closed by the other side")))
         self._stack.ice.on("statechange", self._on_ice)
         self._stack.receive_with(self._on_message)
@@ -106,6 +106,13 @@ class WebRtcConnection:
     def _on_ice(self) -> None:
         if self._stack.ice.state == "failed":
             self._fail(LinkError("the UDP path has gone: no answer to ICE's consent checks"))
+
+    def _on_room(self) -> None:
+        try:
+            self._pump()
+        except Exception:
+            _log.exception("a WebRTC channel could not be written")
+            self._fail(LinkError("an internal error; our own log says more"))
 
     def _on_message(self, data: bytes | str) -> None:
         if self._failure is not None:
