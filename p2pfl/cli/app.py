@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from p2pfl.cli import address, audit, charter, data, demo, home, link, plan, topology
+from p2pfl.cli import address, audit, charter, data, demo, doctor, home, link, plan, topology
 from p2pfl.cli.output import note
 from p2pfl.errors import P2PFLError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 home.register(app)
 address.register(app)
+doctor.register(app)
 app.add_typer(charter.app, name="charter", help="Make, sign, merge, accept and read the consortium's charter.")
 app.add_typer(data.app, name="data", help="Grant data files to plans, under a tag.")
 app.add_typer(plan.app, name="plan", help="Check, propose, read and approve plans.")

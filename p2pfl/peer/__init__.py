@@ -1,6 +1,7 @@
 """One hospital's peer: the asyncio shell around the protocol machine, its home folder and its local control."""
 
 from p2pfl.peer.control import OVER, ControlServer, ask, follow
+from p2pfl.peer.doctor import examine
 from p2pfl.peer.home import Home, check_new_home, init_home, open_home, read_text
 from p2pfl.peer.home_settings import HomeSettings, WebRtcSettings
 from p2pfl.peer.local import LocalPeers, found_consortium, local
@@ -23,6 +24,7 @@ __all__ = [
     "change_address",
     "check_new_home",
     "check_plan",
+    "examine",
     "follow",
     "found_consortium",
     "init_home",

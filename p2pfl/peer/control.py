@@ -29,6 +29,7 @@ from p2pfl.errors import (
 from p2pfl.governance import read_plan
 from p2pfl.peer.hand_links import accept_text, make_offer
 from p2pfl.peer.home import open_home
+from p2pfl.peer.partner_checks import partner_facts
 from p2pfl.peer.peer import Peer
 
 REQUEST_LIMIT = 64 * 1024  # bytes of one request line
@@ -109,7 +110,12 @@ async def _link_accept(peer: Peer, request: dict[str, Any]) -> Any:
     return await accept_text(peer, str(request["text"]))
 
 
+async def _doctor(peer: Peer, request: dict[str, Any]) -> Any:
+    return await partner_facts(peer)
+
+
 HANDLERS: dict[str, Handler] = {
+    "doctor": _doctor,
     "link_offer": _link_offer,
     "link_accept": _link_accept,
     "status": _status,

@@ -21,6 +21,7 @@ from p2pfl.net import Discovery, Host, LinkInfo, MemoryNetwork, parse_address
 from p2pfl.peer.contents import Contents
 from p2pfl.peer.home import Home, open_home
 from p2pfl.peer.journal import Journal, unix_milliseconds
+from p2pfl.peer.partner_checks import PartnerChecks
 from p2pfl.peer.records import Records
 from p2pfl.peer.run import Run
 from p2pfl.peer.runner import ANNOUNCE, DIRECT, FLOOD, Runner, Services
@@ -112,6 +113,7 @@ class Peer:
             worked=read_ways(self.home.ways),
         )
         wires.introductions.attach(self._host)
+        self.partner_checks = PartnerChecks(self._host, lambda: self.roster)
         self._records.attach(self._host, self._roster, log=self._note, refuse=self._refuse, failed=self._fail)
         services = Services(
             self._identity, self._host, self._journal, self._contents,
