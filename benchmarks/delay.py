@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 ADDRESSES = ("10.99.7.1", "10.99.7.2")
 MTU = 1500
@@ -51,14 +52,22 @@ class DelayedPath:
         self._names = [f"p2pfl-delay-{os.getpid():x}-{end}" for end in "ab"]
         self._made: list[str] = []
         self._process: subprocess.Popen[str] | None = None
+        self._before: Any = None
         self.busy = 0.0
         """Share of one core that the carrying took; known after the end."""
+
+    @property
+    def process_id(self) -> int:
+        """Of the program that carries."""
+        assert self._process is not None
+        return self._process.pid
 
     def inside(self, end: int) -> tuple[str, ...]:
         """What to write before a command."""
         return ("ip", "netns", "exec", self._names[end])
 
     def __enter__(self) -> DelayedPath:
+        self._before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # or all of it stays
         try:
             for name in self._names:
                 _ip("netns", "add", name)
@@ -87,8 +96,10 @@ class DelayedPath:
                 told, _ = self._process.communicate(timeout=COMMAND_TIME)
                 self.busy = float(json.loads(told)["busy"])
             self._process.kill()
+            self._process.wait()
         for name in self._made:
             subprocess.run(["ip", "netns", "del", name], timeout=COMMAND_TIME, check=False)
+        signal.signal(signal.SIGTERM, self._before)
 
 
 def _ip(*arguments: str) -> None:

@@ -11,6 +11,7 @@ SIGNAL_LIMIT = 30.0  # seconds until the two have found each other
 MESSAGE = 16_240  # bytes: 14 chunks of aiortc's 1,160, the product's size too
 AHEAD = 256 << 10  # bytes given to aiortc ahead of its sending; more gained nothing
 LOW = 64 << 10
+SAMPLE = 0.05  # seconds between two looks at the congestion window
 LARGER_CHUNK = 1404
 """User bytes per packet that fill 1,500: less 20 IPv4, 8 UDP, 37 DTLS 1.2 with AES-GCM, 12 SCTP, 16 DATA, in fours."""
 
@@ -71,28 +72,49 @@ async def open_channel(own_address: str, meet: tuple[str, int], listens: bool, l
     return association, channel
 
 
-async def send(association: Any, channel: Any, size: int, transfers: int) -> dict[str, Any]:
-    """Seconds of each transfer, and the congestion window over the last one."""
+class Watch:
+    """An association's congestion window every 50 ms: (seconds, bytes). Watches nothing where there is none."""
+
+    def __init__(self, association: Any) -> None:
+        self._association = association
+        self.windows: list[tuple[float, int]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Watch:
+        if self._association is not None:
+            self._task = asyncio.get_running_loop().create_task(self._look())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _look(self) -> None:
+        started = time.perf_counter()
+        while True:
+            self.windows.append((round(time.perf_counter() - started, 3), self._association._cwnd))
+            await asyncio.sleep(SAMPLE)
+
+
+async def send(channel: Any, size: int, transfers: int) -> dict[str, Any]:
+    """Seconds of each transfer, CPU seconds of all."""
     room, done = asyncio.Event(), asyncio.Queue[bytes]()
     channel.bufferedAmountLowThreshold = LOW
     channel.on("bufferedamountlow", room.set)
     channel.on("message", done.put_nowait)
     message, seconds = bytes(MESSAGE), []
-    windows: list[tuple[float, int]] = []
+    before = time.process_time()
     for _ in range(transfers):
         started = time.perf_counter()
-        sent, windows = 0, []
-        while sent < size:
+        for _ in range(-(-size // MESSAGE)):
             channel.send(message)
-            sent += MESSAGE
             if channel.bufferedAmount > AHEAD:
                 room.clear()
                 await room.wait()
-                windows.append((time.perf_counter() - started, association._cwnd))
         channel.send(b"end")
         await done.get()
         seconds.append(time.perf_counter() - started)
-    return {"seconds": seconds, "windows": windows[:: max(1, len(windows) // 20)]}
+    return {"seconds": seconds, "cpu_seconds": time.process_time() - before}
 
 
 async def receive(channel: Any, transfers: int) -> None:

@@ -11,12 +11,13 @@ import typer
 
 from p2pfl.cli.home import AsJson, HomePath
 from p2pfl.cli.output import note, say, to_json, visible, write_result
+from p2pfl.errors import ConfigError
 from p2pfl.peer import ask, read_text
 
 app = typer.Typer(no_args_is_help=True)
 
 STANDARD_INPUT = Path("-")
-TEXT_LIMIT = 64 * 1024  # characters; a block has about 12,000
+TEXT_LIMIT = 48 * 1024  # bytes; a block has about 12,000, and a request to the peer 64 KiB at most
 ANSWER_TIME = 60.0  # seconds; gathering addresses and connecting have limits below this
 
 Out = Annotated[Path | None, typer.Option("--out", help="Write the block to this file instead.")]
@@ -52,13 +53,24 @@ def accept(
 
     Example: p2pfl link accept homes/amiens offer.txt > answer.txt
     """
-    text = sys.stdin.read(TEXT_LIMIT + 1) if block == STANDARD_INPUT else read_text(block, TEXT_LIMIT)
+    text = _standard_input() if block == STANDARD_INPUT else read_text(block, TEXT_LIMIT)
     value = asyncio.run(ask(home, "link_accept", timeout=ANSWER_TIME, text=text))
     if value["kind"] == "answer":
         _print(value, out, as_json)
         note(f"carry this back to {visible(value['member'])}; there: p2pfl link accept HOME FILE")
         return
     say(to_json(value) if as_json else f"linked to {visible(value['member'])} over {value['link']}")
+
+
+def _standard_input() -> str:
+    data = sys.stdin.buffer.read(TEXT_LIMIT + 1)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise ConfigError("standard input is no text; give it the block that the other site printed") from None
+    if len(data) > TEXT_LIMIT:
+        raise ConfigError(f"standard input has more than {TEXT_LIMIT} bytes; give it the block alone")
+    return text
 
 
 def _print(value: dict[str, Any], out: Path | None, as_json: bool) -> None:

@@ -49,6 +49,7 @@ class Introductions:
         self._roster: Callable[[], Roster] = lambda: Roster("", (), 0)  # type: ignore[arg-type]
         self._worked: dict[PeerId, PeerId] = {}
         self._asked: dict[PeerId, deque[float]] = {}
+        self._brought: dict[PeerId, deque[float]] = {}
         self._under_way: Counter[PeerId] = Counter()
         self.on_offer: OnOffer | None = None
         """Takes offers for us; set by the transport while it listens."""
@@ -99,7 +100,7 @@ class Introductions:
         assert self._host is not None
         if target not in self._host.links:
             raise Refusal(f"no link to {name_of(member)} here; ask another neighbour")
-        self._count(asker)
+        self._count(self._asked, asker)
         self._under_way[asker] += 1
         try:
             # a little less than the asker's own patience, so that our words reach it in time
@@ -109,13 +110,15 @@ class Introductions:
             raise Refusal(f"{name_of(member)} gave no answer: {str(error)[:REASON_LIMIT]}") from None
         finally:
             self._under_way[asker] -= 1
+        if len(answer) > BOX_LIMIT:
+            raise LimitExceeded(f"{name_of(member)} answered with {len(answer)} bytes; at most {BOX_LIMIT} are carried")
         self.carried += 1
         return answer
 
-    def _count(self, asker: PeerId) -> None:
+    def _count(self, counted: dict[PeerId, deque[float]], asker: PeerId) -> None:
         """Bounded work for each neighbour."""
         now = asyncio.get_running_loop().time()
-        times = self._asked.setdefault(asker, deque())
+        times = counted.setdefault(asker, deque())
         while times and now - times[0] > 60:
             times.popleft()
         if len(times) >= PER_MINUTE or self._under_way[asker] >= AT_ONCE:
@@ -126,6 +129,7 @@ class Introductions:
 
     async def _offered(self, introducer: PeerId, payload: bytes) -> bytes:
         asker, box = _read(payload, "from", introducer)
+        self._count(self._brought, introducer)
         if self.on_offer is None:
             raise Refusal("this site takes no WebRTC connections")
         if asker == introducer:

@@ -285,6 +285,12 @@ class Peer:
         return self._host.why_not(peer)
 
     def _on_refused(self, who: str, why: str) -> None:
+        if self.roster.member(who) is None:
+            self._log_refusal(who, why)  # strangers: the host bounds their rate
+        else:
+            self._refuse(PeerId(who), why)
+
+    def _log_refusal(self, who: str, why: str) -> None:
         self._note("refused", {"peer": who, "reason": why[:400]})
 
     def _note(self, kind: str, body: dict[str, Any]) -> None:
@@ -294,7 +300,7 @@ class Peer:
         """A linked member sent rubbish: so many entries for each and no more, or it could fill the disk."""
         self._refusals[sender] += 1
         if self._refusals[sender] <= REFUSALS_LOGGED:
-            self._on_refused(blamed or sender, why)
+            self._log_refusal(blamed or sender, why)
 
     def _on_flood(self, peer: PeerId, data: bytes) -> None:
         try:

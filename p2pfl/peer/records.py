@@ -107,7 +107,12 @@ class Records:
             self.renew()
 
     def renew(self, above: int = 0) -> None:
-        """Make the own record anew if that is due; forget what has expired. Raises ConfigError or StoreError."""
+        """Make the own record anew if that is due; forget what has expired. Raises ConfigError or StoreError.
+
+        Not over a record that `p2pfl address` has made meanwhile: it speaks of the next start.
+        """
+        if self._home.member().sequence > self.own.member.sequence:
+            return
         self.own = own_record(self._home, self._identity, self.now, above=above)
         if self.book.drop_expired(self.now):
             self._follow()

@@ -317,12 +317,12 @@ async def test_a_new_offer_of_the_same_member_replaces_the_one_under_way() -> No
         ends.carrier.lies[ends.introducer.peer_id] = lost
         one, _ = await ends.pair()
         assert held.is_set() and one.introducer == ends.other_introducer.peer_id
-        assert len(ends.two.transport._incoming) == 0
+        assert ends.two.transport.answers.idle
 
 
 async def test_no_udp_path_is_said_in_plain_words() -> None:
     async with Ends(replace(QUICK, webrtc=1.0)) as ends:
-        ends.two.transport._finish = _never  # type: ignore[method-assign]
+        ends.two.transport.answers._finish = _never  # type: ignore[method-assign]
         with pytest.raises(LinkError, match=r"no connection within 1 s|no UDP path") as caught:
             await ends.one.dial(ends.two)
         assert "TURN" in str(caught.value)
@@ -445,7 +445,7 @@ async def leaks(cycles: int) -> None:
         assert after == before
         assert grown < 100_000 + 1000 * cycles, f"{grown} bytes after {cycles} connections"
         for end in (ends.one, ends.two):
-            assert not end.transport._stacks and not end.transport._tasks and not end.transport._incoming
+            assert not end.transport._stacks and end.transport.answers.idle
 
 
 async def test_twenty_connections_leave_nothing_behind() -> None:

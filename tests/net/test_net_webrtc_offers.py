@@ -12,7 +12,9 @@ from webrtc_sites import Ends
 
 from p2pfl.crypto import pack, sign_envelope
 from p2pfl.crypto.boxes import BOX_STEP, open_box, seal_box
-from p2pfl.errors import LinkError, MalformedMessage, RemoteError, SignatureRefused
+from p2pfl.errors import LinkError, MalformedMessage, Refusal, RemoteError, SignatureRefused
+from p2pfl.net.webrtc.answering import GLARE
+from p2pfl.net.webrtc.ice import DATAGRAM_LIMIT, EARLY_DATAGRAMS
 from p2pfl.net.webrtc.offers import (
     ANSWER_KIND,
     OFFER_KIND,
@@ -311,3 +313,110 @@ async def test_all_introducers_are_named_when_none_helps() -> None:
             await ends.one.dial(ends.two)
         for introducer in ends.carrier.introducers_:
             assert introducer in str(caught.value)
+
+
+# --- found by review: what a single liar or a hostile member could do
+
+
+async def test_a_lie_about_glare_does_not_keep_the_others_from_helping() -> None:
+    async with Ends() as ends:
+        ends.carrier.introducers_ = [ends.introducer.peer_id, ends.other_introducer.peer_id]
+
+        async def lie(sender: PeerId, to: PeerId, box: bytes) -> bytes:
+            raise Refusal(GLARE)
+
+        ends.carrier.lies[ends.introducer.peer_id] = lie
+        one, _ = await ends.pair()
+        assert one.introducer == ends.other_introducer.peer_id
+
+
+async def test_a_withheld_offer_of_an_earlier_dial_does_not_break_the_later_one() -> None:
+    async with Ends(clock=lambda: clock[0]) as ends:
+        clock = [float(NOW)]
+        ends.two.transport.clock = lambda: clock[0]
+        kept: list[bytes] = []
+
+        async def keep(sender: PeerId, to: PeerId, box: bytes) -> bytes:
+            kept.append(box)
+            raise LinkError("no answer")
+
+        ends.carrier.lies[ends.introducer.peer_id] = keep
+        with pytest.raises(LinkError):
+            await ends.one.dial(ends.two)
+        clock[0] += 5
+
+        async def answer_and_then_the_old_one(sender: PeerId, to: PeerId, box: bytes) -> bytes:
+            answer = await ends.carrier.honestly(ends.introducer.peer_id, sender, to, box)
+            with pytest.raises(Refusal, match="older than the one being answered"):
+                await ends.carrier.honestly(ends.introducer.peer_id, sender, to, kept[0])
+            return answer
+
+        ends.carrier.lies[ends.introducer.peer_id] = answer_and_then_the_old_one
+        one, two = await ends.pair()
+        await one.send(b"still")
+        assert await two.receive() == b"still"
+
+
+async def test_many_offers_of_one_member_hold_one_place() -> None:
+    async with Ends() as ends:
+        now = int(ends.two.transport.clock())
+        boxes = [made_by(ends.third, ends.two_site.peer_id, ends.roster.charter, now=now) for _ in range(40)]
+        answers = await asyncio.gather(
+            *(
+                ends.carrier.honestly(ends.introducer.peer_id, ends.third.peer_id, ends.two_site.peer_id, box)
+                for box in boxes
+            ),
+            return_exceptions=True,
+        )
+        assert sum(isinstance(answer, bytes) for answer in answers) == 1
+        assert len(ends.two.transport._stacks) == 1
+        assert {type(answer) for answer in answers} == {bytes, Refusal}
+
+
+async def test_what_a_member_has_signed_is_not_laid_at_the_introducers_door() -> None:
+    async with Ends() as ends:
+        now = int(ends.two.transport.clock())
+        bad = made_by(ends.third, ends.two_site.peer_id, ends.roster.charter, now=now, **BAD_FIELDS["multicast"])
+        with pytest.raises(MalformedMessage):
+            await ends.carrier.honestly(ends.introducer.peer_id, ends.third.peer_id, ends.two_site.peer_id, bad)
+        who, error = ends.two.refused[-1]
+        assert who == error.peer == ends.third.peer_id
+        assert f"brought by {ends.introducer.name}" in str(error)
+
+
+async def test_a_stop_leaves_no_answer_under_way() -> None:
+    async with Ends() as ends:
+        now = int(ends.two.transport.clock())
+        box = made_by(ends.third, ends.two_site.peer_id, ends.roster.charter, now=now)
+        answering = asyncio.create_task(
+            ends.carrier.honestly(ends.introducer.peer_id, ends.third.peer_id, ends.two_site.peer_id, box)
+        )
+        await asyncio.sleep(0)
+        await ends.two.transport.close()
+        await asyncio.gather(answering, return_exceptions=True)
+        await ends.two.transport.close()
+        assert not ends.two.transport._stacks and ends.two.transport.answers.idle
+
+
+async def test_strangers_cannot_fill_the_port() -> None:
+    async with Ends() as ends:
+        stack = ends.one.transport.new_stack(controlling=True)
+        description = await stack.gather(5)
+        (candidate,) = description.candidates
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(
+            asyncio.DatagramProtocol, remote_addr=(candidate.host, candidate.port)
+        )
+        for _ in range(4 * EARLY_DATAGRAMS):
+            transport.sendto(b"\x20" * DATAGRAM_LIMIT)
+            transport.sendto(b"\x20" * (DATAGRAM_LIMIT + 1))
+            await asyncio.sleep(0)
+        queue = stack._connection._queue
+        async with asyncio.timeout(5):
+            while queue.qsize() < EARLY_DATAGRAMS:
+                await asyncio.sleep(0.01)
+        transport.close()
+        assert queue.qsize() == EARLY_DATAGRAMS
+        while not queue.empty():
+            assert len(queue.get_nowait()[0]) <= DATAGRAM_LIMIT
+        await stack.close()

@@ -341,3 +341,15 @@ def test_a_record_that_came_by_hand(tmp_path: Path) -> None:
     assert facts["new_record"] and facts["addresses"] == []
     assert take_record(tmp_path / "amiens", facts["record"]).new
     assert not take_record(tmp_path / "amiens", facts["record"]).new
+
+
+async def test_a_running_peer_does_not_undo_what_its_owner_changed(tmp_path: Path) -> None:
+    """`p2pfl address` while the peer runs: the daily renewal leaves the new record alone."""
+    found_consortium({tmp_path / "a": None, tmp_path / "b": None}, "north", {"kind": "ring"})
+    async with Peer(tmp_path / "a", network=MemoryNetwork()) as peer:
+        home = open_home(tmp_path / "a")
+        change_address(home.path, None, home.identity(None))
+        changed = home.record()
+        peer._records.renew()
+        peer._records.renew(above=home.member().sequence)
+        assert home.record() == changed

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from p2pfl.errors import ConfigError, RemoteError
+from p2pfl.errors import ConfigError, LinkError, RemoteError
 from p2pfl.net.webrtc.offers import NONCE, VALID_BY_HAND, Opened, open_offer, seal_offer
 from p2pfl.types import Digest, PeerId
 
@@ -49,6 +49,9 @@ class HandCarried:
         except BaseException:
             stack.close()
             raise
+        if transport.closed:
+            stack.close()
+            raise LinkError("the peer stopped while it made the offer")
         self._drop(peer)  # a second call may have come meanwhile
         timer = asyncio.get_running_loop().call_later(VALID_BY_HAND, self._drop, peer)
         self._waiting[peer] = _Waiting(stack, digest, timer)
@@ -59,8 +62,8 @@ class HandCarried:
 
         Raises RemoteError for an offer that does not hold, Refusal or LinkError where we cannot answer.
         """
-        opened = self._transport.open_new(None, box)
-        return opened.signer, await self._transport.reply(opened, None, seconds=VALID_BY_HAND)
+        opened = self._transport.answers.open_new(None, box)
+        return opened.signer, await self._transport.answers.reply(opened, None, seconds=VALID_BY_HAND)
 
     async def take_answer(self, box: bytes) -> PeerId:
         """Connect with an answer; returns once the hello is over. LinkError, RemoteError or ConfigError."""

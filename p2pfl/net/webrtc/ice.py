@@ -16,6 +16,9 @@ from aiortc.rtcconfiguration import RTCIceTransportPolicy
 from p2pfl.net.webrtc.settings import IceSettings
 
 DATAGRAMS_WAITING = 8192  # 9 MB of full packets: several credit windows
+EARLY_DATAGRAMS = 64  # before a pair is chosen: the other end may be ahead by its first handshake message
+DATAGRAM_LIMIT = 2048  # bytes; DTLS keeps to the path's 1,500
+CHECKS = 256  # pairs of addresses tried for one connection; 24 candidates on eight interfaces make 192
 RECEIVE_BUFFER = 2 << 20
 """Bytes of each socket's receive buffer, as far as the kernel allows. aioice's 256 KiB overflow before aiortc's sender
 slows down, and a lost tail costs a second (RFC 9260's RTO.Min)."""
@@ -85,11 +88,12 @@ def _servers(settings: IceSettings) -> list[RTCIceServer]:
 
 
 def _bound_datagrams(connection: Any) -> None:
-    """Whatever comes to the port is queued until DTLS reads it: no more than so much."""
+    """Whatever comes to the port, from whomever, is queued until DTLS reads it: no more than so much."""
     taken = connection.data_received
 
     def data_received(data: bytes, component: int) -> None:
-        if connection._queue.qsize() < DATAGRAMS_WAITING:
+        room = DATAGRAMS_WAITING if connection._nominated else EARLY_DATAGRAMS
+        if len(data) <= DATAGRAM_LIMIT and connection._queue.qsize() < room:
             taken(data, component)
 
     connection.data_received = data_received
@@ -105,6 +109,9 @@ def _repeat_checks(connection: Any) -> None:
     repeated: set[int] = set()
 
     def check_incoming(message: Any, address: tuple[str, int], protocol: Any) -> None:
+        known = any(pair.protocol is protocol and pair.remote_addr == address for pair in connection._check_list)
+        if not known and (len(connection._check_list) >= CHECKS or connection._nominated):
+            return  # a member that checks from one new port after the other would fill our memory
         under_way = {id(pair.task) for pair in connection._check_list if pair.state == _State.IN_PROGRESS}
         plain(message, address, protocol)
         for pair in connection._check_list:

@@ -82,6 +82,7 @@ class Opened:
     signer: PeerId
     digest: Digest
     nonce: bytes
+    made: int  # Unix seconds by the signer's clock
     expires: int  # Unix seconds by our clock, the clocks' difference included
     description: Description
 
@@ -142,15 +143,20 @@ def open_offer(
         raise SignatureRefused(f"the answer of {who} belongs to another offer")
     _check_time(fields, what, who, now)
     expires = fields["made"] + fields["valid"] + SKEW
-    return Opened(envelope.signer, envelope.digest, fields["nonce"], expires, _description(fields, what, who))
+    description = _description(fields, what, envelope.signer)
+    return Opened(envelope.signer, envelope.digest, fields["nonce"], fields["made"], expires, description)
 
 
 def _fields(envelope: Envelope, what: str) -> dict[str, Any]:
     name = f"the {what} of {envelope.signer}"
     value = unpack(envelope.payload, what=name, limit=DESCRIPTION_LIMIT, max_items=max(CANDIDATES, len(_FIELDS)))
-    fields = read_fields(value, name, _FIELDS)
+    try:
+        fields = read_fields(value, name, _FIELDS)
+    except MalformedMessage as error:
+        error.peer = envelope.signer  # it has signed this, whoever brought it
+        raise
     if len(fields["nonce"]) != NONCE or not 1 <= fields["valid"] <= VALID_BY_HAND:
-        raise MalformedMessage(f"{name} has a nonce or a lifetime of a wrong size")
+        raise MalformedMessage(f"{name} has a nonce or a lifetime of a wrong size", peer=envelope.signer)
     return fields
 
 
@@ -162,7 +168,7 @@ def _check_time(fields: dict[str, Any], what: str, who: str, now: int) -> None:
         raise LimitExceeded(f"the {what} of {who} comes from {-age} s in the future; compare the clocks of both sites")
 
 
-def _description(fields: dict[str, Any], what: str, who: str) -> Description:
+def _description(fields: dict[str, Any], what: str, signer: PeerId) -> Description:
     try:
         candidates = tuple(_candidate(item) for item in fields["candidates"])
         if (
@@ -174,7 +180,9 @@ def _description(fields: dict[str, Any], what: str, who: str) -> Description:
         ):
             raise ValueError
     except (ValueError, TypeError):
-        raise MalformedMessage(f"the {what} of {who} holds a candidate or credential that cannot be") from None
+        raise MalformedMessage(
+            f"the {what} of {signer} holds a candidate or credential that cannot be", peer=signer
+        ) from None
     return Description(fields["fingerprint"], fields["username"], fields["password"], candidates)
 
 
@@ -202,20 +210,27 @@ class SeenOffers:
     def __init__(self) -> None:
         self._seen: dict[PeerId, dict[bytes, int]] = {}
 
-    def take(self, opened: Opened, now: int) -> None:
-        """Note this offer. Raises RemoteError for one that was taken before, or when its signer sends too many."""
+    def check(self, opened: Opened, now: int) -> None:
+        """Raises RemoteError for an offer that was taken before, or when its signer sends too many."""
         seen = self._seen.setdefault(opened.signer, {})
         for nonce in [nonce for nonce, expires in seen.items() if expires < now]:
             del seen[nonce]
         if opened.nonce in seen:
             raise SignatureRefused(f"the offer of {opened.signer} was taken before: replayed")
         if len(seen) >= REMEMBERED:
-            raise LimitExceeded(f"{opened.signer} sends more than {REMEMBERED} offers in some minutes; wait")
-        seen[opened.nonce] = opened.expires
+            raise LimitExceeded(
+                f"{opened.signer} sends more than {REMEMBERED} offers in some minutes; wait", peer=opened.signer
+            )
+
+    def take(self, opened: Opened, now: int) -> None:
+        """Note this offer; raises what ``check`` raises."""
+        self.check(opened, now)
+        self._seen[opened.signer][opened.nonce] = opened.expires
 
 
 def blame(carrier: PeerId, carrier_name: str, error: RemoteError) -> RemoteError:
-    """The same fault in words that name who brought it."""
+    """The same fault in words that name who brought it; the blame is his, unless another has signed what is wrong."""
     reason = str(error).split(";")[0]
-    kind = type(error)
-    return kind(f"{carrier_name} brought a message that is refused: {reason}", peer=carrier)
+    if error.peer is not None and error.peer != carrier:
+        return type(error)(f"{reason}; it was brought by {carrier_name}", peer=error.peer)
+    return type(error)(f"{carrier_name} brought a message that is refused: {reason}", peer=carrier)

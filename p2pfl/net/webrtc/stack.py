@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import datetime
 import hashlib
+import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -96,6 +97,8 @@ class Stack:
         self.exported = b""
         self.closing: asyncio.Task[None] | None = None
         self.on_closed: Callable[[], object] = lambda: None
+        self.handed_over = False
+        """Whether a connection stands over it; its owner closes it."""
 
     async def gather(self, seconds: float) -> Description:
         """Find the own candidates. LinkError when there are none."""
@@ -106,6 +109,9 @@ class Stack:
             raise LinkError(
                 f"no addresses for WebRTC found within {seconds:g} s; are STUN and TURN reachable?"
             ) from None
+        if self.closing is not None:  # closed meanwhile: the sockets that came after that are ours to close
+            await _bounded(self._connection.close())
+            raise LinkError("the connection was given up while its addresses were gathered")
         parameters = self._gatherer.getLocalParameters()
         found = [
             Candidate(item.foundation, item.ip, item.port, item.priority, item.type)
@@ -148,7 +154,7 @@ class Stack:
             raise LinkError(f"the connection broke off while it was made ({error or self._state()})") from None
 
     async def _connect(self, remote: Description, patient: bool) -> None:
-        for item in remote.candidates:
+        for item in _reasonable(remote.candidates, self._addresses):
             await self.ice.addRemoteCandidate(
                 RTCIceCandidate(1, item.foundation, item.host, item.port, item.priority, "udp", item.type)
             )
@@ -244,6 +250,17 @@ class Stack:
             await _bounded(part())
         for emitter in (self.channel, self.sctp, self.dtls, self.ice, self._gatherer):
             emitter.remove_all_listeners()
+
+
+def _reasonable(candidates: Sequence[Candidate], own: Sequence[str]) -> list[Candidate]:
+    """Without this machine's and this cable's own addresses, unless our own are such: no member makes us probe them."""
+    local = any(_is_local(address) for address in own)
+    return [item for item in candidates if local or not _is_local(item.host)]
+
+
+def _is_local(address: str) -> bool:
+    number = ipaddress.ip_address(address)
+    return number.is_loopback or number.is_link_local
 
 
 def _settle(opened: asyncio.Future[bool], value: bool) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from p2pfl.crypto.identity import Identity
 from p2pfl.crypto.peer_ids import parse_peer_id
@@ -21,20 +21,16 @@ from p2pfl.net.connection import Accept, Refused
 from p2pfl.net.interfaces import usable_addresses
 from p2pfl.net.limits import DEFAULT, Limits
 from p2pfl.net.outcomes import AlreadyLinkedError, name_of
+from p2pfl.net.webrtc.answering import GLARE, Answers
 from p2pfl.net.webrtc.by_hand import HandCarried
 from p2pfl.net.webrtc.channel import WebRtcConnection
-from p2pfl.net.webrtc.offers import NONCE, Description, Opened, SeenOffers, blame, open_offer, seal_offer
+from p2pfl.net.webrtc.offers import NONCE, Description, Opened, blame, open_offer, seal_offer
 from p2pfl.net.webrtc.settings import IceSettings
 from p2pfl.net.webrtc.stack import Stack
 from p2pfl.types import Member, PeerId, Roster
 
 LISTEN = "/webrtc"
 PREFIX = "/webrtc/p2p/"
-
-INCOMING = 16
-"""Offers being answered at one time: each holds a few sockets."""
-
-_GLARE = "both sites dial each other; yours is to wait for ours"
 
 
 class Signaller(Protocol):
@@ -75,12 +71,11 @@ class WebRtcTransport:
         self.clock = clock
         self._roster: Roster | None = None
         self._accept: Accept | None = None
-        self._refused: Refused = lambda who, error: None
-        self._seen = SeenOffers()
-        self._dialling: set[PeerId] = set()
-        self._incoming: dict[PeerId, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.refused: Refused = lambda who, error: None
+        self.dialling: set[PeerId] = set()
         self._stacks: set[Stack] = set()
+        self.closed = False
+        self.answers = Answers(self)
         self.by_hand = HandCarried(self)
 
     # --- the contract
@@ -105,8 +100,9 @@ class WebRtcTransport:
         if address != LISTEN:
             raise ConfigError(f"cannot listen on {address}; WebRTC listens on {LISTEN} alone")
         usable_addresses(self._settings.interfaces)  # a wrong setting is told now, not at the first dial
-        self._accept, self._refused = accept, refused
-        self._signaller.on_offer = self.answer
+        self._accept, self.refused = accept, refused
+        self.closed = False
+        self._signaller.on_offer = self.answers.answer
         return PREFIX + self._own
 
     async def dial(self, address: str) -> WebRtcConnection:
@@ -116,24 +112,31 @@ class WebRtcTransport:
         """
         member = self.other_member(PeerId(parse_peer_id(address.removeprefix(PREFIX))))
         peer = member.peer_id
-        if peer in self._dialling:
+        if peer in self.dialling:
             raise LinkError(f"{name_of(member)} is being dialled over WebRTC already")
-        self._dialling.add(peer)
+        self.dialling.add(peer)
         try:
             return await self._dial(member)
         finally:
-            self._dialling.discard(peer)
+            self.dialling.discard(peer)
 
     async def close(self) -> None:
         """Take no more offers, end what is half-open and wait for what is being torn down."""
         self._accept = None
         self._signaller.on_offer = None
+        self.closed = True
         self.by_hand.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.answers.close()
+        for stack in list(self._stacks):
+            if not stack.handed_over:  # a live connection's stack belongs to the host, which says goodbye first
+                stack.close()
         closing = [stack.closing for stack in self._stacks if stack.closing is not None]
         await asyncio.gather(*closing, return_exceptions=True)
+
+    @property
+    def listening(self) -> bool:
+        """Whether offers are taken."""
+        return self._accept is not None
 
     # --- dialling
 
@@ -147,6 +150,8 @@ class WebRtcTransport:
         stack = self.new_stack(controlling=True)
         try:
             own = await stack.gather(self.limits.gather)
+            if self.closed:
+                raise LinkError("we stopped while we dialled")
             introducer, answer = await self._introduced(member, introducers, own)
             await stack.connect(answer.description, self.limits.webrtc)
         except BaseException:
@@ -157,16 +162,19 @@ class WebRtcTransport:
 
     async def _introduced(self, member: Member, introducers: list[PeerId], own: Description) -> tuple[PeerId, Opened]:
         """An answer that holds, through the first neighbour that brings one."""
-        faults = []
+        faults, glares = [], 0
         for introducer in introducers:
             try:
                 return introducer, await self._ask(member, introducer, own)
-            except AlreadyLinkedError:
-                raise
+            except AlreadyLinkedError:  # an introducer's word, no more: a liar must not keep us from asking the others
+                glares += 1
+                faults.append(f"through {self.name(introducer)}: it says that {member.name} is dialling us")
             except P2PFLError as error:
                 if isinstance(error, RemoteError):
-                    self._refused(introducer, error)
-                faults.append(f"through {self._name(introducer)}: {error}")
+                    self.refused(error.peer or introducer, error)
+                faults.append(f"through {self.name(introducer)}: {error}")
+        if glares == len(introducers):
+            raise AlreadyLinkedError(member.peer_id)  # its connection is on the way
         raise LinkError("; ".join(faults))
 
     async def _ask(self, member: Member, introducer: PeerId, own: Description) -> Opened:
@@ -177,79 +185,15 @@ class WebRtcTransport:
         try:
             reply = await self._signaller.carry(introducer, member.peer_id, box)
         except Refusal as error:
-            if _GLARE in str(error):
-                raise AlreadyLinkedError(member.peer_id) from None  # it is dialling us: its connection is on the way
+            if GLARE in str(error):
+                raise AlreadyLinkedError(member.peer_id) from None
             raise
         try:
             return open_offer(self.identity, roster, member.peer_id, reply, now=int(self.clock()), offer=digest)
         except RemoteError as error:
-            raise blame(introducer, self._name(introducer), error) from None
+            raise blame(introducer, self.name(introducer), error) from None
 
     # --- answering
-
-    async def answer(self, asker: PeerId, introducer: PeerId, box: bytes) -> bytes:
-        """The answer to an offer that a neighbour brought; the connection is then made in the background.
-
-        Raises RemoteError (also told to the owner) or Refusal.
-        """
-        try:
-            opened = self.open_new(asker, box)
-        except RemoteError as error:
-            fault = blame(introducer, self._name(introducer), error)
-            self._refused(introducer, fault)
-            raise fault from None
-        return await self.reply(opened, introducer)
-
-    def open_new(self, asker: PeerId | None, box: bytes) -> Opened:
-        """An offer that holds and was not taken before. RemoteError otherwise."""
-        now = int(self.clock())
-        opened = open_offer(self.identity, self.known(), asker, box, now=now)
-        if opened.signer == self._own:
-            raise NotAMember("the offer is our own, or made by a copy of our identity")
-        self._seen.take(opened, now)
-        return opened
-
-    async def reply(self, opened: Opened, introducer: PeerId | None, *, seconds: float | None = None) -> bytes:
-        """The answer's box; the connection is made in the background, within ``seconds`` where people carry it."""
-        peer = opened.signer
-        if peer in self._dialling and self._own < peer:
-            raise Refusal(_GLARE)
-        if self._accept is None:
-            raise Refusal("this site takes no WebRTC connections now")
-        older = self._incoming.pop(peer, None)
-        if older is not None:
-            older.cancel()  # its asker has given up on it
-        if len(self._incoming) >= INCOMING:
-            raise Refusal(f"{INCOMING} WebRTC connections are being made here; try again in some seconds")
-        stack = self.new_stack(controlling=False)
-        try:
-            own = await stack.gather(self.limits.gather)
-            box, _ = seal_offer(
-                self.identity, self.known().charter, peer, own,
-                nonce=secrets.token_bytes(NONCE), now=int(self.clock()), offer=opened.digest,
-            )  # fmt: skip
-        except BaseException:
-            stack.close()
-            raise
-        task = self._spawn(self._finish(stack, opened, introducer, seconds), stack)
-        self._incoming[peer] = task
-        task.add_done_callback(lambda done: self._incoming.get(peer) is done and self._incoming.pop(peer))
-        return box
-
-    async def _finish(self, stack: Stack, opened: Opened, introducer: PeerId | None, seconds: float | None) -> None:
-        """The answering end of one connection, until it is proven or refused."""
-        try:
-            patience = self.limits.webrtc if seconds is None else seconds
-            await stack.connect(opened.description, patience, patient=seconds is not None)
-            connection = self.connection(stack, opened.signer, dialled=False, introducer=introducer)
-        except RemoteError as error:
-            stack.close()
-            self._refused(opened.signer, error)
-            return
-        except LinkError:
-            stack.close()  # the dialler says why; to us nobody came
-            return
-        await self.hand_over(connection)
 
     async def hand_over(self, connection: WebRtcConnection) -> None:
         """Give an open connection to the host, which runs the hello; returns once it is proven or refused."""
@@ -273,7 +217,8 @@ class WebRtcTransport:
             raise NotAMember(f"{peer} is no other member of this charter; nobody to dial", peer=peer)
         return member
 
-    def _name(self, peer: PeerId) -> str:
+    def name(self, peer: PeerId) -> str:
+        """A member for people."""
         member = self.known().member(peer)
         return name_of(member) if member else str(peer)
 
@@ -286,11 +231,5 @@ class WebRtcTransport:
 
     def connection(self, stack: Stack, peer: PeerId, *, dialled: bool, introducer: PeerId | None) -> WebRtcConnection:
         """The connection over a stack that stands."""
+        stack.handed_over = True
         return WebRtcConnection(stack, peer, dialled=dialled, introducer=introducer, close_seconds=self.limits.close)
-
-    def _spawn(self, work: Coroutine[Any, Any, None], stack: Stack) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda done: stack.close() if done.cancelled() else None)
-        return task
