@@ -107,6 +107,7 @@ async def product(options: argparse.Namespace) -> dict[str, Any]:
 async def plain_tls(options: argparse.Namespace) -> dict[str, Any]:
     """As many bytes over asyncio's TLS streams."""
     site = Site(options.folder / options.role)
+    await site.host.start([])  # makes the contexts
     if options.role == "receiver":
         await asyncio.start_server(
             take_plain, options.meet, options.port, ssl=site.transport._server_context, limit=READ

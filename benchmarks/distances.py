@@ -113,7 +113,9 @@ def _parts(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
 def _turns(
     round_trip: float, turns: int, folder: Path, path: DelayedPath | None, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    rows: dict[str, Any] = {variant: {"megabytes_per_second": [], "others": [], "cpu": []} for variant in VARIANTS}
+    rows: dict[str, Any] = {
+        variant: {"megabytes_per_second": [], "first": [], "others": [], "cpu": []} for variant in VARIANTS
+    }
     others = Others(path.process_id if path else None)
     for turn in range(turns):
         for variant in VARIANTS:
@@ -121,6 +123,7 @@ def _turns(
             told = others.quietest(lambda kind=variant: pair(kind, SIZES[round_trip], folder, _free_port(), path))
             row = rows[variant]
             row["megabytes_per_second"] += [SIZES[round_trip] / 1e6 / seconds for seconds in told["seconds"][1:]]
+            row["first"].append(SIZES[round_trip] / 1e6 / told["seconds"][0])
             row["others"].append(told["others"])
             row["cpu"].append(told["cpu_microseconds_per_packet"])
             row["windows"] = told.get("windows", [])

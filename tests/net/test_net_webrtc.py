@@ -8,6 +8,7 @@ import os
 import random
 import threading
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -98,6 +99,35 @@ async def test_a_reader_that_does_not_read_stops_the_sender() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+async def test_packets_that_wait_together_cost_one_turn_of_the_loop() -> None:
+    """asyncio reads one datagram in a turn; then each packet would also have an acknowledgement of its own."""
+    async with Ends() as ends:
+        one, two = await ends.pair()
+        sent: Counter[str] = Counter()
+
+        def counted(name: str, send: Any) -> Any:
+            async def count(data: bytes) -> None:
+                sent[name] += 1
+                await send(data)
+
+            return count
+
+        for name, connection in (("packets", one), ("acknowledgements", two)):
+            connection._stack.ice._send = counted(name, connection._stack.ice._send)
+        frames = [os.urandom(30_000) for _ in range(40)]
+
+        async def push() -> None:
+            for frame in frames:
+                await one.send(frame)
+
+        async with asyncio.timeout(BOUND):
+            pushing = asyncio.create_task(push())
+            assert [await two.receive() for _ in frames] == frames
+            await pushing
+        assert sent["packets"] > 1000
+        assert sent["acknowledgements"] < 0.7 * sent["packets"]
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1])

@@ -22,7 +22,7 @@ CHECKS = 256  # pairs of addresses tried for one connection; 24 candidates on ei
 RECEIVE_BUFFER = 2 << 20
 """Bytes of each socket's receive buffer, as far as the kernel allows. aioice's 256 KiB overflow before aiortc's sender
 slows down, and a lost tail costs a second (RFC 9260's RTO.Min)."""
-
+BURST = 32  # datagrams read in one turn of the loop: a millisecond's work
 CHECK_AGAIN = 5.0  # seconds; NATs forget a UDP flow that was never answered after 30 s (RFC 4787 allows 120)
 
 _addresses: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.ContextVar("addresses", default=None)
@@ -67,6 +67,8 @@ async def gather_from(gatherer: RTCIceGatherer, addresses: Sequence[str]) -> Non
         if stream is not None:
             with contextlib.suppress(OSError):
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+            if isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop):
+                _read_bursts(protocol, stream.dup())
 
 
 async def check_again(connection: Any) -> None:
@@ -97,6 +99,28 @@ def _bound_datagrams(connection: Any) -> None:
             taken(data, component)
 
     connection.data_received = data_received
+
+
+def _read_bursts(protocol: Any, stream: socket.socket) -> None:
+    """Read what waits in the socket when one datagram was read, as uvloop does; ``stream`` is a duplicate, closed here.
+
+    asyncio reads one datagram in each turn of its loop, so that a packet costs two turns, and each one an
+    acknowledgement of its own (``association.py``).
+    """
+    taken, lost = protocol.datagram_received, protocol.connection_lost
+
+    def datagram_received(data: bytes, address: Any) -> None:
+        taken(data, address)
+        with contextlib.suppress(OSError):  # BlockingIOError: nothing more waits
+            for _ in range(BURST):
+                taken(*stream.recvfrom(DATAGRAM_LIMIT + 1))
+
+    def connection_lost(error: Exception | None) -> None:
+        stream.close()
+        lost(error)
+
+    protocol.datagram_received = datagram_received
+    protocol.connection_lost = connection_lost
 
 
 def _repeat_checks(connection: Any) -> None:
