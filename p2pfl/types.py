@@ -37,6 +37,7 @@ class Roster:
     members: tuple[Member, ...]
     quorum: int  # signatures needed, more than half of the members
     minimum_participants: int = 2  # of a run
+    minimum_contributors: int = 1  # heard of lately, for a round to begin; fewer: the run pauses
     max_parameters_bytes: int | None = None  # of the model channel; None: no limit in the charter
 
     def member(self, peer_id: str) -> Member | None:

@@ -28,7 +28,7 @@ from p2pfl.crypto import (
     wrap_key,
 )
 from p2pfl.errors import RemoteError
-from p2pfl.gossip import Machine, Proposal, State, effects, events
+from p2pfl.gossip import Machine, Proposal, Restored, State, effects, events
 from p2pfl.gossip.messages import TO_ALL, Announcement, Core, Cover, sealing_context
 from p2pfl.train.session import Session
 from p2pfl.types import ChannelSpec, Digest, Member, PeerId, Roster
@@ -121,6 +121,7 @@ class Site:
     sealed: dict[tuple[Any, str], Sealed] = field(default_factory=dict)
     outbox: dict[Digest, tuple[Announcement, tuple[bytes, ...]]] = field(default_factory=dict)
     timers: dict[str, int] = field(default_factory=dict)
+    state: bytes = b""  # what the machine remembered with its newest commit that stored a state
     dead: bool = False
     hold_training: bool = False
 
@@ -183,7 +184,7 @@ class Site:
                 self.timers.pop(name, None)
             case effects.Tell(topic=topic, facts=facts):
                 self.told.append((topic, facts))
-            case effects.StoreStatement():
+            case effects.StoreStatement() | effects.Restore() | effects.ShareClosings():
                 pass
             case _:
                 raise AssertionError(effect)
@@ -209,6 +210,7 @@ class Site:
 
     def commit(self, effect: effects.Commit) -> None:
         digests = []
+        self.state = effect.state or self.state
         self.log.extend((entry.kind, entry.body, entry.documents) for entry in effect.entries)
         for core in effect.cores:
             digests.append(self.commit_core(core, effect.recipients))
@@ -365,6 +367,14 @@ class Bottle:
                     )
                 return
         raise AssertionError("the bottle does not come to rest")
+
+    def remade(self, number: int, state: bytes | None = None) -> Machine:
+        """The machine as a restart makes it from a stored state; the session's state is not touched."""
+        site, start = self[number], self.machine(number).context.start
+        outgoing = self.machine(number).deliveries.outgoing
+        rows = tuple((digest, item.core, frozenset(item.waiting)) for digest, item in outgoing.items())
+        restored = Restored(None, start, 0, rows, False, site.state if state is None else state)
+        return Machine(site.peer_id, self.roster, self.proposal, restored=restored)
 
     def done(self) -> bool:
         return all(site.dead or (site.machine and site.machine.state is State.DONE) for site in self.sites.values())

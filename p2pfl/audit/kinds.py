@@ -38,6 +38,7 @@ class Kind(StrEnum):
     EDGE_UNSETTLED = "edge_unsettled"
     ABSENT = "absent"
     ACKNOWLEDGED = "acknowledged"
+    STATE_STORED = "state_stored"
     RUN_CLOSED = "run_closed"
 
 
@@ -94,9 +95,24 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
             ("run", "peer", "round", "until", "reason"),
         ),
         Kind.ACKNOWLEDGED: KindNote("a member has these cores in its own log", ("run", "peer", "cores")),
+        Kind.STATE_STORED: KindNote(
+            "what a restart goes on from; digest is SHA-256 of the machine's state",
+            ("run", "round", "step", "stage", "digest"),
+        ),
         Kind.RUN_CLOSED: KindNote(
             "this site closed the run",
-            ("run", "finished", "rounds_done", "digest", "missing", "unsettled", "reason"),
+            (
+                "run",
+                "finished",
+                "rounds_done",
+                "digest",
+                "missing",
+                "unsettled",
+                "samples",
+                "distance",
+                "contributed",
+                "reason",
+            ),
         ),
     }
 )

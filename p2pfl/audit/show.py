@@ -188,6 +188,7 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
         Kind.EDGE_UNSETTLED: lambda w: f"edge with {w.peer()} stays unsettled, {w.place()}",
         Kind.ABSENT: _absent,
         Kind.ACKNOWLEDGED: lambda w: f"{w.peer()} acknowledged {w.count('cores')} deltas",
+        Kind.STATE_STORED: lambda w: f"state stored for a restart ({w['stage']}), {w.place()}",
         Kind.RUN_CLOSED: _closed,
     }
 )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Protocol
 
-from p2pfl.crypto.identity import SIGNATURE_BYTES, Identity, verify_signature
+from p2pfl.crypto.identity import SIGNATURE_BYTES, verify_signature
 from p2pfl.crypto.key_encodings import KEY_BYTES
 from p2pfl.crypto.packing import pack, unpack
 from p2pfl.crypto.peer_ids import peer_id_from_public_key, public_key_from_peer_id
@@ -28,7 +29,23 @@ KIND_LIMIT = 64
 ENVELOPE_OVERHEAD = 192
 """Bytes an envelope adds to its payload at most: 1 + 34 + 66 + 5 + 66, rounded up."""
 
+Verify = Callable[[str, bytes, bytes], None]
+"""(peer id, message, signature): returns, or raises SignatureRefused. Simulations pass cheap tags instead."""
+
 _KIND = re.compile(r"[!-~]{1,64}")  # visible ASCII: one spelling, safe to print
+
+
+class Signer(Protocol):
+    """Whoever can sign: an Identity, or a simulation's stand-in for one."""
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Whose signature it is."""
+        ...
+
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +77,7 @@ class Envelope:
         return Digest(hashlib.sha256(public_key + self.signed_bytes).hexdigest())
 
 
-def sign_envelope(identity: Identity, kind: str, payload: bytes) -> Envelope:
+def sign_envelope(identity: Signer, kind: str, payload: bytes) -> Envelope:
     """The payload, signed. Raises IllegalStep for a kind that is not 1 to 64 visible ASCII characters."""
     if not _KIND.fullmatch(kind):
         raise IllegalStep(f"an envelope's kind is 1 to {KIND_LIMIT} visible ASCII characters; rename {kind!r}")
@@ -68,7 +85,7 @@ def sign_envelope(identity: Identity, kind: str, payload: bytes) -> Envelope:
     return Envelope(identity.peer_id, kind, payload, identity.sign(_signed_bytes(kind, payload)))
 
 
-def open_envelope(data: bytes, *, kinds: Collection[str], limit: int) -> Envelope:
+def open_envelope(data: bytes, *, kinds: Collection[str], limit: int, verify: Verify = verify_signature) -> Envelope:
     """The envelope in ``data``, its signature verified. Only then may the caller decode the payload.
 
     ``kinds`` are the kinds the caller understands here, ``limit`` is the largest ``data`` in bytes (payload
@@ -88,7 +105,7 @@ def open_envelope(data: bytes, *, kinds: Collection[str], limit: int) -> Envelop
     if kind not in kinds:
         raise MalformedMessage(f"an envelope of kind {kind[:KIND_LIMIT]!r} is not expected here; drop it")
     envelope = Envelope(peer_id_from_public_key(public_key), kind, payload, signature)
-    verify_signature(envelope.signer, envelope.signed_bytes, signature)
+    verify(envelope.signer, envelope.signed_bytes, signature)
     if envelope.encode() != data:
         # msgpack has several spellings of one array; letting them pass would give one statement many byte
         # forms, and a stranger could grow any cache that is keyed by bytes

@@ -8,6 +8,7 @@ Second: CIDv1 with codec libp2p-key (0x72) in base32, ``bafzaa...``. We read bot
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 
 from p2pfl.crypto.key_encodings import ED25519, KEY_BYTES, decode_key, encode_key
@@ -21,6 +22,8 @@ INLINE_KEY_LIMIT = 42
 TEXT_LIMIT = 128
 """Characters of a peer id read at most: the longest form in use has 65, and base58 costs quadratic time."""
 
+KEPT = 1024  # peer ids and keys remembered: base58 costs more than a signature, and a peer meets the same few
+
 _IDENTITY = 0x00
 _SHA2_256 = 0x12
 _CID_PREFIX = b"\x01\x72"  # CIDv1, libp2p-key
@@ -28,6 +31,7 @@ _ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _VALUES = {character: value for value, character in enumerate(_ALPHABET)}
 
 
+@functools.lru_cache(maxsize=KEPT)
 def peer_id_from_public_key(public_key: bytes) -> PeerId:
     """The peer id of a 32-byte Ed25519 public key. Raises IllegalStep for another length."""
     if len(public_key) != KEY_BYTES:
@@ -35,6 +39,7 @@ def peer_id_from_public_key(public_key: bytes) -> PeerId:
     return PeerId(multihash_to_text(multihash_of_key(encode_key(ED25519, public_key))))
 
 
+@functools.lru_cache(maxsize=KEPT)
 def public_key_from_peer_id(peer_id: str) -> bytes:
     """The 32-byte Ed25519 public key inside a peer id in its base58btc form.
 

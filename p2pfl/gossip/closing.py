@@ -15,8 +15,11 @@ from p2pfl.gossip.effects import Flood, Mix, Release, SendStatement
 from p2pfl.gossip.rounds import Rounds
 from p2pfl.gossip.statements import Closing, Settle
 from p2pfl.gossip.table import State
-from p2pfl.types import PeerId
+from p2pfl.types import Digest, PeerId
 
+COMPLETION_PATIENCE = 24 * 3600.0  # seconds for a site that fell silent at the very end to come back and close
+HOPE = 30.0  # seconds; a hospital's peer is back from a restart within some ten
+HOPED_FOR = 2  # rounds before the end: who was lost earlier is not waited for again
 ASK_AGAIN = 1.0  # seconds between two questions for the same unsettled edges
 NO_MODEL = sha256(b"")  # the digest in a statement of absence
 
@@ -31,9 +34,24 @@ class ClosingPart:
     finishing: bool = False
     stated: bool = False
     complete: bool = False
+    hoping: bool = True  # that neighbours lost at the very end come back
     statements: dict[PeerId, Closing] = field(default_factory=dict)
     named_missing: dict[PeerId, tuple[int, str]] = field(default_factory=dict)
+    envelopes: dict[PeerId, bytes] = field(default_factory=dict)  # of the statements, as they were signed
     statement: Closing | None = None
+    waiting: list[tuple[PeerId, bytes]] = field(default_factory=list)  # settle messages whose content is not durable
+    questions: dict[PeerId, bool] = field(default_factory=dict)  # to be sent after the commit under way
+
+    @property
+    def finished_here(self) -> bool:
+        """Whether this site closed the run with a model of its own."""
+        own = self.statement or self.statements.get(self.context.me)  # the second: after a restart
+        return own is not None and own.finished
+
+    @property
+    def known_digest(self) -> Digest:
+        """Over all closing statements known here, in peer-id order: equal for peers that know the same ones."""
+        return sha256(b"".join(self.statements[peer].encode() for peer in sorted(self.statements)))
 
     def begin(self) -> None:
         """All rounds are done: ask the neighbours about edges that are still open."""
@@ -41,6 +59,7 @@ class ClosingPart:
         context = self.context
         context.tell("closing", unsettled=sum(len(ledger.unsettled) for ledger in self.rounds.ledgers.values()))
         context.set_timer("closing", context.running.deadline)
+        context.set_timer("hope", min(HOPE, context.running.deadline))
         self.ask(everybody=True)
         self.finish_when_settled()
 
@@ -54,22 +73,46 @@ class ClosingPart:
             self.context.set_timer("ask", ASK_AGAIN)
 
     def send(self, peer: PeerId, *, question: bool) -> None:
-        """Tell one neighbour our verdicts, standing at the end of the run."""
-        edges = self.rounds.ledgers[peer].list()
-        end = (self.context.running_schedule.total, 0)
-        payload = Settle(self.context.running.run, peer, end, edges, question).encode()
-        self.context.emit(SendStatement(peer, "settle", payload))
+        """Tell one neighbour our verdicts, standing at the end of the run: first durable, then told.
+
+        The other end forgets what it hears that we know; after a restart nobody could tell us again.
+        """
+        self.questions[peer] = question or self.questions.get(peer, False)
+        if not self.waiting:
+            self._commit_settling()
+
+    def _commit_settling(self) -> None:
+        context, end = self.context, (self.context.running_schedule.total, 0)
+        for peer, question in sorted(self.questions.items()):
+            edges = self.rounds.ledgers[peer].list()
+            self.waiting.append((peer, Settle(context.running.run, peer, end, edges, question).encode()))
+        self.questions = {}
+        context.commit("settling", stage="settled" if self.context.state is State.DONE else "settling")
+
+    def settling_durable(self) -> None:
+        """What we know is stored: say it."""
+        waiting, self.waiting = self.waiting, []
+        for peer, payload in waiting:
+            self.context.emit(SendStatement(peer, "settle", payload))
+        if self.questions:
+            self._commit_settling()
 
     def _open(self) -> list[PeerId]:
         """Neighbours that can still tell us something we need."""
         return [
             peer
             for peer, ledger in self.rounds.ledgers.items()
-            if ledger.unsettled
-            and peer in self.context.linked
-            and peer not in self.context.missing
-            and peer not in self.context.gone
+            if ledger.unsettled and peer not in self.context.gone and (self._there(peer) or self._hoped_for(peer))
         ]
+
+    def _there(self, peer: PeerId) -> bool:
+        return peer in self.context.linked and peer not in self.context.missing
+
+    def _hoped_for(self, peer: PeerId) -> bool:
+        """It was lost at the very end, and a restart takes less time than we give it: else its edge becomes bias."""
+        since = self.context.missing.get(peer, (0, ""))[0]
+        recent = since >= self.context.running_schedule.total - HOPED_FOR
+        return self.hoping and recent and bool(self.rounds.ledgers[peer].mixed_and_unknown)
 
     def hear_settle(self, peer: PeerId, settle: Settle) -> None:
         """A neighbour's verdicts on our common edge."""
@@ -97,8 +140,8 @@ class ClosingPart:
         """What is still open stays as recorded bias."""
         context, rounds = self.context, self.rounds
         self.finishing = True
-        context.cancel_timer("closing")
-        context.cancel_timer("ask")
+        for timer in ("closing", "ask", "hope"):
+            context.cancel_timer(timer)
         for peer, ledger in rounds.ledgers.items():
             for round_, step in ledger.mixed_and_unknown:
                 rounds.biased += 1
@@ -138,9 +181,12 @@ class ClosingPart:
                 reason = context.missing.get(peer, (since, "its last messages did not arrive"))[1]
                 missing.append((peer, since, reason[:200]))
         digest = rounds.digest if finished and rounds.digest is not None else NO_MODEL
+        contributed = tuple((peer, tuple(done.ranges)) for peer, done in sorted(rounds.contributed.items()))
+        samples = next(item.samples for item in context.running.participants if item.peer_id == context.me)
         self.statement = Closing(
-            context.running.run, finished, rounds.rounds_done, digest, tuple(missing), rounds.biased
-        )
+            context.running.run, finished, rounds.rounds_done, digest, tuple(missing), rounds.biased,
+            samples, rounds.distance, contributed,
+        )  # fmt: skip
         self.stated = True
         context.log(
             "run_closed",
@@ -150,10 +196,13 @@ class ClosingPart:
                 "digest": digest,
                 "missing": [list(row) for row in missing],
                 "unsettled": rounds.biased,
+                "samples": samples,
+                "distance": rounds.distance,
+                "contributed": [[peer, [list(item) for item in ranges]] for peer, ranges in contributed],
                 "reason": context.away_for_good or "",
             },
         )
-        context.commit("closed")
+        context.commit("closed", stage="closed")
 
     def closed(self) -> None:
         """The own statement is durable: tell everybody."""
@@ -161,13 +210,17 @@ class ClosingPart:
         self.context.state = State.DONE
         self.context.emit(Flood("closing", self.statement.encode()))
         self.context.tell("closed", finished=self.statement.finished, distance=self.rounds.distance)
+        self.context.set_timer("completion", COMPLETION_PATIENCE)
 
-    def hear_closing(self, signer: PeerId, statement: Closing) -> None:
-        """A participant's statement, ours included."""
+    def hear_closing(self, signer: PeerId, statement: Closing, data: bytes) -> None:
+        """A participant's statement, ours included; ``data`` is its envelope."""
         if signer not in self.context.running.shares:
             raise SignatureRefused("closing statement by a site that takes no part in the run", peer=signer)
+        if signer == self.context.me and not self.stated:
+            self._closed_elsewhere(statement)
         if self.statements.setdefault(signer, statement) != statement:
             raise Equivocation("two different closing statements for one run", peer=signer)
+        self.envelopes[signer] = data
         if not statement.finished and signer != self.context.me:
             self.context.gone.add(signer)
             if signer in self.rounds.ledgers and self.context.state is not State.DONE:
@@ -178,13 +231,27 @@ class ClosingPart:
         self.state_absence()
         self.check_complete()
 
-    def check_complete(self) -> None:
-        """Complete once every participant's statement, or a signed absence, is in."""
+    def _closed_elsewhere(self, statement: Closing) -> None:
+        """An own statement that this disk does not know: it is a backup of before. A second one would contradict it."""
+        context = self.context
+        context.give_up("this site had closed the run, and its disk is older than that (a restored backup)")
+        self.begun = self.finishing = self.stated = True
+        self.statement = statement
+        context.state = State.DONE
+        context.commit("note:closed-elsewhere")
+        context.tell("closed", finished=False, distance=statement.distance)
+
+    def check_complete(self, *, late: bool = False) -> None:
+        """Complete once every participant's statement, or a signed absence, is in, or the patience for it is over.
+
+        The record stays open: a statement that comes later is still taken into it.
+        """
         expected = set(self.context.running.shares)
         concerned = self.context.me in expected
         unheard = expected - set(self.statements) - set(self.named_missing)
-        if self.complete or (concerned and not self.stated) or unheard:
+        if self.complete or (concerned and not self.stated) or (unheard and not late):
             return
+        self.context.cancel_timer("completion")
         self.complete = True
         if not concerned:
             self.context.state = State.DONE

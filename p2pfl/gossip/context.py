@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from p2pfl.crypto import Verify, sha256, verify_signature
 from p2pfl.gossip.effects import CancelTimer, Commit, Effect, LogEntry, SetTimer, Tell
 from p2pfl.gossip.messages import SETTLING_WINDOW, Core, Position
 from p2pfl.gossip.statements import Proposal
@@ -14,6 +15,7 @@ from p2pfl.gossip.table import State
 from p2pfl.topology import Schedule
 from p2pfl.types import PeerId, Roster, StartRecord
 
+FRESH = ("begun", "sent", "mixed", "closed")  # stages at which the worker holds something new
 REFUSALS_LOGGED = 16  # per peer and run; a member that sends rubbish must not fill the other's log
 
 
@@ -24,6 +26,7 @@ class Context:
     me: PeerId
     roster: Roster
     proposal: Proposal
+    verify: Verify = verify_signature
     state: State = State.PROPOSING
     now: float = 0.0
     start: StartRecord | None = None
@@ -39,6 +42,9 @@ class Context:
     ignored: set[tuple[PeerId, int]] = field(default_factory=set)
     pause_wanted: bool = False
     gone: set[PeerId] = field(default_factory=set)  # said in a signed statement that they take no further part
+    remember: Callable[[str], bytes] = lambda stage: b""  # the whole machine's state, for a restart
+    too_few: Callable[[], str | None] = lambda: None  # why no further round may begin; None: enough contribute
+    few: str | None = None  # paused for that reason
     away_for_good: str | None = None  # why we take no part in the rest of the run
 
     @property
@@ -84,10 +90,30 @@ class Context:
         """Write an entry with the next commit."""
         self.pending.append(LogEntry(kind, {"run": self.proposal.run, **body}, documents))
 
-    def commit(self, token: str, cores: tuple[Core, ...] = (), recipients: tuple[PeerId, ...] = ()) -> None:
-        """Make everything logged so far durable, with these cores."""
+    def commit(
+        self,
+        token: str,
+        cores: tuple[Core, ...] = (),
+        recipients: tuple[PeerId, ...] = (),
+        stage: str = "",
+    ) -> None:
+        """Make everything logged so far durable, with these cores and, where a ``stage`` is given, the own state."""
+        state = b""
+        if stage:
+            state = self.remember(stage)
+            round_, step = self.position
+            self.log("state_stored", {"round": round_, "step": step, "stage": stage, "digest": sha256(state)})
         entries, self.pending = tuple(self.pending), []
-        self.emit(Commit(token, entries, cores, recipients))
+        self.emit(Commit(token, entries, cores, recipients, state, stage in FRESH))
+
+    def give_up(self, reason: str) -> None:
+        """Take no further part, for a reason that the user must see; the machine states the absence."""
+        for timer in ("deadline", "nudge", "absent", "standing", "few"):
+            self.cancel_timer(timer)
+        self.away_for_good = reason
+        self.state = State.ABSENT
+        self.log("absent", {"round": self.position[0], "reason": reason[:400]})
+        self.tell("left", reason=reason)
 
     def log_now(self, kind: str, body: Mapping[str, Any], *documents: tuple[str, bytes]) -> None:
         """Write an entry without waiting for the round's next commit."""

@@ -6,8 +6,10 @@ of which core each origin signed for which place (equivocation).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from p2pfl.crypto import Envelope
 from p2pfl.errors import Equivocation, LimitExceeded, MalformedMessage, SignatureRefused
@@ -22,6 +24,7 @@ from p2pfl.gossip.messages import (
     decode_announcement,
     open_core,
     open_cover,
+    position_of,
 )
 from p2pfl.gossip.statements import Acknowledgement
 from p2pfl.gossip.table import State
@@ -40,6 +43,7 @@ class Content(Enum):
     FETCHING = "fetching"
     READY = "ready"
     REFUSED = "refused"
+    LOST = "lost"  # announced before a restart, and not mixed; it comes again
 
 
 @dataclass(slots=True)
@@ -75,6 +79,7 @@ class Deliveries:
     believed: dict[PeerId, int] = field(default_factory=dict)  # round of each peer, as far as it alone is believed
     to_acknowledge: dict[PeerId, list[Digest]] = field(default_factory=dict)
     evidence: dict[PeerId, set[tuple[int, int, str, str]]] = field(default_factory=dict)  # places written down
+    newest: dict[PeerId, tuple[int, bytes]] = field(default_factory=dict)  # each origin's core of the highest sequence
     decided_until: Position = (0, 0)  # positions below are mixed, or are being mixed
 
     # --- in
@@ -87,7 +92,7 @@ class Deliveries:
         announcement = decode_announcement(data)
         if announcement.run != self.context.running.run:
             raise MalformedMessage("announcement in the frame of another run", peer=peer)
-        envelope, core = open_core(announcement.core)
+        envelope, core = open_core(announcement.core, self.context.verify)
         origin = envelope.signer
         if origin != peer:
             raise SignatureRefused(f"announcement signed by {origin}, not by the peer that sent it", peer=peer)
@@ -95,7 +100,7 @@ class Deliveries:
         known = self.signed.get((origin, core.key))
         if known is not None and known.digest != envelope.digest:
             self._keep_evidence(origin, known, announcement.core)
-        if known is not None:
+        if known is not None and known.content is not Content.LOST:
             self.context.ignore(origin, core.round, "duplicate")
             self._renew(known, announcement)
             return core
@@ -108,6 +113,9 @@ class Deliveries:
         self._check_content(core)
         held = Incoming(origin, envelope.digest, core, announcement.core, b"", b"")
         self._cover(held, envelope, announcement)
+        newest = self.newest.get(origin)
+        if newest is None or newest[0] < core.sequence:
+            self.newest[origin] = (core.sequence, announcement.core)
         # only what would be accepted in its own round may say how far its origin is
         window = self.context.position[0] + SETTLING_WINDOW
         self.reached[origin] = max(self.reached.get(origin, (0, 0)), core.position)
@@ -170,7 +178,7 @@ class Deliveries:
             raise SignatureRefused("delta against another base than the run's; the sender has another start")
 
     def _cover(self, held: Incoming, envelope: Envelope, announcement: Announcement) -> None:
-        cover_envelope, cover = open_cover(announcement.cover)
+        cover_envelope, cover = open_cover(announcement.cover, self.context.verify)
         if cover_envelope.signer != envelope.signer or cover.core != envelope.digest:
             raise SignatureRefused("cover that does not belong to its core", peer=held.origin)
         wrapped = cover.keys.get(self.context.me)
@@ -184,7 +192,7 @@ class Deliveries:
             self._owe(known)
             return
         if known.content is Content.HELD:
-            envelope, _ = open_core(announcement.core)
+            envelope, _ = open_core(announcement.core, self.context.verify)
             self._cover(known, envelope, announcement)
             self.fetch_due()
 
@@ -213,6 +221,34 @@ class Deliveries:
             "both are kept as evidence",
             peer=origin,
         )
+
+    def remember(self) -> dict[str, Any]:
+        """For a restart, as plain values. What is not mixed yet is not kept: nobody was told that it arrived."""
+        signed = [[held.envelope, held.digest in self.incoming] for held in self.signed.values()]
+        return {
+            "reached": {peer: list(position) for peer, position in self.reached.items()},
+            "believed": dict(self.believed),
+            "owed": {peer: list(cores) for peer, cores in self.to_acknowledge.items()},
+            "evidence": {peer: [list(place) for place in places] for peer, places in self.evidence.items()},
+            "newest": {peer: list(row) for peer, row in self.newest.items()},
+            "decided_until": list(self.decided_until),
+            "signed": signed,
+        }
+
+    def recall(self, kept: Mapping[str, Any]) -> None:
+        """What `remember` gave."""
+        self.reached = {PeerId(peer): position_of(position) for peer, position in kept["reached"].items()}
+        self.believed = {PeerId(peer): round_ for peer, round_ in kept["believed"].items()}
+        self.to_acknowledge = {PeerId(peer): list(cores) for peer, cores in kept["owed"].items()}
+        for peer, places in kept["evidence"].items():
+            self.evidence[PeerId(peer)] = {(row[0], row[1], row[2], row[3]) for row in places}
+        self.newest = {PeerId(peer): (row[0], row[1]) for peer, row in kept["newest"].items()}
+        self.decided_until = position_of(kept["decided_until"])
+        for data, open_ in kept["signed"]:
+            envelope, core = open_core(data, self.context.verify)
+            content = Content.LOST if open_ else Content.REFUSED
+            held = Incoming(envelope.signer, envelope.digest, core, data, b"", b"", content)
+            self.signed[(envelope.signer, core.key)] = held
 
     def fetch_due(self) -> None:
         """Fetch what is held for the round in work and the next one."""

@@ -48,6 +48,14 @@ class Begin(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class Restore(Effect):
+    """After a restart: prepare the worker as it was when the state with this digest was stored."""
+
+    start: StartRecord
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class Train(Effect):
     """Run the local steps of ``round``; answer with Trained or TrainingFailed."""
 
@@ -117,12 +125,17 @@ class Commit(Effect):
     """Make entries durable in one transaction, after all earlier commits; answer with Committed.
 
     ``cores`` are signed, covered for ``recipients`` and stored with an entry each, in the same transaction.
+    ``state``, where given, is what the machine remembers: it is stored durably before the transaction, under its
+    SHA-256, which one of the entries names, together with the worker's checkpoint: a fresh one if ``checkpoint``, else
+    the last one. Older states may go afterwards.
     """
 
     token: str
     entries: tuple[LogEntry, ...] = ()
     cores: tuple[Core, ...] = ()
     recipients: tuple[PeerId, ...] = ()
+    state: bytes = b""
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +166,13 @@ class Tell(Effect):
 
     topic: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ShareClosings(Effect):
+    """Send all closing statements of this run that are kept to one peer, which has others than we have."""
+
+    peer: PeerId
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,11 @@ class Proposed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed(Event):
+    """This machine was made from a stored state after a restart; comes first then."""
+
+
+@dataclass(frozen=True, slots=True)
 class AnnouncementReceived(Event):
     """An announcement came in over the link to ``peer`` (bytes, unverified)."""
 

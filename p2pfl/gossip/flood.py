@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from p2pfl.crypto import Envelope, open_envelope
+from p2pfl.crypto import Envelope, Verify, open_envelope, verify_signature
 from p2pfl.errors import LimitExceeded, MalformedMessage, NotAMember
 from p2pfl.gossip.messages import FLOOD_LIMIT
 from p2pfl.gossip.statements import run_of
@@ -14,7 +14,8 @@ from p2pfl.types import Digest, PeerId, Roster, RunId
 
 SEEN_LIMIT = 8192  # statements remembered; a run of 50 sites floods about 4 per site
 SAME_KIND = 2  # per signer, run and kind: the second one is the evidence of equivocation, and must travel
-KINDS = ("proposal", "approval", "start", "start-signature", "closing")
+KINDS = ("proposal", "approval", "start", "start-signature", "closing", "heartbeat")
+OFTEN = 0.5  # seconds; heartbeats of one member that come faster are not passed on (they are due every 5)
 
 
 @dataclass(slots=True)
@@ -22,12 +23,14 @@ class Flood:
     """Remembers what was seen and says where a statement goes next."""
 
     roster: Roster
+    verify: Verify = verify_signature
     seen: OrderedDict[Digest, None] = field(default_factory=OrderedDict)
     counts: Counter[tuple[RunId, PeerId, str]] = field(default_factory=Counter)
+    beats: dict[tuple[RunId, PeerId], float] = field(default_factory=dict)  # when each one's heartbeat came last
 
-    def hear(self, run: RunId, data: bytes) -> Envelope | None:
+    def hear(self, run: RunId, data: bytes, now: float = 0.0) -> Envelope | None:
         """Verify a statement; None if it was seen before. Raises RemoteError for what must not travel further."""
-        envelope = open_envelope(data, kinds=KINDS, limit=FLOOD_LIMIT)
+        envelope = open_envelope(data, kinds=KINDS, limit=FLOOD_LIMIT, verify=self.verify)
         if self.roster.member(envelope.signer) is None:
             raise NotAMember(f"statement by {envelope.signer}, a key that the charter does not name")
         if run_of(envelope) != run:
@@ -35,6 +38,10 @@ class Flood:
             raise MalformedMessage("statement in the frame of another run")
         if not self.remember(envelope.digest):
             return None
+        if envelope.kind == "heartbeat":
+            last = self.beats.get((run, envelope.signer))
+            self.beats[run, envelope.signer] = now
+            return envelope if last is None or now - last >= OFTEN else None
         place = (run, envelope.signer, envelope.kind)
         self.counts[place] += 1
         if self.counts[place] > SAME_KIND:
@@ -45,6 +52,8 @@ class Flood:
         """The run is over: its counts are no longer needed."""
         for place in [place for place in self.counts if place[0] == run]:
             del self.counts[place]
+        for beat in [beat for beat in self.beats if beat[0] == run]:
+            del self.beats[beat]
 
     def remember(self, digest: Digest) -> bool:
         """Note a statement as seen; False if it already was."""

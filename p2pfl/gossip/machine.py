@@ -10,14 +10,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from p2pfl.crypto import Envelope, open_envelope
-from p2pfl.errors import IllegalStep, MalformedMessage, NotAMember, P2PFLError, RemoteError, SignatureRefused
+from p2pfl.crypto import Envelope, Verify, open_envelope, pack, sha256, unpack, verify_signature
+from p2pfl.errors import (
+    IllegalStep,
+    MalformedMessage,
+    NotAMember,
+    P2PFLError,
+    RemoteError,
+    SignatureRefused,
+    StoreError,
+)
 from p2pfl.gossip import events as ev
 from p2pfl.gossip.closing import ClosingPart
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.deliveries import Deliveries, Outgoing
 from p2pfl.gossip.effects import Begin, Effect, StoreStatement
-from p2pfl.gossip.messages import FLOOD_LIMIT, Core
+from p2pfl.gossip.messages import FLOOD_LIMIT, Core, position_of
+from p2pfl.gossip.presence import Presence
+from p2pfl.gossip.returning import SHARE_AFTER, Returning
 from p2pfl.gossip.rounds import Rounds
 from p2pfl.gossip.starting import Starting, schedule_of
 from p2pfl.gossip.statements import (
@@ -26,7 +36,9 @@ from p2pfl.gossip.statements import (
     open_approval,
     open_away,
     open_closing,
+    open_heartbeat,
     open_settle,
+    open_standing,
     open_start,
     open_start_signature,
     run_of,
@@ -34,9 +46,12 @@ from p2pfl.gossip.statements import (
 from p2pfl.gossip.table import TABLE, State
 from p2pfl.types import Digest, PeerId, Roster, StartRecord
 
+STATE_FORMAT = 1
+STATE_LIMIT = 64 << 20  # bytes; what 50 neighbours signed within the window is some 2 MB
+STATE_ITEMS = 1 << 20
 EARLY_LIMIT = 8  # announcements kept per neighbour before the start record is valid here: one round's channels
-STATEMENTS = ("approval", "start", "start-signature", "settle", "acknowledgement", "away", "closing")
-FLOODED = frozenset({"approval", "start", "start-signature", "closing"})
+FLOODED = frozenset({"approval", "start", "start-signature", "closing", "heartbeat"})
+STATEMENTS = (*sorted(FLOODED), "settle", "acknowledgement", "away", "standing")
 OUT_OF_ROUNDS = (State.ABSENT, State.DONE)  # the worker may still answer for a round that was left
 
 
@@ -49,6 +64,7 @@ class Restored:
     rounds_done: int = 0
     outgoing: tuple[tuple[Digest, Core, frozenset[PeerId]], ...] = ()
     closed: bool = False
+    state: bytes = b""  # what the machine remembered with its last commit; without it, it stays absent
 
 
 class Machine:
@@ -66,15 +82,24 @@ class Machine:
         *,
         sequence: int = 0,
         restored: Restored | None = None,
+        verify: Verify = verify_signature,
     ) -> None:
-        self.context = Context(me, roster, proposal)
+        """``verify`` checks signatures; only simulations pass another one than Ed25519's."""
+        self.context = Context(me, roster, proposal, verify)
         self.starting = Starting(self.context)
         self.deliveries = Deliveries(self.context)
         self.rounds = Rounds(self.context, self.deliveries, sequence)
         self.closing = ClosingPart(self.context, self.rounds)
+        self.returning = Returning(self.context, self.deliveries, self.rounds, self.closing)
+        self.presence = Presence(self.context, self.deliveries)
+        self.context.remember = self._remember
+        self.context.too_few = self.presence.too_few
         self._early: dict[PeerId, list[bytes]] = {}
+        self._early_closings: dict[PeerId, bytes] = {}  # by member, so not many
+        self._state_digest: Digest | None = None
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.Proposed: self._proposed,
+            ev.Resumed: self._resumed,
             ev.AnnouncementReceived: self._announcement,
             ev.StatementReceived: self._statement,
             ev.LinkUp: self._link_up,
@@ -140,6 +165,8 @@ class Machine:
             ],
             "approvals": sorted(self.starting.approvals),
             "waiting_for": self.rounds.awaited() if context.state is State.COLLECTING else [],
+            "contributors": self.presence.contributors() if context.start else [],
+            "paused_because": context.few if context.state is State.PAUSED else None,
             "unacknowledged": len(self.deliveries.outgoing),
             "unsettled": rounds.biased,
             "counters": dict(context.counters),
@@ -164,13 +191,15 @@ class Machine:
             context.refuse(event.peer, str(error))
             return
         if core is not None:
+            self.presence.noticed(event.peer)
             self.rounds.heard(core, event.peer)
+            self.rounds.noticed(event.peer, core.position)
         self._progress()
 
     def _statement(self, event: ev.StatementReceived) -> None:
         blamed = event.peer  # for what never should have been passed on; else the signer, whoever brought it
         try:
-            envelope = open_envelope(event.data, kinds=STATEMENTS, limit=FLOOD_LIMIT)
+            envelope = open_envelope(event.data, kinds=STATEMENTS, limit=FLOOD_LIMIT, verify=self.context.verify)
             self._check_statement(envelope, event.peer)
             blamed = envelope.signer
             used = self._hear(envelope, event.data)
@@ -193,26 +222,35 @@ class Machine:
         """Take a member's statement about this run; whether it may be of use to others."""
         kind, signer = envelope.kind, envelope.signer
         if kind == "approval":
-            _, approval = open_approval(data)
+            _, approval = open_approval(data, _verified)
             if self.context.state is not State.PROPOSING:
                 return False
             self.starting.hear_approval(envelope, approval, data)
         elif kind == "start":
-            self.starting.hear_start(*open_start(data))
+            self.starting.hear_start(*open_start(data, _verified))
         elif kind == "start-signature":
-            self.starting.hear_signature(signer, open_start_signature(data)[1])
+            self.starting.hear_signature(signer, open_start_signature(data, _verified)[1])
         elif self.context.start is None:
-            return False
+            if kind == "closing":  # of a run that is over elsewhere; the start record is being committed here
+                self._early_closings[signer] = data
+            return kind == "closing"
         elif kind == "closing":
-            self.closing.hear_closing(signer, open_closing(data)[1])
+            self.closing.hear_closing(signer, open_closing(data, _verified)[1], data)
+        elif kind == "heartbeat":
+            self.presence.hear(signer, open_heartbeat(data, _verified)[1], data)
+            self._enough_again()
+            return False  # the next one says all that this one does
         elif kind == "settle":
-            _, settle = open_settle(data)
+            _, settle = open_settle(data, _verified)
             if not self.context.away_for_good:
                 self.closing.hear_settle(signer, settle)
+        elif kind == "standing":
+            self.returning.hear(signer, open_standing(data, _verified)[1])
+            self.closing.state_absence()
         elif kind == "away":
-            self.rounds.hear_away(signer, open_away(data)[1])
+            self.rounds.hear_away(signer, open_away(data, _verified)[1])
         else:
-            self.deliveries.acknowledged(signer, open_acknowledgement(data)[1].cores)
+            self.deliveries.acknowledged(signer, open_acknowledgement(data, _verified)[1].cores)
         return True
 
     def _progress(self) -> None:
@@ -236,6 +274,7 @@ class Machine:
         context.linked.add(event.peer)
         if context.start is None:
             return
+        self.returning.tell(event.peer)
         self.deliveries.resend(event.peer)
         self.closing.state_absence()
         if not context.away_for_good:
@@ -248,6 +287,7 @@ class Machine:
         context.linked.discard(event.peer)
         if context.start is None or event.peer not in self.rounds.ledgers or context.state is State.DONE:
             return
+        self.returning.told.discard(event.peer)
         self.rounds.mark_missing(event.peer, f"link lost: {event.reason}")
         self._progress()
 
@@ -262,12 +302,37 @@ class Machine:
             self.rounds.deadline()
         elif event.name == "nudge" and context.state is State.COLLECTING:
             self.rounds.nudge()
+        elif event.name == "heartbeat" and context.start is not None:
+            if context.state is not State.DONE and context.away_for_good is None:
+                self.presence.beat()
+            self._enough_again()
+        elif event.name == "few" and context.state is State.PAUSED and context.few is not None:
+            context.give_up(context.few)
+            self.closing.state_absence()
+        elif event.name == "share" and context.state is State.DONE:
+            self.returning.share()
+        elif event.name == "hope" and context.state is State.CLOSING:
+            self.closing.hoping = False
+            self.closing.finish_when_settled()
+        elif event.name == "completion" and context.state is State.DONE:
+            self.closing.check_complete(late=True)
+        elif event.name == "standing":
+            self.returning.go_on_when_told(late=True)
         elif event.name == "absent" and context.state is State.ABSENT and not context.away_for_good:
             self._absence_over()
         elif event.name == "ask" and context.state is State.CLOSING and not self.closing.finishing:
             self.closing.ask()
         elif event.name == "closing" and context.state is State.CLOSING and not self.closing.finishing:
             self.closing.finish()
+
+    def _enough_again(self) -> None:
+        """Paused because too few contributed: go on as soon as enough are heard."""
+        context = self.context
+        waits = context.state is State.PAUSED and context.few is not None and not context.pause_wanted
+        if waits and self.presence.too_few() is None:
+            context.cancel_timer("few")
+            context.tell("enough", contributors=self.presence.contributors())
+            self.rounds.proceed()
 
     def _absence_over(self) -> None:
         self.context.cancel_timer("absent")
@@ -318,7 +383,10 @@ class Machine:
     def _received(self, event: ev.Received) -> None:
         if self.context.start is None:
             raise IllegalStep("nothing was to be fetched before the run began")
+        held = self.deliveries.incoming.get(event.core)
         if self.deliveries.received(event.core, event.problem, event.again):
+            if held is not None:
+                self.rounds.noticed(held.origin, held.core.position)
             self._progress()
 
     def _committed(self, event: ev.Committed) -> None:
@@ -331,17 +399,22 @@ class Machine:
         elif name == "run-started" and context.state is State.PROPOSING:
             self._begin()
         elif name == "sent" and context.state is State.ANNOUNCING:
+            for core, digest in zip(self.rounds.cores, event.cores, strict=False):
+                self.presence.sent(core.key, digest)
             self.rounds.committed(event.cores)
         elif name == "mixed":
             self.deliveries.acknowledge()
-        elif name == "caught-up" and context.state is State.CATCHING_UP:
+        elif name == "caught-up" and context.state is State.CATCHING_UP and self.returning.stage is None:
             if context.pause_wanted:
                 context.state = State.PAUSED
             else:
                 self.rounds.proceed()
+        elif name == "settling":
+            self.closing.settling_durable()
         elif name == "closed":
             self.deliveries.acknowledge()
             self.closing.closed()
+            context.set_timer("share", SHARE_AFTER)
 
     def _begin(self) -> None:
         context, record = self.context, self.starting.record
@@ -351,14 +424,23 @@ class Machine:
         if context.me not in record.shares:
             context.away_for_good = "not among the participants"
             context.state = State.ABSENT
+            self._hear_early_closings()
             return
         context.emit(Begin(record))
         self.rounds.prepare()
+        self.presence.begin()
+        context.commit("begun", stage="begun")
         self.rounds.enter(0)
+        self._hear_early_closings()
         early, self._early = self._early, {}
         for peer, announcements in early.items():
             for data in announcements:
                 self._announcement(ev.AnnouncementReceived(context.now, peer, data))
+
+    def _hear_early_closings(self) -> None:
+        early, self._early_closings = self._early_closings, {}
+        for data in early.values():
+            self._statement(ev.StatementReceived(self.context.now, self.context.me, data))
 
     # --- the user
 
@@ -370,6 +452,7 @@ class Machine:
 
     def _pause(self, event: ev.Pause) -> None:
         self.context.pause_wanted = True
+        self.context.few = None
 
     def _resume(self, event: ev.Resume) -> None:
         self.context.pause_wanted = False
@@ -390,10 +473,7 @@ class Machine:
             return
         if context.state is State.ABSENT:
             return
-        for timer in ("deadline", "nudge", "absent"):
-            context.cancel_timer(timer)
-        context.state = State.ABSENT
-        context.log("absent", {"round": context.position[0], "reason": event.reason[:400]})
+        context.give_up(event.reason)
         self.closing.state_absence()
 
     def _restore(self, restored: Restored) -> None:
@@ -406,6 +486,51 @@ class Machine:
         self.rounds.rounds_done = restored.rounds_done
         for digest, core, waiting in restored.outgoing:
             self.deliveries.outgoing[digest] = Outgoing(core, set(waiting))
-        context.away_for_good = "this peer was restarted during the run"
-        context.state = State.DONE if restored.closed else State.ABSENT
+        context.away_for_good = None if restored.state else "this peer was restarted without its stored state"
+        context.state = State.DONE if restored.closed else State.CATCHING_UP if restored.state else State.ABSENT
         self.closing.begun = self.closing.stated = restored.closed
+        if restored.state:
+            self._recall(restored.state)
+
+    def _remember(self, stage: str) -> bytes:
+        context = self.context
+        return pack(
+            {
+                "format": STATE_FORMAT,
+                "run": context.proposal.run,
+                "stage": stage,
+                "position": list(context.position),
+                "missing": {peer: list(row) for peer, row in context.missing.items()},
+                "gone": sorted(context.gone),
+                "pause_wanted": context.pause_wanted,
+                "rounds": self.rounds.remember(),
+                "deliveries": self.deliveries.remember(),
+                "presence": self.presence.remember(),
+            }
+        )
+
+    def _recall(self, data: bytes) -> None:
+        context = self.context
+        kept = unpack(data, what="stored state", limit=STATE_LIMIT, max_items=STATE_ITEMS)
+        if kept["format"] != STATE_FORMAT or kept["run"] != context.proposal.run:
+            raise StoreError("the stored state of a run was written by another version; the peer stays absent from it")
+        context.position = position_of(kept["position"])
+        context.missing = {PeerId(peer): (row[0], row[1]) for peer, row in kept["missing"].items()}
+        context.gone = {PeerId(peer) for peer in kept["gone"]}
+        context.pause_wanted = kept["pause_wanted"]
+        self.rounds.recall(kept["rounds"])
+        self.deliveries.recall(kept["deliveries"])
+        self.presence.recall(kept["presence"])
+        if context.state is State.CATCHING_UP:
+            self.returning.stage = kept["stage"]
+            self._state_digest = sha256(data)
+
+    def _resumed(self, event: ev.Resumed) -> None:
+        if self._state_digest is None:
+            raise IllegalStep("this machine was not made from a stored state")
+        self.presence.begin()
+        self.returning.begin(self._state_digest)
+
+
+def _verified(peer_id: str, message: bytes, signature: bytes) -> None:
+    """The signature over these very bytes was checked when the envelope was opened."""

@@ -6,16 +6,34 @@ Owns the wire form of every run message. A payload is a msgpack map; it travels 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from p2pfl.crypto import Envelope, Manifest, expected_chunks, open_envelope, pack, read_fields, sha256, unpack
+from p2pfl.crypto import (
+    Envelope,
+    Manifest,
+    Verify,
+    expected_chunks,
+    open_envelope,
+    pack,
+    read_fields,
+    sha256,
+    unpack,
+    verify_signature,
+)
 from p2pfl.errors import LimitExceeded, MalformedMessage
 from p2pfl.types import Digest, PeerId, RunId
 
 Position = tuple[int, int]
 """(round, step): step counts the mixings inside one round, from 0."""
+
+
+def position_of(value: Sequence[int]) -> Position:
+    """A (round, step) that went through msgpack as a list."""
+    round_, step = value
+    return (round_, step)
+
 
 ANNOUNCEMENT_LIMIT = 64 * 1024  # DESIGN "Messages and deltas": an announcement is at most 64 KiB
 INLINE_LIMIT = 32 * 1024  # plaintext bytes of a delta that rides inside its announcement
@@ -218,15 +236,15 @@ def decode_announcement(data: bytes) -> Announcement:
     return Announcement(RunId(value[0]), value[1], value[2], value[3])
 
 
-def open_core(data: bytes) -> tuple[Envelope, Core]:
+def open_core(data: bytes, verify: Verify = verify_signature) -> tuple[Envelope, Core]:
     """Verify and decode a core envelope."""
-    envelope = open_envelope(data, kinds=("core",), limit=ANNOUNCEMENT_LIMIT)
+    envelope = open_envelope(data, kinds=("core",), limit=ANNOUNCEMENT_LIMIT, verify=verify)
     return envelope, decode_core(envelope.payload)
 
 
-def open_cover(data: bytes) -> tuple[Envelope, Cover]:
+def open_cover(data: bytes, verify: Verify = verify_signature) -> tuple[Envelope, Cover]:
     """Verify and decode a cover envelope."""
-    envelope = open_envelope(data, kinds=("cover",), limit=ANNOUNCEMENT_LIMIT)
+    envelope = open_envelope(data, kinds=("cover",), limit=ANNOUNCEMENT_LIMIT, verify=verify)
     return envelope, decode_cover(envelope.payload)
 
 

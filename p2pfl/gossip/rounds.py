@@ -11,20 +11,25 @@ heard from at the present position or a later one.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from p2pfl.gossip.context import Context
+from p2pfl.gossip.contributions import RoundSet
 from p2pfl.gossip.deliveries import Deliveries
 from p2pfl.gossip.effects import Edge, Encode, Forget, Mix, SendStatement, Train
 from p2pfl.gossip.events import Encoded, Mixed, TrainingFailed
-from p2pfl.gossip.messages import MAX_TEXT, SETTLING_WINDOW, TO_ALL, Core, Position
+from p2pfl.gossip.messages import MAX_TEXT, SETTLING_WINDOW, TO_ALL, Core, Position, position_of
+from p2pfl.gossip.pace import Pace
 from p2pfl.gossip.settling import EdgeLedger, Settled
 from p2pfl.gossip.statements import Away
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 
 MAX_MISSED = 3  # deadlines in a row that a neighbour may let pass before its announcements alone count for nothing
+PAUSE_LIMIT = 7 * 24 * 3600.0  # seconds; after a week too few will not become enough by themselves
 MAX_FAILURES = 3  # local trainings that fail one after the other before the peer leaves the run
 
 
@@ -40,9 +45,12 @@ class Rounds:
     mixing: tuple[Edge, ...] = ()
     rounds_done: int = 0
     failures: int = 0
+    contributed: defaultdict[PeerId, RoundSet] = field(default_factory=lambda: defaultdict(RoundSet))
     last_mixed: dict[PeerId, int] = field(default_factory=dict)
     missed: Counter[PeerId] = field(default_factory=Counter)  # deadlines in a row each neighbour let pass
     biased: int = 0
+    pace: Pace = field(default_factory=Pace)
+    due: dict[PeerId, float] = field(default_factory=dict)  # until when each awaited neighbour is waited for
     loss: float | None = None
     digest: Digest | None = None
     distance: float = 0.0
@@ -65,6 +73,7 @@ class Rounds:
             context.state = State.CLOSING
             return
         context.position = (round_, context.own_steps(round_)[0])
+        self.pace.start(context.position, context.now)
         plan = context.running_schedule.round(round_)
         context.log("round_started", {"round": round_, "active": context.me in plan.active})
         context.tell("round", round=round_, of=context.running_schedule.total)
@@ -107,7 +116,7 @@ class Rounds:
         context = self.context
         recipients = tuple(peer for peer, _ in context.neighbours(context.position))
         if not recipients:
-            context.commit(f"sent:{event.round}:{event.step}")
+            context.commit(f"sent:{event.round}:{event.step}", stage="sent")
             return
         lists = {peer: self.ledgers[peer].list() for peer in recipients}
         bases = {channel.name: channel.base for channel in context.running.channels}
@@ -120,20 +129,35 @@ class Rounds:
                 )
             )  # fmt: skip
             self.sequence += 1
-        context.commit(f"sent:{event.round}:{event.step}", tuple(cores), recipients)
+        context.commit(f"sent:{event.round}:{event.step}", tuple(cores), recipients, stage="sent")
         self.cores = tuple(cores)
         self.recipients = recipients
 
     def committed(self, digests: tuple[Digest, ...]) -> None:
         """The own messages are on the record: let them out, and collect."""
-        context = self.context
         if digests:
             self.deliveries.sent(self.cores, digests, self.recipients)
+        self.begin_collecting()
+
+    def begin_collecting(self) -> None:
+        """The own messages are out, perhaps since before a restart: wait for the neighbours', each for its time."""
+        context = self.context
         context.state = State.COLLECTING
-        if self.awaited():
-            context.set_timer("deadline", context.running.deadline)
-            context.set_timer("nudge", context.running.deadline / 3)
+        upper = context.running.deadline
+        self.due = {peer: self.pace.due(peer, context.position, context.now, upper) for peer in self.awaited()}
+        if self.due:
+            self._set_deadline()
+            context.set_timer("nudge", (min(self.due.values()) - context.now) / 3)
         self.collect()
+
+    def _set_deadline(self) -> None:
+        context = self.context
+        upper = context.running.deadline
+        for peer in self.awaited():
+            self.due.setdefault(peer, self.pace.due(peer, context.position, context.now, upper))  # back meanwhile
+        times = [self.due[peer] for peer in self.awaited()]
+        if times:
+            context.set_timer("deadline", min(times) - context.now)
 
     def nudge(self) -> None:
         """Whoever keeps us waiting may be waiting for us: send again what it has not acknowledged."""
@@ -163,10 +187,14 @@ class Rounds:
             self._mix()
 
     def deadline(self) -> None:
-        """Whoever is still awaited is missing from now on."""
+        """Whoever's time is over is missing from now on."""
+        context = self.context
+        began = self.pace.starts.get(context.position, context.now)
         for peer in self.awaited():
-            self.missed[peer] += 1
-            self.mark_missing(peer, f"no delta within {self.context.running.deadline:g} s")
+            if peer in self.due and self.due[peer] <= context.now:
+                self.missed[peer] += 1
+                self.mark_missing(peer, f"no delta {context.now - began:.3g} s after the round began")
+        self._set_deadline()
         self.collect()
 
     def _mix(self) -> None:
@@ -179,6 +207,8 @@ class Rounds:
             if mixed and ready is not None:
                 edges.append(Edge(peer, weight, ready))
                 self.last_mixed[peer] = position[0]
+                if context.running_schedule.round(position[0]).training:
+                    self.contributed[peer].add(position[0])
                 self.missed[peer] = 0
                 if peer in context.missing and peer in context.linked:
                     self._back(peer, position[0])
@@ -230,21 +260,30 @@ class Rounds:
         self.settled += self.corrections_used
         self.corrections_used = ()
         self._forget_settled()
-        context.commit(f"mixed:{round_}:{step}")
-        later = [number for number in context.own_steps(round_) if number > step]
-        if later:
-            context.position = (round_, later[0])
-            self._encode()
+        last = step == context.own_steps(round_)[-1]
+        self.rounds_done += last
+        if last and context.running_schedule.round(round_).training:
+            self.contributed[context.me].add(round_)
+        context.commit(f"mixed:{round_}:{step}", stage="mixed")
+        if last:
+            context.tell(
+                "mixed",
+                round=round_,
+                loss=self.loss,
+                distance=event.distance,
+                with_peers=[edge.peer for edge in self.mixing],
+            )
+        self.go_on_after(round_, step)
+
+    def go_on_after(self, round_: int, step: int) -> None:
+        """The next mixing of this round, or the next round; also after a restart."""
+        later = [number for number in self.context.own_steps(round_) if number > step]
+        if not later:
+            self.leave_round(round_)
             return
-        self.rounds_done += 1
-        context.tell(
-            "mixed",
-            round=round_,
-            loss=self.loss,
-            distance=event.distance,
-            with_peers=[edge.peer for edge in self.mixing],
-        )
-        self.leave_round(round_)
+        self.context.position = (round_, later[0])
+        self.pace.start(self.context.position, self.context.now)
+        self._encode()
 
     # --- between rounds
 
@@ -254,7 +293,8 @@ class Rounds:
         context.position = (round_ + 1, 0)
         if context.pause_wanted:
             context.state = State.PAUSED
-            context.log_now("absent", {"round": round_ + 1, "reason": "paused by the user"})
+            context.log("absent", {"round": round_ + 1, "reason": "paused by the user"})
+            context.commit(f"paused:{round_ + 1}", stage="paused")
             context.tell("paused", round=round_ + 1)
             self.tell_away("paused by the user")
             return
@@ -264,6 +304,10 @@ class Rounds:
         """Take the next round, or catch up with neighbours that are two or more rounds further."""
         context = self.context
         round_ = context.position[0]
+        context.few = context.too_few() if round_ < context.running_schedule.total else None
+        if context.few is not None:
+            self._pause_for_few(context.few)
+            return
         horizon = self.horizon()
         target = min(horizon + 1, context.running_schedule.total)
         # one round ahead is normal: a neighbour that has mixed our message begins the next round before we do
@@ -271,6 +315,15 @@ class Rounds:
             self.catch_up(round_, target)
         else:
             self.enter(round_)
+
+    def _pause_for_few(self, why: str) -> None:
+        """No round begins until enough contributors are heard again, or this peer's patience is over."""
+        context = self.context
+        context.state = State.PAUSED
+        context.log("absent", {"round": context.position[0], "reason": why})
+        context.commit(f"paused:{context.position[0]}", stage="paused")
+        context.tell("paused", round=context.position[0], reason=why)
+        context.set_timer("few", PAUSE_LIMIT)
 
     def horizon(self) -> int:
         """The round the neighbours are in, as far as it may be believed.
@@ -300,11 +353,11 @@ class Rounds:
                 since = round_
         return since
 
-    def catch_up(self, from_round: int, target: int) -> None:
+    def catch_up(self, from_round: int, target: int, reason: str = "the others are further") -> None:
         """Skip to ``target``: take no part in the rounds between, say so to the neighbours and to the log."""
         context = self.context
         context.state = State.CATCHING_UP
-        context.log("absent", {"round": from_round, "until": target, "reason": "the others are further"})
+        context.log("absent", {"round": from_round, "until": target, "reason": reason})
         context.tell("catching up", round=from_round, until=target)
         self._expire(target)
         for round_ in range(max(from_round, target - SETTLING_WINDOW), target):
@@ -316,9 +369,14 @@ class Rounds:
         context.position = (target, 0)
         self.deliveries.decided_until = max(self.deliveries.decided_until, (target, 0))
         self.deliveries.finish((target - 1, 99))
-        context.commit(f"caught-up:{target}")
+        context.commit(f"caught-up:{target}", stage="caught up")
 
     # --- edges
+
+    def noticed(self, origin: PeerId, position: Position) -> None:
+        """All of a neighbour's messages for a position are there, in time or not."""
+        if self.deliveries.ready(origin, position) is not None or position < self.context.position:
+            self.pace.arrived(origin, position, self.context.now)
 
     def heard(self, core: Core, origin: PeerId) -> None:
         """A verified core from a neighbour: it is there, and it says what it knows of our edge."""
@@ -391,3 +449,38 @@ class Rounds:
             context.missing[peer] = (context.position[0], reason)
             context.log("absent", {"peer": peer, "round": context.position[0], "reason": reason})
             context.tell("missing", peer=peer, round=context.position[0], reason=reason)
+
+    # --- restarts
+
+    def remember(self) -> dict[str, Any]:
+        """For a restart, as plain values."""
+        return {
+            "sequence": self.sequence,
+            "ledgers": {peer: ledger.remember() for peer, ledger in self.ledgers.items()},
+            "corrections": [[peer, *position] for peer, position in self.corrections],
+            "settled": [[peer, *position] for peer, position in self.settled],
+            "rounds_done": self.rounds_done,
+            "last_mixed": dict(self.last_mixed),
+            "contributed": {peer: [list(item) for item in rounds.ranges] for peer, rounds in self.contributed.items()},
+            "missed": dict(self.missed),
+            "biased": self.biased,
+            "loss": self.loss,
+            "digest": self.digest,
+            "distance": self.distance,
+            "pace": self.pace.remember(),
+        }
+
+    def recall(self, kept: Mapping[str, Any]) -> None:
+        """What `remember` gave."""
+        self.sequence = kept["sequence"]
+        self.ledgers = {PeerId(peer): EdgeLedger.recall(row) for peer, row in kept["ledgers"].items()}
+        self.corrections = [(PeerId(row[0]), position_of(row[1:])) for row in kept["corrections"]]
+        self.settled = [(PeerId(row[0]), position_of(row[1:])) for row in kept["settled"]]
+        self.rounds_done, self.biased = kept["rounds_done"], kept["biased"]
+        self.last_mixed = {PeerId(peer): round_ for peer, round_ in kept["last_mixed"].items()}
+        for peer, ranges in kept["contributed"].items():
+            self.contributed[PeerId(peer)] = RoundSet([position_of(item) for item in ranges])
+        self.missed = Counter({PeerId(peer): count for peer, count in kept["missed"].items()})
+        self.loss, self.distance = kept["loss"], kept["distance"]
+        self.digest = None if kept["digest"] is None else Digest(kept["digest"])
+        self.pace.recall(kept["pace"])

@@ -16,9 +16,11 @@ seen mine (``acknowledged``). Only then is it dropped, and its absence from my l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from p2pfl.gossip.messages import SETTLING_WINDOW, EdgeList, Position
+from p2pfl.gossip.messages import SETTLING_WINDOW, EdgeList, Position, position_of
 
 
 @dataclass(slots=True)
@@ -103,6 +105,21 @@ class EdgeLedger:
             del self._early[position]
         self.floor = max(self.floor, before)
         return biased
+
+    def remember(self) -> dict[str, Any]:
+        """For a restart, as plain values."""
+        rows = [[*key, item.mine, item.theirs, item.acknowledged] for key, item in sorted(self._verdicts.items())]
+        early = [[*key, mixed] for key, mixed in sorted(self._early.items())]
+        return {"floor": list(self.floor), "heard": list(self.heard), "verdicts": rows, "early": early}
+
+    @classmethod
+    def recall(cls, kept: Mapping[str, Any]) -> EdgeLedger:
+        """What `remember` gave."""
+        ledger = cls(position_of(kept["floor"]), position_of(kept["heard"]))
+        for round_, step, mine, theirs, acknowledged in kept["verdicts"]:
+            ledger._verdicts[(round_, step)] = _Verdict(mine, theirs, acknowledged)
+        ledger._early = {(round_, step): mixed for round_, step, mixed in kept["early"]}
+        return ledger
 
     @property
     def unsettled(self) -> tuple[Position, ...]:

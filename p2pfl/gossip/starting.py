@@ -50,6 +50,7 @@ class Starting:
     record_digest: Digest | None = None
     signatures: dict[PeerId, Digest] = field(default_factory=dict)
     committing: bool = False
+    waited: bool = False  # the margin for the start record's signatures is under way
 
     def proposed(self) -> None:
         """The proposal is known here; the proposer waits for approvals, but not for ever, and nobody for it."""
@@ -94,6 +95,11 @@ class Starting:
             self.make_start()
         elif self.start_payload is None:
             context.away_for_good = "its proposer did not start it in the time it gave; ask for a new proposal"
+        elif not self.waited:
+            self.waited = True
+            context.set_timer("approvals", START_MARGIN)
+        else:
+            context.away_for_good = "too few members signed its start record in time; ask for a new proposal"
 
     def make_start(self) -> None:
         """The proposer turns the approvals it has into the start record."""
@@ -139,7 +145,7 @@ class Starting:
     def _check_record(self, start: Start) -> StartRecord:
         approvals: dict[PeerId, Approval] = {}
         for data in start.approvals:
-            envelope, approval = open_approval(data)
+            envelope, approval = open_approval(data, self.context.verify)
             self._require_member(envelope.signer)
             if approval.run != self.context.proposal.run or approval.plan != self.context.proposal.plan:
                 raise SignatureRefused("start record holds an approval of another run", peer=envelope.signer)

@@ -44,6 +44,8 @@ _S = State
 _ROUND_START = frozenset({_S.TRAINING, _S.ANNOUNCING})
 _NEXT_ROUND = _ROUND_START | {_S.CATCHING_UP, _S.PAUSED, _S.CLOSING}
 
+_BACK = _NEXT_ROUND | {_S.COLLECTING, _S.MIXING}
+
 _ANYWHERE: tuple[type[events.Event], ...] = (
     events.AnnouncementReceived,
     events.StatementReceived,
@@ -75,6 +77,8 @@ def _round_row(
         events.Resume: _stay(state),
         events.Leave: frozenset({_S.ABSENT}),
         events.TimerFired: _stay(state),
+        # a neighbour shows that our key signs elsewhere, or an own closing statement that this disk does not know
+        events.StatementReceived: _stay(state, _S.ABSENT, _S.DONE),
     }
     return _row(state, {**commands, **steps})
 
@@ -86,7 +90,7 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
             events.Proposed: _stay(_S.PROPOSING),
             events.Approve: _stay(_S.PROPOSING),
             events.TimerFired: _stay(_S.PROPOSING, _S.DONE),
-            events.Committed: _stay(_S.PROPOSING, _S.ABSENT, *_ROUND_START),
+            events.Committed: _stay(_S.PROPOSING, _S.ABSENT, _S.DONE, *_ROUND_START),
             events.Leave: frozenset({_S.DONE}),
         },
     ),
@@ -105,7 +109,7 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
         _S.COLLECTING,
         {
             events.AnnouncementReceived: _stay(_S.COLLECTING, _S.MIXING),
-            events.StatementReceived: _stay(_S.COLLECTING, _S.MIXING),
+            events.StatementReceived: _stay(_S.COLLECTING, _S.MIXING, _S.ABSENT, _S.DONE),
             events.Received: _stay(_S.COLLECTING, _S.MIXING),
             events.LinkDown: _stay(_S.COLLECTING, _S.MIXING),
             events.TimerFired: _stay(_S.COLLECTING, _S.MIXING),
@@ -119,6 +123,8 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
             events.StatementReceived: _stay(_S.ABSENT, _S.CATCHING_UP, _S.DONE),
             events.Committed: _stay(_S.ABSENT, _S.DONE),
             events.TimerFired: _stay(_S.ABSENT, _S.CATCHING_UP),
+            events.Received: _stay(_S.ABSENT, _S.CATCHING_UP),
+            events.LinkDown: _stay(_S.ABSENT, _S.CATCHING_UP),
             # the worker may still answer for the round that was left
             events.Trained: _stay(_S.ABSENT),
             events.TrainingFailed: _stay(_S.ABSENT),
@@ -131,12 +137,27 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
     ),
     _S.CATCHING_UP: _round_row(
         _S.CATCHING_UP,
-        {events.Committed: _stay(_S.CATCHING_UP, _S.CLOSING, _S.PAUSED, *_ROUND_START)},
+        {
+            events.Committed: _stay(_S.CATCHING_UP, _S.CLOSING, _S.PAUSED, *_ROUND_START),
+            # back from a restart: the last neighbour's word, or the end of the patience for it
+            events.Resumed: _BACK,
+            events.StatementReceived: _BACK | {_S.ABSENT, _S.DONE},
+            events.TimerFired: _BACK,
+        },
     ),
-    _S.PAUSED: _round_row(_S.PAUSED, {events.Resume: _NEXT_ROUND - {_S.PAUSED}}),
+    _S.PAUSED: _round_row(
+        _S.PAUSED,
+        {
+            events.Resume: _NEXT_ROUND,
+            # paused because too few contribute: a heartbeat, or its absence for a week, ends it
+            events.StatementReceived: _NEXT_ROUND | {_S.ABSENT, _S.DONE},
+            events.TimerFired: _NEXT_ROUND | {_S.ABSENT},
+        },
+    ),
     _S.CLOSING: _row(
         _S.CLOSING,
         {
+            events.StatementReceived: _stay(_S.CLOSING, _S.DONE),
             events.TimerFired: _stay(_S.CLOSING),
             events.Mixed: _stay(_S.CLOSING),
             events.Committed: _stay(_S.CLOSING, _S.DONE),

@@ -19,6 +19,7 @@ LIMITS: dict[str, tuple[int, int]] = {
     # what every site enforces at least: name -> (lowest, highest) value
     "max_parameters_bytes": (1, MAX_PARAMETER_BYTES),
     "minimum_participants": (2, 64),
+    "minimum_contributors": (1, 64),
 }
 
 
@@ -96,7 +97,6 @@ def _check_limits(charter: Charter) -> None:
             raise ConfigError(
                 f"the charter's limit {name} is {repr(value)[:40]}; write a whole number from {lowest} to {highest}"
             )
-    if charter.limits.get("minimum_participants", 0) > len(charter.members):
-        raise ConfigError(
-            f"the charter's limit minimum_participants is above its {len(charter.members)} members; lower it"
-        )
+    for name in ("minimum_participants", "minimum_contributors"):
+        if charter.limits.get(name, 0) > len(charter.members):
+            raise ConfigError(f"the charter's limit {name} is above its {len(charter.members)} members; lower it")

@@ -118,6 +118,7 @@ class Peer:
         services = Services(
             self._identity, self._host, self._journal, self._contents,
             flood=lambda data: self._book.flood_own(data),
+            share_closings=lambda peer, run: self._book.share_closings(peer, run),
             store_statement=lambda run, data: self._book.store_statement(run, data),
             approved=self.home.approvals.is_approved,
             told=self._told, failed=self._fail,
@@ -177,6 +178,8 @@ class Peer:
         """This site's part was over before the restart: what it had stored by then is its result."""
         stored = self._book.stored_result(handle.id)
         if stored is None:
+            with contextlib.suppress(P2PFLError):  # without it the report says that the model is lost
+                await self._book.reopen(runner)
             await self._close(runner, handle)
         else:
             handle.end(*stored)
@@ -330,6 +333,8 @@ class Peer:
         runner = self._book.runners.get(run)
         if runner is not None:
             runner.post(events.StatementReceived(runner.now(), peer, envelope))
+        else:
+            self._book.hear_of_over(peer, run)
 
     # --- runs
 

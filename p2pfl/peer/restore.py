@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from p2pfl.audit import AuditLog
 from p2pfl.gossip import Proposal, Restored
 from p2pfl.gossip.messages import Core, decode_announcement, open_core
 from p2pfl.gossip.starting import record_from_payload
-from p2pfl.gossip.statements import Closing, StartSignature
+from p2pfl.gossip.statements import StartSignature, closing_from_entry
 from p2pfl.types import Digest, PeerId, Roster, StartRecord
 
 
@@ -21,6 +19,7 @@ class RestoredRun:
     state: Restored
     sequence: int
     announcements: tuple[tuple[Digest, bytes], ...]
+    state_digest: Digest | None = None  # of the newest stored state that a commit names
     approved: tuple[Digest, int] | None = None  # plan and samples, while the run has not begun
     statements: tuple[tuple[str, bytes], ...] = ()  # (kind, payload) of own statements that the log vouches for
 
@@ -31,6 +30,7 @@ def restored_run(log: AuditLog, proposal: Proposal, roster: Roster) -> RestoredR
     start: StartRecord | None = None
     sequence = rounds_done = 0
     closed = False
+    state_digest: Digest | None = None
     approved: tuple[Digest, int] | None = None
     statements: list[tuple[str, bytes]] = []
     waiting: dict[Digest, tuple[Core, set[PeerId], bytes]] = {}
@@ -57,19 +57,14 @@ def restored_run(log: AuditLog, proposal: Proposal, roster: Roster) -> RestoredR
             for core_digest in body["cores"]:
                 if core_digest in waiting:
                     waiting[core_digest][1].discard(body["peer"])
+        elif entry.kind == "state_stored":
+            state_digest = Digest(body["digest"])
         elif entry.kind == "mixed":
             rounds_done = max(rounds_done, body["round"] + 1) if body["edges"] else rounds_done
         elif entry.kind == "run_closed":
             closed = True
-            statements.append(("closing", _closing(proposal, body).encode()))
+            statements.append(("closing", closing_from_entry(proposal.run, body).encode()))
     outgoing = tuple((digest, core, frozenset(peers)) for digest, (core, peers, _) in waiting.items() if peers)
     state = Restored(signed, start, rounds_done, outgoing, closed)
     stored_now = tuple((digest, waiting[digest][2]) for digest, _, _ in outgoing)
-    return RestoredRun(state, sequence, stored_now, None if start else approved, tuple(statements))
-
-
-def _closing(proposal: Proposal, body: Mapping[str, Any]) -> Closing:
-    missing = tuple((PeerId(peer), since, reason) for peer, since, reason in body["missing"])
-    return Closing(
-        proposal.run, body["finished"], body["rounds_done"], Digest(body["digest"]), missing, body["unsettled"]
-    )
+    return RestoredRun(state, sequence, stored_now, state_digest, None if start else approved, tuple(statements))

@@ -26,8 +26,9 @@ from p2pfl.gossip.messages import (
 from p2pfl.net import Host
 from p2pfl.peer.contents import Contents, pull_sealed
 from p2pfl.peer.journal import Journal
+from p2pfl.peer.states import States
 from p2pfl.peer.worker import Worker
-from p2pfl.types import Digest, PeerId, StartRecord
+from p2pfl.types import Digest, PeerId, RunId, StartRecord
 
 ANNOUNCE = "/p2pfl/announce/1"
 DIRECT = "/p2pfl/direct/1"
@@ -47,6 +48,7 @@ class Services:
     journal: Journal
     contents: Contents
     flood: Callable[[bytes], None]  # send an own statement (framed) to all linked members
+    share_closings: Callable[[PeerId, RunId], None]  # send a neighbour the closing statements that are kept
     store_statement: Callable[[str, bytes], None]
     approved: Callable[[Digest], bool]  # whether this site has approved a plan hash
     told: Callable[[str, str, dict[str, Any]], None]  # (run, topic, facts)
@@ -70,6 +72,9 @@ class Timings:
     sent_bytes: int = 0
 
 
+NO_CHECKPOINT = Digest("")
+
+
 @dataclass(slots=True)
 class RunKeys:
     """The secrets of one run: the prekey, the sampling key and the initial parameters' file."""
@@ -78,6 +83,7 @@ class RunKeys:
     sampling: bytes = b""
     initial: bytes = b""
     local_steps: int = 0
+    checkpoint: Digest = NO_CHECKPOINT  # of the worker's state that the newest stored state belongs to
     examples: int = 0
     has_test: bool = False
 
@@ -85,11 +91,12 @@ class RunKeys:
 class Runner:
     """One machine and the task that drives it."""
 
-    def __init__(self, machine: Machine, services: Services, keys: RunKeys) -> None:
+    def __init__(self, machine: Machine, services: Services, keys: RunKeys, states: States) -> None:
         self.machine = machine
         self.keys = keys
         self.worker: Worker | None = None
         self.timings = Timings()
+        self.states = states
         self._services = services
         self._run = machine.context.proposal.run
         self._queue: deque[events.Event] = deque()
@@ -99,6 +106,7 @@ class Runner:
         self._commit_lock = asyncio.Lock()
         self._lanes: defaultdict[PeerId, asyncio.Lock] = defaultdict(asyncio.Lock)  # sends to one peer keep their order
         self._sealed: dict[tuple[Position, str], Sealed] = {}
+        self._beginning: asyncio.Task[None] | None = None  # gives the worker its run
         self._announced_at: float | None = None
         self._announcements: dict[Digest, Announcement] = {}
         self._loop = asyncio.get_running_loop()
@@ -174,7 +182,9 @@ class Runner:
             case effects.Forget():
                 self._spawn(self._forget(effect))
             case effects.Begin(start=start):
-                self._spawn(self._begin(start))
+                self._beginning = self._spawn(self._begin(start))
+            case effects.Restore(start=start):
+                self._beginning = self._spawn(self._begin(start, self.keys.checkpoint))
             case effects.SendAnnouncement(peer=peer, core=core):
                 self._spawn(self._send_announcement(peer, core))
             case effects.SendStatement(peer=peer, kind=kind, payload=payload):
@@ -189,6 +199,8 @@ class Runner:
                 envelope = sign_envelope(self._services.identity, kind, payload).encode()
                 self._services.flood(envelope_frame(self._run, envelope))
                 self.post(events.StatementReceived(self.now(), self._services.identity.peer_id, envelope))
+            case effects.ShareClosings(peer=peer):
+                self._services.share_closings(peer, self._run)
             case effects.StoreStatement(data=data):
                 self._services.store_statement(self._run, data)
             case effects.Release(core=core):
@@ -213,10 +225,11 @@ class Runner:
         if timer is not None:
             timer.cancel()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -237,17 +250,24 @@ class Runner:
             raise P2PFLError("no worker runs for this run; it was not approved here")
         return await self.worker.call(operation, timeout=limit, **arguments)
 
-    async def _begin(self, start: StartRecord) -> None:
+    async def _begin(self, start: StartRecord, checkpoint: Digest = NO_CHECKPOINT) -> None:
         if not self._services.approved(start.plan):  # the gate: checked again at every start
             raise PolicyRefusal(f"plan {start.plan[:12]} is not approved at this site; read and approve it")
         share = start.shares[self._services.identity.peer_id]
-        await self._call(
-            "begin",
-            initial=self.keys.initial,
-            run=bytes.fromhex(start.run),
-            key=self.keys.sampling,
-            share=share,
-        )
+        beginning: dict[str, Any] = {
+            "initial": self.keys.initial,
+            "run": bytes.fromhex(start.run),
+            "key": self.keys.sampling,
+        }
+        if checkpoint == NO_CHECKPOINT:
+            await self._call("begin", **beginning, share=share)
+        else:
+            path = str(self.states.checkpoint(checkpoint))
+            await self._call("restore", path=path, digest=checkpoint, **beginning, share=share)
+
+    async def reopen(self) -> None:
+        """After a restart of a closed run whose result was not stored yet: the worker as it was at the end."""
+        await self._begin(self.machine.context.running, self.keys.checkpoint)
 
     async def _train(self, round_: int) -> None:
         started = self.now()
@@ -309,14 +329,31 @@ class Runner:
             started = self.now()
             entries = [NewEntry(entry.kind, entry.body, entry.documents) for entry in effect.entries]
             digests = []
+            stored = await self._store_state(effect) if effect.state else None
             for core in effect.cores:
                 digest, entry = await self._commit_core(core, effect.recipients)
                 digests.append(digest)
                 entries.append(entry)
             if entries:
                 await self._services.journal.commit(entries)
+            if stored is not None:
+                await asyncio.to_thread(self.states.prune, stored, self.keys.checkpoint)
             self._time_commit(started, bool(effect.cores))
         self.post(events.Committed(self.now(), effect.token, tuple(digests)))
+
+    async def _store_state(self, effect: effects.Commit) -> Digest:
+        """Before the transaction that names it: the worker's checkpoint, then what the machine remembers."""
+        if effect.checkpoint and self.worker is not None and await self._worker_has_run():
+            checkpoint = Digest(await self._call("save", path=str(self.states.fresh)))
+            await asyncio.to_thread(self.states.keep, checkpoint)
+            self.keys.checkpoint = checkpoint
+        return await asyncio.to_thread(self.states.write, effect.state, self.keys.checkpoint)
+
+    async def _worker_has_run(self) -> bool:
+        if self._beginning is None:
+            return False
+        await asyncio.wait([self._beginning])
+        return not self._beginning.cancelled() and self._beginning.exception() is None
 
     def _time_commit(self, started: float, announces: bool) -> None:
         now = self.now()

@@ -41,11 +41,13 @@ from p2pfl.peer.home import Home
 from p2pfl.peer.plan_checks import ready_worker
 from p2pfl.peer.restore import RestoredRun, restored_run
 from p2pfl.peer.runner import FLOOD, RunKeys, Runner, Services
+from p2pfl.peer.states import States, StoredState
 from p2pfl.peer.worker import START_LIMIT, Worker
 from p2pfl.topology import Schedule, build_graph
 from p2pfl.types import ChannelSpec, Digest, PeerId, Roster, RunId
 
 OPEN_PROPOSALS = 4  # per proposer; a member cannot fill the others' disks with proposals
+RUN_ID_LENGTH = 64  # hexadecimal digits
 STATEMENTS_LIMIT = 256  # kept per run: four per member
 PREFETCH_LIMIT = 64 * 2**20  # bytes of initial parameters fetched before the site has approved
 INITIAL_PATIENCE = 30.0  # seconds; a neighbour may just be fetching them itself
@@ -99,9 +101,9 @@ class Runs:
         known = run in self.runners
         if not known and not self._is_proposal(run, statement):
             return  # about a run whose proposal is not known here; all of it comes again with the next link
-        envelope = self._flood.hear(run, statement)
+        envelope = self._flood.hear(run, statement, asyncio.get_running_loop().time())
         over = self._is_over(run)
-        if over:
+        if over and (envelope is None or envelope.kind != "closing"):
             self._remind(peer, run)
         if envelope is None or (over and not known):
             return
@@ -152,6 +154,16 @@ class Runs:
             return
         self._reminded.add((peer, run))
         for data in self._statements.get(run) or self._stored(run):
+            self._background(self._send(peer, envelope_frame(run, data)))
+
+    def hear_of_over(self, peer: PeerId, run: RunId) -> None:
+        """A member speaks of a run that has no machine here: tell it how that ended, if it was here and is over."""
+        if len(run) == RUN_ID_LENGTH and run.isalnum() and self._is_over(run):
+            self._remind(peer, run)
+
+    def share_closings(self, peer: PeerId, run: RunId) -> None:
+        """Send a neighbour the closing statements of a run that are kept here."""
+        for data in self._statements.get(run) or self._stored(run):
             if open_envelope(data, kinds=KINDS, limit=FLOOD_LIMIT).kind == "closing":
                 self._background(self._send(peer, envelope_frame(run, data)))
 
@@ -199,7 +211,8 @@ class Runs:
             sequence=restored.sequence if restored else 0,
             restored=restored.state if restored else None,
         )
-        runner = Runner(machine, self._services, RunKeys(local_steps=plan.settings.training.local_steps))
+        keys = RunKeys(local_steps=plan.settings.training.local_steps)
+        runner = Runner(machine, self._services, keys, States(folder / "state"))
         for digest, announcement in restored.announcements if restored else ():
             runner.restore_announcement(digest, announcement)
         for digest, _, waiting in restored.state.outgoing if restored else ():
@@ -218,12 +231,21 @@ class Runs:
         restored = restored_run(self._services.journal.log, proposal, self._roster)
         contents = self._services.contents
         kept = tuple(row for row in restored.state.outgoing if contents.restore_ciphertext(row[0], row[2]))
-        return replace(restored, state=replace(restored.state, outgoing=kept))
+        stored = self._stored_state(proposal.run, restored)
+        machine = stored.machine if stored is not None else b""
+        return replace(restored, state=replace(restored.state, outgoing=kept, state=machine))
+
+    def _stored_state(self, run: RunId, restored: RestoredRun) -> StoredState | None:
+        """The state that the log's newest commit names; None if it is not here, and the site then stays absent."""
+        if restored.state_digest is None:
+            return None
+        return States(self._home.run_folder(run) / "state").read(restored.state_digest)
 
     async def restore(self) -> None:
         """After a restart: take up the runs of which this home has a proposal.
 
-        A run that was approved here and has not begun gets its worker and keys back; one that had begun stays absent.
+        A run that was approved here and is not closed gets its worker and keys back; one that had begun goes on from
+        its last stored state, or stays absent where that is lost.
         """
         folder = self._home.path / "runs"
         if not folder.exists():
@@ -248,10 +270,16 @@ class Runs:
             self._statements[proposal.run] = list(kept)
             kept += [data for data in self._on_record(proposal.run, restored) if data not in kept]
             # first the worker, then the statements: they may show at once that the run has begun
-            if runner.machine.state is State.PROPOSING and any(self._is_own_approval(data) for data in kept):
+            stored = self._stored_state(proposal.run, restored)
+            if stored is not None:
+                runner.keys.checkpoint = stored.checkpoint
+            approved = runner.machine.state is State.PROPOSING and any(self._is_own_approval(data) for data in kept)
+            if approved or runner.machine.state is State.CATCHING_UP:
                 await self._rearm(runner)
             for data in kept:
                 runner.do(events.StatementReceived(runner.now(), self.me, data))
+            if runner.machine.state is State.CATCHING_UP:
+                runner.do(events.Resumed(runner.now()))
 
     def _on_record(self, run: RunId, restored: RestoredRun) -> list[bytes]:
         """Own statements that the log has; the peer may have ended before it told them to anybody."""
@@ -270,6 +298,12 @@ class Runs:
             await self._arm(runner)
         except (ConfigError, DataError, PlanError, LinkError) as error:
             runner.do(events.Leave(runner.now(), f"after a restart: {error}"))
+
+    async def reopen(self, runner: Runner) -> None:
+        """The worker of a closed run as it was at the end, to have its model. Raises P2PFLError where that is lost."""
+        if runner.keys.checkpoint and runner.machine.closing.finished_here:
+            await self._arm(runner)
+            await runner.reopen()
 
     def _open_proposals(self, proposer: PeerId) -> int:
         machines = [runner.machine for runner in self.runners.values()]
@@ -463,6 +497,7 @@ class Runs:
         if model is not None:
             write_atomic(folder / "model.safetensors", model)
         write_atomic(folder / "report.json", json.dumps(report, indent=1, sort_keys=True).encode())
+        self._clear_states(run)
         return folder
 
     def stored_result(self, run: str) -> tuple[bytes | None, dict[str, Any]] | None:
@@ -479,6 +514,13 @@ class Runs:
         (folder / "prekey").unlink(missing_ok=True)
         self._flood.forget(RunId(run))
         write_atomic(folder / "over", b"")
+        self._clear_states(run)
+
+    def _clear_states(self, run: str) -> None:
+        """Complete, and the result is stored: what a restart would go on from is no longer needed."""
+        folder = self._home.run_folder(run)
+        if (folder / "over").exists() and (folder / "report.json").exists():
+            States(folder / "state").clear()
 
 
 async def _channels(worker: Worker, initial: bytes) -> tuple[ChannelSpec, ...]:

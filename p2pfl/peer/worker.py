@@ -11,7 +11,7 @@ import sys
 import tempfile
 from typing import Any
 
-from p2pfl.errors import DataError, LocalError, MalformedMessage, P2PFLError, PlanError, SignatureRefused
+from p2pfl.errors import DataError, LocalError, MalformedMessage, P2PFLError, PlanError, SignatureRefused, StoreError
 from p2pfl.train.frames import LENGTH_SIZE, decode_body, encode_frame, frame_length
 
 START_LIMIT = 120.0  # seconds until a fresh interpreter has imported torch, on a slow disk
@@ -22,6 +22,7 @@ _FAULTS: dict[str, type[P2PFLError]] = {
     "data": DataError,
     "malformed": MalformedMessage,
     "signature": SignatureRefused,
+    "store": StoreError,
 }
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "SYSTEMROOT")
 

@@ -25,6 +25,12 @@ KEPT_LIMIT = 16 * 50 * 2
 RECEIVED_LIMIT = 1024
 
 
+def tag_of(row: Sequence[Any]) -> Tag:
+    """The tag that plain values name."""
+    origin, round, step = row
+    return str(origin), int(round), int(step)
+
+
 @dataclass(frozen=True, slots=True)
 class _Received:
     channel: str
@@ -47,6 +53,16 @@ class Exchange:
     def own(self) -> Mapping[str, Tensor]:
         """The own messages as they stand in this round; empty before the first encoding."""
         return self._own
+
+    @property
+    def total(self) -> Mapping[str, Tensor]:
+        """Each channel's displacement [S] since the last merge."""
+        return self._total
+
+    @property
+    def kept(self) -> Mapping[Tag, Mapping[str, Tensor]]:
+        """The displacements [S] per channel that are not settled."""
+        return self._kept
 
     def start_round(self) -> None:
         """Leave the messages of a round that was never finished; what it mixed counts with the next one."""
@@ -79,6 +95,19 @@ class Exchange:
         """These edges are settled: both ends counted them, so their displacements stay."""
         for tag in tags:
             self._kept.pop(tag, None)
+
+    def restore(
+        self, own: Mapping[str, Tensor], total: Mapping[str, Tensor], kept: Mapping[Tag, Mapping[str, Tensor]]
+    ) -> None:
+        """Take over `own`, `total` and `kept` of an exchange that was ended. Nothing is received then."""
+        # in the order of the channels, as they were: the distance is that of the first one
+        self._own = self._in_order(own)
+        self._total = self._in_order(total)
+        self._kept = {tag: self._in_order(values) for tag, values in kept.items()}
+        self._received = {}
+
+    def _in_order(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {channel: values[channel] for channel in self._bases if channel in values}
 
     def check(self, tags: Sequence[Tag], edges: Sequence[Edge], corrections: Sequence[Tag]) -> None:
         """Refuse, before anything changes, a mix that names what is not here; IllegalStep."""

@@ -18,6 +18,7 @@ from p2pfl.errors import DataError, P2PFLError, PlanError
 
 PARTS = ("train", "test")
 ERROR_TEXT_LIMIT = 300  # characters of a plan's own exception that are passed on; enough for one sentence
+EVALUATION_BATCH = 1024  # examples per forward pass of an evaluation; bounds its memory, not its result
 
 Batch = tuple[Tensor, ...]
 
@@ -108,6 +109,15 @@ class PlanCode:
             if not isinstance(figures, dict):
                 raise TypeError(f"it returned {type(figures).__name__}, not a dict of numbers")
             return {str(name): float(value) for name, value in figures.items()}
+
+    def evaluate(self, model: nn.Module, data: Batch) -> dict[str, float]:
+        """The plan's figures on ``data``, with the mean "loss" and the number of "examples"."""
+        starts = range(0, len(data[0]), EVALUATION_BATCH)
+        with torch.no_grad():
+            pieces = [tuple(tensor[start : start + EVALUATION_BATCH] for tensor in data) for start in starts]
+            loss = torch.cat([self.loss(model, piece) for piece in pieces]).mean()
+            figures = self.metrics(model, data)
+        return {**figures, "loss": float(loss), "examples": len(data[0])}
 
     def load(self, path: str, dtype: torch.dtype) -> dict[str, Batch]:
         """The site's tensors by part, floats in ``dtype``; DataError if the file does not fit."""

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from p2pfl.errors import ConfigError, DataError, IllegalStep, PlanError
-from p2pfl.train import model_files
+from p2pfl.train import checkpoints, model_files
+from p2pfl.train.checkpoints import Checkpoint
 from p2pfl.train.checks import plan_problems
-from p2pfl.train.exchange import Edge, Exchange, Tag
+from p2pfl.train.exchange import Edge, Exchange, Tag, tag_of
 from p2pfl.train.layout import Layout
 from p2pfl.train.mixing import PeerGraph, PeerInbox
 from p2pfl.train.oracle import ModuleOracle, put
@@ -25,8 +26,6 @@ from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.rules import Context, Messages, State
 from p2pfl.train.sampling import batch_indices, noise_seed
 from p2pfl.train.settings import read_settings
-
-EVALUATION_BATCH = 1024  # examples per forward pass of an evaluation; bounds its memory, not its result
 
 
 class Session:
@@ -36,6 +35,7 @@ class Session:
         """Load the plan and build its model. Raises PlanError, or ConfigError for a wrong setting."""
         self._settings = read_settings(settings)
         self._plan = PlanCode(bytes(plan_source))
+        self._identity = checkpoints.plan_identity(bytes(plan_source), settings)
         self._module = self._new_module(seed=0)
         self._layout = Layout(
             self._module,
@@ -49,6 +49,7 @@ class Session:
         self._state: State = {}
         self._exchange: Exchange | None = None
         self._run, self._key = b"", b""
+        self._origin: Mapping[str, str] = {}
         self._trained: Context | None = None
         self._encoded: tuple[int, int] | None = None
 
@@ -84,6 +85,7 @@ class Session:
         noise_seed(key, run, 0, 0)  # refuses a key of a wrong size before anything changes
         self._x = model_files.load(initial, self._module, self._layout)
         self._run, self._key = run, key
+        self._origin = self._origin_of(initial, run)
         graph = PeerGraph(share, dtype=self._settings.dtype)
         self._state = self._rule.init(self._x, graph)
         base = self._layout.select_shared(self._x)
@@ -95,6 +97,40 @@ class Session:
             "zero": model_files.vector_digest(torch.zeros_like(base)),
         }
         return [{**channel, "base": digests[channel["base"]]} for channel in self.describe()["channels"]]
+
+    def save(self, path: str) -> str:
+        """Write everything that later steps depend on to a file, whole or not at all; SHA-256 of its bytes.
+
+        Not in it: received messages, the site's key, its data. Raises StoreError; an older file stands then.
+        """
+        x, exchange = self._begun()
+        now = Checkpoint(
+            self._origin, x, self._state, dict(self._module.named_buffers()),
+            exchange.own, exchange.total, exchange.kept, self._trained, self._encoded,
+        )  # fmt: skip
+        return checkpoints.write(path, now)
+
+    def restore(
+        self, path: str, initial: bytes, run: bytes, key: bytes, share: float, digest: str
+    ) -> list[dict[str, Any]]:
+        """`begin`, then go on from the file of this digest that `save` wrote; later results have the same bits.
+
+        Answers as `begin`. Raises DataError for a file that is missing, damaged, or of another run, plan or
+        initial file, and what `begin` raises; nothing has changed then.
+        """
+        x = self._layout.flatten(self._module)
+        state = self._rule.init(x, PeerGraph(share, dtype=self._settings.dtype))
+        own = {channel.name: self._layout.select_shared(x) for channel in self._rule.channels}
+        like = Checkpoint(self._origin_of(initial, run), x, state, dict(self._module.named_buffers()), own)
+        found = checkpoints.read(path, digest, like)
+        channels = self.begin(initial, run, key, share)
+        self._begun()[1].restore(found.own, found.total, found.kept)
+        with torch.no_grad():
+            for name, buffer in self._module.named_buffers():
+                buffer.copy_(found.buffers[name])
+        self._x, self._state = found.x, dict(found.state)
+        self._trained, self._encoded = found.trained, found.encoded
+        return channels
 
     def train(self, round: int, steps: int) -> dict[str, float | int]:
         """The rule's local steps of one round; mean loss over them, and examples seen.
@@ -160,7 +196,7 @@ class Session:
 
     def forget(self, pairs: Sequence[Sequence[Any]]) -> None:
         """These (origin, round, step) are settled: their displacements stay for good."""
-        self._begun()[1].forget([_tag(pair) for pair in pairs])
+        self._begun()[1].forget([tag_of(pair) for pair in pairs])
 
     def mix(
         self,
@@ -182,7 +218,7 @@ class Session:
         x, exchange = self._begun()
         named: list[Edge] = [(str(origin), float(weight), dict(keys)) for origin, weight, keys in edges]
         tags: list[Tag] = [(origin, round, step) for origin, _, _ in named]
-        taken_back = [_tag(pair) for pair in corrections]
+        taken_back = [tag_of(pair) for pair in corrections]
         if taken_back and not last:
             raise IllegalStep(f"corrections in step {step} of round {round}; give them with the round's last mixing")
         if tags and self._encoded != (round, step):
@@ -202,12 +238,7 @@ class Session:
         data = self._part(part)
         put(x, self._module, self._layout)
         self._module.eval()
-        with torch.no_grad():
-            starts = range(0, len(data[0]), EVALUATION_BATCH)
-            pieces = [tuple(tensor[start : start + EVALUATION_BATCH] for tensor in data) for start in starts]
-            loss = torch.cat([self._plan.loss(self._module, piece) for piece in pieces]).mean()
-            figures = self._plan.metrics(self._module, data)
-        return {**figures, "loss": float(loss), "examples": len(data[0])}
+        return self._plan.evaluate(self._module, data)
 
     def result(self) -> bytes:
         """The current model as a safetensors file of its ``state_dict``, buffers included."""
@@ -237,6 +268,9 @@ class Session:
             raise IllegalStep("the session has no run yet; call begin first")
         return self._x, self._exchange
 
+    def _origin_of(self, initial: bytes, run: bytes) -> dict[str, str]:
+        return {"run": run.hex(), "plan": self._identity, "initial file": model_files.file_digest(initial)}
+
     def _part(self, part: str) -> Batch:
         if part not in self._data or len(self._data[part][0]) == 0:
             raise DataError(f'there are no "{part}" examples; let the plan\'s load() return some')
@@ -262,8 +296,3 @@ class Session:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self._plan.model().to(self._settings.dtype)
-
-
-def _tag(pair: Sequence[Any]) -> Tag:
-    origin, round, step = pair
-    return str(origin), int(round), int(step)

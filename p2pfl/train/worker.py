@@ -1,7 +1,7 @@
 """The worker process, ``python -I -m p2pfl.train.worker``: one Session, asked over stdin and stdout.
 
 Request ``{"op": name, "args": {...}}``, reply ``{"ok": True, "value": ...}`` or ``{"ok": False, "fault":
-"plan" | "data" | "malformed" | "signature" | "internal", "error": text}``. "open" builds the Session from
+"plan" | "data" | "malformed" | "signature" | "store" | "internal", "error": text}``. "open" builds the Session from
 "source" and "settings"; the other ops are the Session's methods. Ends at the end of stdin. It holds no
 identity key and opens no connection; the plan's code runs here and nowhere else.
 """
@@ -13,13 +13,21 @@ import sys
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from p2pfl.errors import ConfigError, DataError, LimitExceeded, MalformedMessage, PlanError, SignatureRefused
+from p2pfl.errors import (
+    ConfigError,
+    DataError,
+    LimitExceeded,
+    MalformedMessage,
+    PlanError,
+    SignatureRefused,
+    StoreError,
+)
 from p2pfl.train.frames import read_frame, write_frame
 
 OPERATIONS = frozenset(
     {
         "begin", "check", "describe", "digest", "drop", "encode", "evaluate", "forget", "initial",
-        "load_data", "mix", "receive", "result", "train",
+        "load_data", "mix", "receive", "restore", "result", "save", "train",
     }
 )  # fmt: skip
 FAULTS: tuple[tuple[type[Exception], str], ...] = (
@@ -29,6 +37,7 @@ FAULTS: tuple[tuple[type[Exception], str], ...] = (
     (MalformedMessage, "malformed"),
     (LimitExceeded, "malformed"),
     (SignatureRefused, "signature"),
+    (StoreError, "store"),
 )
 ERROR_TEXT_LIMIT = 2000  # characters; no error of ours is longer, and a reply stays small
 

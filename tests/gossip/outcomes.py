@@ -9,6 +9,7 @@ import copy
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -19,8 +20,17 @@ from bottle import QUADRATIC_PLAN, Bottle, Quadratic
 from p2pfl.crypto import Identity, Manifest, Prekey, sha256, sign_envelope, wrap_key
 from p2pfl.errors import IllegalStep
 from p2pfl.gossip import Machine, State, events
-from p2pfl.gossip.messages import Announcement, Core, Cover, EdgeList, sealing_context
-from p2pfl.gossip.statements import Acknowledgement, Approval, Away, Closing, Settle, StartSignature
+from p2pfl.gossip.messages import Announcement, Core, Cover, EdgeList, decode_announcement, sealing_context
+from p2pfl.gossip.statements import (
+    Acknowledgement,
+    Approval,
+    Away,
+    Closing,
+    Heartbeat,
+    Settle,
+    Standing,
+    StartSignature,
+)
 from p2pfl.types import PeerId
 
 TABLE = Path(__file__).with_name("outcomes.txt")
@@ -71,6 +81,13 @@ def paused(world: Bottle) -> None:
     world.run(lambda: machine.state is State.PAUSED)
 
 
+def returning(world: Bottle) -> None:
+    """Back from a restart, before any neighbour has told its standing."""
+    reached(State.COLLECTING)(world)
+    world[ME].machine = world.remade(ME)
+    world.machine(ME).handle(events.Resumed(world.now))
+
+
 SCENARIOS: dict[str, Callable[[Bottle], None]] = {
     "proposing": proposing,
     "training": reached(State.TRAINING),
@@ -82,6 +99,7 @@ SCENARIOS: dict[str, Callable[[Bottle], None]] = {
     "catching up": in_training_then(
         lambda now: events.TrainingFailed(now, ROUND, "no"), lambda now: events.TimerFired(now, "absent")
     ),
+    "returning": returning,
     "paused": paused,
     "closing": reached(State.CLOSING),
     "done": reached(State.DONE),
@@ -123,9 +141,23 @@ def cases(world: Bottle, machine: Machine) -> Iterator[tuple[str, events.Event]]
 
     here = position[0] if machine.context.start else 0
     yield "proposed", events.Proposed(now)
+    yield "resumed", events.Resumed(now)
     yield "link up", events.LinkUp(now, order[RIGHT])
     yield "link down", events.LinkDown(now, order[RIGHT], "gone")
-    for timer in ("approvals", "deadline", "nudge", "absent", "ask", "closing"):
+    for timer in (
+        "approvals",
+        "deadline",
+        "nudge",
+        "absent",
+        "ask",
+        "closing",
+        "standing",
+        "heartbeat",
+        "few",
+        "share",
+        "hope",
+        "completion",
+    ):
         yield f"timer {timer}", events.TimerFired(now, timer)
     yield "trained", events.Trained(now, here, 0.5)
     yield "trained, other round", events.Trained(now, here + 7, 0.5)
@@ -140,7 +172,17 @@ def cases(world: Bottle, machine: Machine) -> Iterator[tuple[str, events.Event]]
         yield "received, world failed", events.Received(now, fetching, "link lost", again=True)
     yield "mixed", events.Mixed(now, here, 0, sha256(b"m"), 0.1)
     yield "mixed, other round", events.Mixed(now, here + 7, 0, sha256(b"m"), 0.1)
-    for token in ("approved", "start-signed", "run-started", "sent", "mixed", "caught-up", "closed", "note"):
+    for token in (
+        "approved",
+        "start-signed",
+        "run-started",
+        "sent",
+        "mixed",
+        "caught-up",
+        "closed",
+        "settling",
+        "note",
+    ):
         if token in _possible(machine):
             yield f"committed {token}", events.Committed(now, f"{token}:0:0", ())
     yield "approve", events.Approve(now, 10, bytes(range(32)))
@@ -178,6 +220,16 @@ def cases(world: Bottle, machine: Machine) -> Iterator[tuple[str, events.Event]]
     yield "settle", by(RIGHT, "settle", settle.encode())
     wrong = Settle(run, order[LEFT], (total, 0), EdgeList((0, 0), ()), True)
     yield "settle, for another", by(RIGHT, "settle", wrong.encode())
+    standing = Standing(run, order[ME], (here, 0), b"", b"", sha256(b""))
+    yield "standing", by(RIGHT, "standing", standing.encode())
+    yield "standing, for another", by(RIGHT, "standing", replace(standing, recipient=order[LEFT]).encode())
+    forged = replace(standing, newest=decode_announcement(announcement(world, RIGHT, here)).core)
+    yield "standing, core of another", by(RIGHT, "standing", forged.encode())
+    elsewhere = replace(standing, newest=decode_announcement(announcement(world, ME, here)).core)
+    yield "standing, own key elsewhere", by(RIGHT, "standing", elsewhere.encode())
+    beat = Heartbeat(run, 7, (here, 0), True, ((here, 0, "x", "all", sha256(b"core")),))
+    yield "heartbeat", by(RIGHT, "heartbeat", beat.encode())
+    yield "heartbeat, stranger", by(RIGHT, "heartbeat", beat.encode(), stranger)
     yield "away", by(RIGHT, "away", Away(run, here, "paused").encode())
     yield "away, of long ago", by(RIGHT, "away", Away(run, 0, "paused").encode())
     absent = Closing(run, False, 2, sha256(b""), (), 0)

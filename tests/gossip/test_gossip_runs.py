@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from bottle import QUADRATIC_PLAN, Bottle, Quadratic
 
-from p2pfl.gossip import State
+from p2pfl.crypto import sha256, sign_envelope
+from p2pfl.gossip import State, effects, events
+from p2pfl.gossip.messages import open_core
+from p2pfl.gossip.statements import Standing
 
 SIZES = (40, 30, 20, 10)
 
@@ -203,8 +206,6 @@ def test_hierarchical_rounds_mix_twice(tmp_path: Path) -> None:
 
 
 def test_pause_and_resume(tmp_path: Path) -> None:
-    from p2pfl.gossip import events
-
     world = bottle(tmp_path, rounds=20, deadline=2.0)
     world.begin()
     world.run(lambda: world.machine(2).rounds.rounds_done == 3)
@@ -219,8 +220,6 @@ def test_pause_and_resume(tmp_path: Path) -> None:
 
 
 def test_failing_training_makes_a_site_absent_for_the_round(tmp_path: Path) -> None:
-    from p2pfl.gossip import events
-
     world = bottle(tmp_path, rounds=8, deadline=2.0)
     world.begin()
     world.run(lambda: world.machine(1).state is State.TRAINING and world.machine(1).context.position[0] == 3)
@@ -246,3 +245,26 @@ def test_one_that_announces_and_never_delivers_is_not_waited_for_every_round(tmp
     assert world.now < 20 * 1.1 + 3 * 10.0 + 2 * 10.0
     waits = [entry for entry in world[0].entries("absent") if entry.get("peer") == liar]
     assert len(waits) == 3
+
+
+def test_a_restored_backup_skips_what_it_may_have_signed(tmp_path: Path) -> None:
+    """Its neighbour shows it a core of its own that its disk does not know: it signs nothing for those rounds."""
+    world = bottle(tmp_path, rounds=12)
+    world.begin()
+    world.run(lambda: world.machine(3).rounds.rounds_done == 2)
+    backup = world[3].state
+    world.run(lambda: world.machine(3).rounds.rounds_done == 6 and world.machine(3).state is State.COLLECTING)
+    signed = world.machine(0).deliveries.newest[world.order[3]]
+    returned = world.remade(3, backup)
+    returned.handle(events.Resumed(world.now))
+    before = returned.rounds.sequence
+    assert returned.context.position[0] < 6 and before <= signed[0]
+    for number in (0, 2):
+        words = Standing(world.proposal.run, world.order[3], (0, 0), signed[1], b"", sha256(b""))
+        data = sign_envelope(world[number].identity, "standing", words.encode()).encode()
+        after = returned.handle(events.StatementReceived(world.now, world.order[number], data))
+    assert returned.context.position[0] == open_core(signed[1])[1].round + 1
+    assert returned.rounds.sequence == signed[0] + 1
+    (commit,) = [effect for effect in after if isinstance(effect, effects.Commit)]
+    assert "older than what neighbours have" in str(commit.entries)
+    assert not [effect for effect in after if isinstance(effect, effects.Train | effects.Encode)]

@@ -1,4 +1,4 @@
-"""A peer that is restarted between its approval and the start of the run still takes part; later it stays absent."""
+"""A peer that is restarted goes on where it was: before the run begins, and in the middle of it."""
 
 from __future__ import annotations
 
@@ -62,8 +62,9 @@ async def test_restarted_after_its_approval_it_takes_part(tmp_path: Path) -> Non
         assert p2pfl.verify_log(b / "audit.db").ok
 
 
-async def test_restarted_in_the_run_it_stays_absent_and_says_so(tmp_path: Path) -> None:
-    a, b, c = three_homes(tmp_path, rounds=60)
+async def restarted_in_round_five(tmp_path: Path, lose: str | None = None) -> tuple[list[Path], list[dict], list[dict]]:
+    """One of three peers stops in the middle of a run and comes back; homes, reports and its second life's events."""
+    homes = a, b, c = three_homes(tmp_path, rounds=60)
     network = MemoryNetwork()
     async with p2pfl.Peer(a, network=network) as first, p2pfl.Peer(c, network=network) as third:
         async with p2pfl.Peer(b, network=network) as second:
@@ -73,20 +74,49 @@ async def test_restarted_in_the_run_it_stays_absent_and_says_so(tmp_path: Path) 
             async for event in joined.events():
                 if event.topic == "round" and event.facts["round"] == 5:
                     break
+            for others in (run, last):
+                others.pause()  # else they would be through before the third has started again
+        if lose is not None:
+            for file in (b / "runs" / run.id / "state").glob(lose):
+                file.write_bytes(file.read_bytes()[:-1])
         async with p2pfl.Peer(b, network=network) as second:
             again = second.run(run.id)
+            async for event in again.events():
+                if event.topic == "resumed":
+                    break
+            for others in (run, last):
+                others.resume()
             await asyncio.gather(run.finished(), last.finished(), again.finished())
-            assert "restarted" in again.report()["away"]
-            with pytest.raises(ConfigError, match="no model"):
-                await again.model_file()
-            assert {row["name"] for row in run.report()["missing"]} == {"b"}
-            assert run.report()["rounds_done"] == 65
+            events = [event async for event in again.events()]
+            reports = [handle.report() for handle in (run, again, last)]
+            if reports[1]["finished"]:
+                assert await again.model_file()
+            else:
+                with pytest.raises(ConfigError, match="no model"):
+                    await again.model_file()
     cores: dict[tuple[int, int, str], set[str]] = {}
-    for home in (b,):
-        for entry in read_entries(home / "audit.db", kind="delta_sent"):
-            place = (entry.body["round"], entry.body["step"], entry.body["channel"])
-            cores.setdefault(place, set()).add(entry.body["core"])
+    for entry in read_entries(b / "audit.db", kind="delta_sent"):
+        place = (entry.body["round"], entry.body["step"], entry.body["channel"])
+        cores.setdefault(place, set()).add(entry.body["core"])
     assert cores and all(len(digests) == 1 for digests in cores.values())
-    for home in (a, b, c):
+    for home in homes:
         assert p2pfl.verify_log(home / "audit.db").ok
         assert not list(read_entries(home / "audit.db", kind="equivocation"))
+    return homes, reports, [{"topic": event.topic, **event.facts} for event in events]
+
+
+async def test_restarted_in_the_run_it_goes_on(tmp_path: Path) -> None:
+    homes, (first, again, third), events = await restarted_in_round_five(tmp_path)
+    resumed = next(event for event in events if event["topic"] == "resumed")
+    assert resumed["round"] in (4, 5), "at most one local round is done again"
+    assert again["finished"] and again["rounds_done"] > 6
+    assert again["missing"] == first["missing"] == third["missing"] == []
+    assert not list((homes[1] / "runs").glob("*/state/*")), "nothing is left of what a restart would need"
+
+
+@pytest.mark.parametrize("lost", ["*.state", "*.safetensors"])
+async def test_restarted_with_a_damaged_state_it_stays_absent_and_says_so(tmp_path: Path, lost: str) -> None:
+    _, (first, again, _), _ = await restarted_in_round_five(tmp_path, lost)
+    assert "restarted" in again["away"] or "cannot be resumed" in again["away"]
+    assert {row["name"] for row in first["missing"]} == {"b"}
+    assert first["rounds_done"] == 65

@@ -18,10 +18,11 @@ from p2pfl.errors import ConfigError, LocalError
 from p2pfl.gossip import effects
 from p2pfl.gossip.messages import Announcement
 from p2pfl.peer.runner import ANNOUNCE, DIRECT, RunKeys, Runner
+from p2pfl.peer.states import States
 from p2pfl.peer.worker import Worker
 
 
-async def test_a_later_message_to_a_neighbour_never_overtakes_an_earlier_one() -> None:
+async def test_a_later_message_to_a_neighbour_never_overtakes_an_earlier_one(tmp_path: Path) -> None:
     """A settle message in front of the last delta would say that no delta comes: the neighbour mixes without it."""
     run, core = sha256(b"run"), sha256(b"core")
     me, lille, caen = (Identity.from_seed(bytes([number]) * 32) for number in range(3))
@@ -39,7 +40,7 @@ async def test_a_later_message_to_a_neighbour_never_overtakes_an_earlier_one() -
     services: Any = SimpleNamespace(
         identity=me, host=SimpleNamespace(notify=notify), contents=SimpleNamespace(first_chunk=first_chunk)
     )
-    runner = Runner(machine, services, RunKeys())
+    runner = Runner(machine, services, RunKeys(), States(tmp_path))
     runner.restore_announcement(core, Announcement(run, b"core", b"cover", b"").encode())
     runner._perform_all(
         [

@@ -1,0 +1,150 @@
+"""Who is there: signed heartbeats, flooded over all links, and the estimate that is made of them.
+
+Every participant floods a heartbeat each ``BEAT`` seconds: where it stands, whether it takes part, and the digests of
+its newest cores. Whoever was not heard for ``SILENT`` seconds does not count as a contributor. The number of
+contributors is this peer's own estimate, no agreement: two peers may count differently for some seconds.
+
+Core digests let peers that are not neighbours compare: two digests for one place, each under its origin's signature,
+are equivocation, whoever was shown which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pfl.errors import Equivocation, LimitExceeded
+from p2pfl.gossip.context import Context
+from p2pfl.gossip.deliveries import EVIDENCE_LOGGED, Deliveries
+from p2pfl.gossip.effects import Flood
+from p2pfl.gossip.messages import SETTLING_WINDOW
+from p2pfl.gossip.statements import MAX_CORES_TOLD, Heartbeat
+from p2pfl.gossip.table import State
+from p2pfl.types import Digest, PeerId
+
+BEAT = 5.0  # seconds between two heartbeats, as the keep-alive of the links
+SILENT = 16.0  # seconds: three heartbeats lost one after the other
+NEW_LIFE = 1_000_000  # added to the count after a restart: what was counted since the state was stored is less
+Place = tuple[int, int, str, str]
+
+
+@dataclass(slots=True)
+class Heard:
+    """What was last heard of one participant."""
+
+    at: float
+    count: int = -1
+    round: int = 0
+    taking_part: bool = True
+
+
+@dataclass(slots=True)
+class Presence:
+    """The own heartbeat and everybody else's."""
+
+    context: Context
+    deliveries: Deliveries
+    count: int = 0
+    own: dict[Place, Digest] = field(default_factory=dict)  # newest own cores, not yet told or told lately
+    heard: dict[PeerId, Heard] = field(default_factory=dict)
+    claims: dict[tuple[PeerId, Place], tuple[Digest, bytes]] = field(default_factory=dict)  # with the signed envelope
+
+    def begin(self) -> None:
+        """The run begins, or goes on after a restart: everybody has the time of a silence to be heard."""
+        now = self.context.now
+        self.heard = {peer: Heard(now) for peer in self.context.running.shares if peer != self.context.me}
+        self.context.set_timer("heartbeat", BEAT)
+
+    def beat(self) -> None:
+        """Flood the own heartbeat, and again after a while."""
+        context = self.context
+        if context.me not in context.running.shares:
+            return
+        taking_part = context.away_for_good is None and not context.pause_wanted and context.state is not State.DONE
+        cores = tuple((*place, digest) for place, digest in self.own.items())
+        beat = Heartbeat(context.running.run, self.count, context.position, taking_part, cores)
+        self.count += 1
+        context.emit(Flood("heartbeat", beat.encode()))
+        context.set_timer("heartbeat", BEAT)
+
+    def sent(self, place: Place, digest: Digest) -> None:
+        """An own core is out: the next heartbeats tell its digest."""
+        self.own[place] = digest
+        while len(self.own) > MAX_CORES_TOLD:
+            del self.own[next(iter(self.own))]
+
+    def noticed(self, peer: PeerId) -> None:
+        """Any verified message of a participant shows that it is there."""
+        if peer in self.heard:
+            self.heard[peer].at = self.context.now
+
+    def hear(self, signer: PeerId, beat: Heartbeat, envelope: bytes) -> None:
+        """Another participant's heartbeat; an older one than the newest counts for nothing. Raises Equivocation."""
+        if signer not in self.context.running.shares:
+            raise LimitExceeded("heartbeat of a site that takes no part in the run", peer=signer)
+        known = self.heard.get(signer)
+        if known is None or beat.count <= known.count:
+            return
+        self.heard[signer] = Heard(self.context.now, beat.count, beat.position[0], beat.taking_part)
+        for round_, step, channel, recipient, digest in beat.cores:
+            self._compare(signer, (round_, step, channel, recipient), digest, envelope)
+
+    def _compare(self, signer: PeerId, place: Place, digest: Digest, envelope: bytes) -> None:
+        if place[0] < self.context.position[0] - SETTLING_WINDOW:
+            return
+        held = self.deliveries.signed.get((signer, place))
+        first = (held.digest, held.envelope) if held else self.claims.setdefault((signer, place), (digest, envelope))
+        if first[0] != digest:
+            self._keep_evidence(signer, place, first[1], envelope)
+
+    def _keep_evidence(self, signer: PeerId, place: Place, first: bytes, second: bytes) -> None:
+        context = self.context
+        places = self.deliveries.evidence.setdefault(signer, set())
+        if place not in places and len(places) < EVIDENCE_LOGGED:
+            places.add(place)
+            body = {"peer": signer, "round": place[0], "step": place[1], "channel": place[2]}
+            context.log_now("equivocation", body, ("evidence", first), ("evidence", second))
+            context.tell("equivocation", peer=signer, round=place[0])
+        raise Equivocation(
+            f"two different cores for round {place[0]}, step {place[1]}, channel {place[2]}, shown to different peers; "
+            "both are kept as evidence",
+            peer=signer,
+        )
+
+    def prune(self) -> None:
+        """Forget claims older than the window."""
+        floor = self.context.position[0] - SETTLING_WINDOW
+        self.claims = {key: claim for key, claim in self.claims.items() if key[1][0] >= floor}
+
+    # --- the estimate
+
+    def contributors(self) -> list[PeerId]:
+        """Participants that take part and were heard lately, this peer included: an estimate."""
+        context = self.context
+        there = [
+            peer
+            for peer, item in self.heard.items()
+            if item.taking_part and peer not in context.gone and context.now - item.at <= SILENT
+        ]
+        return sorted([*there, context.me])
+
+    def too_few(self) -> str | None:
+        """Why no further round may begin here now, in plain words; None if enough are there."""
+        need = min(self.context.roster.minimum_contributors, len(self.context.running.shares))
+        have = len(self.contributors())
+        if have >= need:
+            return None
+        return f"only {have} of the {need} contributors that the charter asks for are heard (estimate from heartbeats)"
+
+    # --- restarts
+
+    def remember(self) -> dict[str, Any]:
+        """For a restart, as plain values."""
+        return {"count": self.count, "own": [[*place, digest] for place, digest in self.own.items()]}
+
+    def recall(self, kept: Mapping[str, Any]) -> None:
+        """What `remember` gave."""
+        self.count = kept["count"] + NEW_LIFE
+        rows: Iterable[list[Any]] = kept["own"]
+        self.own = {(row[0], row[1], row[2], row[3]): Digest(row[4]) for row in rows}

@@ -1,0 +1,141 @@
+"""Back after a restart: ask the neighbours where the run is and what they heard, then go on.
+
+Every peer tells each neighbour its standing when their link comes up: its position, and the newest core it has of
+the other, as the other signed it. A peer whose disk is older than what left it (a restored backup) learns so before it
+signs anything, and skips the rounds it may have signed for: two cores for one round would be equivocation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from p2pfl.errors import SignatureRefused
+from p2pfl.gossip.closing import ClosingPart
+from p2pfl.gossip.context import Context
+from p2pfl.gossip.deliveries import SMALL_LEAD, Deliveries
+from p2pfl.gossip.effects import Restore, SendStatement, ShareClosings
+from p2pfl.gossip.messages import Position, open_core
+from p2pfl.gossip.rounds import Rounds
+from p2pfl.gossip.statements import Standing, open_closing
+from p2pfl.gossip.table import State
+from p2pfl.types import Digest, PeerId
+
+SHARE_AFTER = 5.0  # seconds after the own end; doubled each time
+SHARED = 5  # times
+PATIENCE = 10.0  # seconds for all neighbours to tell their standing; links come up within a few after a restart
+
+
+@dataclass(slots=True)
+class Returning:
+    """What neighbours say of us, and the way back into the rounds."""
+
+    context: Context
+    deliveries: Deliveries
+    rounds: Rounds
+    closing: ClosingPart
+    stage: str | None = None  # of the stored state; None: this machine was never restarted, or is back
+    told: set[PeerId] = field(default_factory=set)
+    shared: int = 0  # how often the own standing was told after the end
+    behind: Position | None = None  # the last position that neighbours have signed by us and our disk has not
+
+    def begin(self, digest: Digest) -> None:
+        """Have the worker prepared as it was, and wait for the neighbours' words."""
+        self.context.emit(Restore(self.context.running, digest))
+        self.context.set_timer("standing", PATIENCE)
+        self.go_on_when_told()
+
+    def tell(self, peer: PeerId) -> None:
+        """A link to a member came up: where we are, and the newest words of its own that we have."""
+        context = self.context
+        if context.roster.member(peer) is not None:
+            newest = self.deliveries.newest.get(peer, (0, b""))[1]
+            own_word = self.closing.envelopes.get(peer, b"")
+            standing = Standing(
+                context.running.run, peer, context.position, newest, own_word, self.closing.known_digest
+            )
+            context.emit(SendStatement(peer, "standing", standing.encode()))
+
+    def hear(self, peer: PeerId, standing: Standing) -> None:
+        """Where a neighbour is, and what it has of ours. Raises RemoteError."""
+        context, deliveries = self.context, self.deliveries
+        if standing.recipient != context.me:
+            raise SignatureRefused("standing for another peer", peer=peer)
+        self._check_own(peer, standing.newest)
+        self._check_closed(peer, standing.closing)
+        if standing.closings != self.closing.known_digest and self.closing.statements:
+            context.emit(ShareClosings(peer))
+        if peer not in self.rounds.ledgers:
+            return
+        deliveries.reached[peer] = max(deliveries.reached.get(peer, (0, 0)), standing.position)
+        believed = min(standing.position[0], context.position[0] + SMALL_LEAD)
+        deliveries.believed[peer] = max(deliveries.believed.get(peer, 0), believed)
+        self.told.add(peer)
+        self.go_on_when_told()
+
+    def share(self) -> None:
+        """After the end, some times: whoever lacks a closing statement that was lost on its way gets it."""
+        for peer in sorted(self.context.linked):
+            self.tell(peer)
+        self.shared += 1
+        if self.shared < SHARED:
+            self.context.set_timer("share", SHARE_AFTER * 2**self.shared)
+
+    def _check_own(self, peer: PeerId, newest: bytes) -> None:
+        context = self.context
+        if not newest:
+            return
+        envelope, core = open_core(newest, context.verify)
+        if envelope.signer != context.me or core.run != context.running.run:
+            raise SignatureRefused("a core in a standing that this peer did not sign", peer=peer)
+        if core.sequence < self.rounds.sequence:
+            return
+        if context.state in (State.ABSENT, State.CLOSING, State.DONE):
+            return  # nothing that could contradict it is signed any more
+        if self.stage is None:
+            # the same key signs elsewhere: whatever we sign from now on could contradict it
+            context.give_up(
+                "another process signs with this peer's key: a neighbour has a message of it; stop the other one"
+            )
+            return
+        self.rounds.sequence = core.sequence + 1
+        self.behind = max(self.behind or (0, 0), core.position)
+
+    def _check_closed(self, peer: PeerId, data: bytes) -> None:
+        """An own closing statement that this disk does not know ends the run here: another one would contradict it."""
+        if data:
+            envelope, statement = open_closing(data, self.context.verify)
+            if envelope.signer != self.context.me or statement.run != self.context.running.run:
+                raise SignatureRefused("a closing statement in a standing that this peer did not sign", peer=peer)
+            if not self.closing.stated:
+                self.closing.hear_closing(self.context.me, statement, data)
+
+    def go_on_when_told(self, *, late: bool = False) -> None:
+        """Once every neighbour of the run has told its standing, or they had the time to."""
+        if self.stage is None or self.context.state is not State.CATCHING_UP:
+            return
+        if not late and not self.told >= set(self.rounds.ledgers):
+            return
+        stage, self.stage = self.stage, None
+        context = self.context
+        context.cancel_timer("standing")
+        context.tell("resumed", round=context.position[0], stage=stage)
+        if self.behind is not None and self.behind >= context.position:
+            self._skip()
+        elif stage == "sent":
+            self.rounds.begin_collecting()
+        elif stage == "mixed":
+            self.rounds.go_on_after(*context.position)
+        elif stage == "paused" and context.pause_wanted:
+            context.state = State.PAUSED
+        else:
+            self.rounds.proceed()
+
+    def _skip(self) -> None:
+        """This disk is a backup from before: the rounds until the neighbours' last word of us are not done again."""
+        assert self.behind is not None
+        context = self.context
+        total = context.running_schedule.total
+        context.tell("backup", round=context.position[0], signed_until=self.behind[0])
+        self.rounds.catch_up(
+            context.position[0], min(self.behind[0] + 1, total), reason="this disk is older than what neighbours have"
+        )

@@ -1,0 +1,188 @@
+"""Carries out the machine's effects for one site at virtual time: worker, sealing, log, links, timers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from p2pfl.crypto import Sealed, sign_envelope
+from p2pfl.errors import P2PFLError, RemoteError, StoreError
+from p2pfl.gossip import effects, events
+from p2pfl.gossip.messages import INLINE_LIMIT, TO_ALL, Announcement, Position, decode_announcement, sealing_context
+from p2pfl.sim import training
+from p2pfl.types import Digest, StartRecord
+
+if TYPE_CHECKING:
+    from p2pfl.sim.site import Site
+
+
+def perform(site: Site, effect: effects.Effect) -> None:
+    """Begin to carry out one effect; its answer is posted to the site when its time has come."""
+    match effect:
+        case effects.SendStatement(peer=peer, kind=kind, payload=payload):
+            site.send(peer, "direct", sign_envelope(site.identity, kind, payload).encode())
+        case effects.SendAnnouncement(peer=peer, core=core):
+            announcement = site.disk.announcements.get(core)
+            if announcement is not None:
+                site.send(peer, "announcement", with_inline(announcement, site.disk.contents[core], site))
+        case effects.Flood(kind=kind, payload=payload):
+            site.spreading.own(sign_envelope(site.identity, kind, payload))
+        case effects.Commit():
+            site.commits.add(effect)
+        case effects.Fetch():
+            _fetch(site, effect)
+        case effects.SetTimer(name=name, at=at):
+            site.set_timer(name, at)
+        case effects.CancelTimer(name=name):
+            site.cancel_timer(name)
+        case effects.ShareClosings(peer=peer):
+            site.spreading.share_closings(site.world.numbers[peer])
+        case effects.StoreStatement(data=data):
+            if site.disk.full:
+                site.fail(StoreError("no space left on device"))
+            else:
+                site.disk.keep_statement(data)
+        case effects.Release(core=core):
+            site.disk.announcements.pop(core, None)
+            site.disk.contents.pop(core, None)
+        case effects.Tell(topic=topic, facts=facts):
+            site.tell(topic, facts)
+        case _:
+            _with_worker(site, effect)
+
+
+def _with_worker(site: Site, effect: effects.Effect) -> None:
+    handling = site.world.compute.handling
+    match effect:
+        case effects.Begin(start=start):
+            _worker(site, 0.0, lambda: _begin(site, start))
+        case effects.Restore(start=start, digest=digest):
+            _worker(site, handling, lambda: _restore(site, start, digest))
+        case effects.Train(round=round_):
+            site.work(site.training_time(round_), lambda: _train(site, round_))
+        case effects.Encode():
+            _worker(site, handling, lambda: _encode(site, effect))
+        case effects.Mix():
+            _worker(site, handling, lambda: _mix(site, effect))
+        case effects.Forget(edges=edges, cores=cores):
+            if edges:
+                _worker(site, 0.0, lambda: site.trainer.forget([[peer, *place] for peer, place in edges]))
+            if cores:
+                _worker(site, 0.0, lambda: site.trainer.drop(list(cores)))
+        case _:
+            raise AssertionError(f"no way to carry out {effect}")
+
+
+def with_inline(announcement: bytes, chunks: list[bytes], site: Site) -> bytes:
+    """An announcement with its first chunk inside, where that is small and the world does not want it pulled."""
+    parts = decode_announcement(announcement)
+    small = len(chunks[0]) <= INLINE_LIMIT + 16 and not site.world.content_bytes
+    return Announcement(parts.run, parts.core, parts.cover, chunks[0] if small else b"").encode()
+
+
+def _worker(site: Site, seconds: float, action: Callable[[], None]) -> None:
+    """One call of the worker in its turn. What it refuses ends this site's part in the run, as in the real shell."""
+
+    def call() -> None:
+        try:
+            if not site.armed:
+                raise P2PFLError("no worker runs for this run; it was not approved here")
+            action()
+        except P2PFLError as error:
+            site.problems.append(f"{error}")
+            site.post(events.Leave(site.now, f"{error}"))
+
+    site.work(seconds, call)
+
+
+def _begin(site: Site, start: StartRecord) -> None:
+    site.trainer.begin(site.world.initial, bytes.fromhex(start.run), site.key, start.shares[site.peer_id])
+    site.begun = True
+
+
+def _restore(site: Site, start: StartRecord, digest: Digest) -> None:
+    share = start.shares[site.peer_id]
+    saved = site.disk.checkpoints[digest]
+    training.restore(site.trainer, site.folder, saved, site.world.initial, bytes.fromhex(start.run), site.key, share)
+    site.begun = True
+
+
+def _train(site: Site, round_: int) -> None:
+    if site.failing > 0:
+        site.failing -= 1
+        site.post(events.TrainingFailed(site.now, round_, "the test wants it to fail"))
+        return
+    try:
+        value = site.trainer.train(round=round_, steps=site.world.local_steps)
+    except P2PFLError as error:
+        site.problems.append(f"{error}")
+        site.post(events.TrainingFailed(site.now, round_, str(error)))
+        return
+    site.post(events.Trained(site.now, round_, float(value["loss"])))
+
+
+def _encode(site: Site, effect: effects.Encode) -> None:
+    position, parcels = (effect.round, effect.step), []
+    for message in site.trainer.encode(round=effect.round, step=effect.step, closing=effect.closing):
+        sealed = _seal(site, position, message["channel"], message["payload"])
+        site.sealed[(position, message["channel"])] = sealed
+        parcels.append(events.Parcel(message["channel"], sealed.manifest, Digest(message["result"])))
+    site.post(events.Encoded(site.now, effect.round, effect.step, tuple(parcels)))
+
+
+def _seal(site: Site, position: Position, channel: str, payload: bytes) -> Sealed:
+    context = sealing_context(site.world.proposal.run, site.peer_id, position, channel, TO_ALL)
+    if site.member is not None:
+        site.member.sealed(site, (position, channel), payload)
+    return site.world.kit.seal(payload, context)
+
+
+def _mix(site: Site, effect: effects.Mix) -> None:
+    value = site.trainer.mix(
+        round=effect.round,
+        step=effect.step,
+        edges=[[edge.peer, edge.weight, dict(edge.cores)] for edge in effect.edges],
+        corrections=[[peer, *place] for peer, place in effect.corrections],
+        last=effect.last,
+        closing=effect.closing,
+    )
+    site.post(events.Mixed(site.now, effect.round, effect.step, Digest(value["digest"]), float(value["distance"])))
+
+
+def _fetch(site: Site, effect: effects.Fetch) -> None:
+    if effect.inline:
+        site.work(0.0, lambda: _receive(site, effect, [effect.inline]))
+        return
+    origin = site.world.site_of(effect.peer)
+    chunks: list[bytes] = []
+
+    def read() -> int | None:
+        held = origin.serve(site.number, effect.digest)
+        chunks.extend(held or ())
+        return (site.world.content_bytes or sum(map(len, chunks))) if held is not None else None
+
+    def done(problem: str | None) -> None:
+        if problem is None:
+            site.work(0.0, lambda: _receive(site, effect, chunks))
+        else:
+            site.post(events.Received(site.now, effect.digest, f"couldn't fetch: {problem}", again=True))
+
+    site.world.network.pull(site.number, origin.number, read, site.guarded(done))
+
+
+def _receive(site: Site, effect: effects.Fetch, chunks: list[bytes]) -> None:
+    if not site.begun:
+        return  # its worker has no run: the machine leaves it, or has left it
+    core = effect.core
+    context = sealing_context(core.run, effect.peer, core.position, core.channel, core.recipient)
+    try:
+        payload = site.world.kit.open(core.manifest, effect.wrapped_key, site.prekey[0], context, chunks)
+        site.trainer.receive(key=effect.digest, channel=core.channel, payload=payload, result=core.result)
+    except RemoteError as error:
+        site.post(events.Received(site.now, effect.digest, str(error)))
+        return
+    except P2PFLError as error:
+        site.problems.append(f"{error}")
+        site.post(events.Leave(site.now, f"{error}"))
+        return
+    site.post(events.Received(site.now, effect.digest))
