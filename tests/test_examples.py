@@ -23,6 +23,7 @@ CASES = {
         "log of rouen:",
     ),
     "own_graph.py": ("'kind': 'edges'", "0 of one site", "peer-0: 3 neighbours", "peer-3: 2 neighbours"),
+    "power_cut.py": ("site-0: finished without site-2 in rounds 4 to 10, 24 rounds", "edges settled: True"),
     "in_a_notebook.py": ("training goes on: True", "round 9:", "Sequential("),
 }
 

@@ -159,6 +159,10 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
         lines.append(f"member       {member['name']:<16} {_link(member)}")
     for run in value["runs"]:
         lines.append(f"run          {run['run'][:12]}  {run['state']}, round {run['round']} of {run['of']}")
+        if run["outcome"]:
+            lines.append(f"  outcome    {run['outcome']}")
+        if run["paused_because"]:
+            lines.append(f"  paused     {run['paused_because']}")
         lines += [
             f"  missing    {plain(gone['peer'])} since round {gone['from_round']}: {gone['reason']}"
             for gone in run["missing"]
@@ -200,9 +204,10 @@ def result(
     at_home = [f"{name} {value:.4g}" for name, value in report["at_home"].items()]
     lines = [
         f"run          {report['run'][:12]}  {report['rounds_done']} rounds",
+        *([f"outcome      {report['outcome']}"] if report.get("outcome") else []),
         f"digest       {report['digest']}",
         f"at home      {plain(at_home)}",
-        *(f"contributed  {site['name']:<16} share {site['share']:.3f}" for site in report["participants"]),
+        *(f"contributed  {_contribution(site, report)}" for site in report["participants"]),
         *(
             f"missing      {gone['name']:<16} from round {gone['from_round']}: {gone['reason']}"
             for gone in report["missing"]
@@ -210,6 +215,13 @@ def result(
         f"written      {output}",
     ]
     show(report, as_json, lines)
+
+
+def _contribution(site: dict[str, Any], report: dict[str, Any]) -> str:
+    """One participant's share and, where the completion record says so, its rounds."""
+    row = next((row for row in report.get("completion", ()) if row["peer"] == site["peer"]), None)
+    rounds = f", {row['rounds']} rounds" if row is not None else ""
+    return f"{site['name']:<16} share {site['share']:.3f}{rounds}"
 
 
 def _report(path: Path) -> dict[str, Any]:

@@ -7,10 +7,12 @@ statement or a reason for its absence is in.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from p2pfl.crypto import sha256
 from p2pfl.errors import Equivocation, LimitExceeded, SignatureRefused
 from p2pfl.gossip.context import Context
+from p2pfl.gossip.contributions import completion_record, summary
 from p2pfl.gossip.effects import Flood, Mix, Release, SendStatement
 from p2pfl.gossip.rounds import Rounds
 from p2pfl.gossip.statements import Closing, Settle
@@ -47,6 +49,17 @@ class ClosingPart:
         """Whether this site closed the run with a model of its own."""
         own = self.statement or self.statements.get(self.context.me)  # the second: after a restart
         return own is not None and own.finished
+
+    def record(self) -> dict[PeerId, dict[str, Any]]:
+        """Who contributed when, as far as the statements known here say; it grows as they come in."""
+        return completion_record(self.statements, self.context.running.shares, self.context.running.rounds)
+
+    def outcome(self) -> str | None:
+        """How the run ended, in one sentence; None before the own end. Never plain "finished" if somebody missed."""
+        if not self.stated:
+            return None
+        names = {member.peer_id: member.name for member in self.context.roster.members}
+        return summary(self.record(), names, self.context.running.rounds)
 
     @property
     def known_digest(self) -> Digest:
@@ -220,6 +233,8 @@ class ClosingPart:
             self._closed_elsewhere(statement)
         if self.statements.setdefault(signer, statement) != statement:
             raise Equivocation("two different closing statements for one run", peer=signer)
+        if signer not in self.envelopes and self.complete:
+            self.context.tell("late statement", peer=signer)
         self.envelopes[signer] = data
         if not statement.finished and signer != self.context.me:
             self.context.gone.add(signer)

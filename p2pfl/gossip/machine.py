@@ -96,6 +96,7 @@ class Machine:
         self.context.too_few = self.presence.too_few
         self._early: dict[PeerId, list[bytes]] = {}
         self._early_closings: dict[PeerId, bytes] = {}  # by member, so not many
+        self._early_standings: dict[PeerId, bytes] = {}
         self._state_digest: Digest | None = None
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.Proposed: self._proposed,
@@ -165,6 +166,8 @@ class Machine:
             ],
             "approvals": sorted(self.starting.approvals),
             "waiting_for": self.rounds.awaited() if context.state is State.COLLECTING else [],
+            "outcome": self.closing.outcome(),
+            "usual_seconds": dict(rounds.pace.shown()),
             "contributors": self.presence.contributors() if context.start else [],
             "paused_because": context.few if context.state is State.PAUSED else None,
             "unacknowledged": len(self.deliveries.outgoing),
@@ -231,13 +234,18 @@ class Machine:
         elif kind == "start-signature":
             self.starting.hear_signature(signer, open_start_signature(data, _verified)[1])
         elif self.context.start is None:
-            if kind == "closing":  # of a run that is over elsewhere; the start record is being committed here
+            # of a run that is under way or over elsewhere; the start record is on its way, or being committed here
+            if kind == "closing":
                 self._early_closings[signer] = data
+            elif kind == "standing":
+                self._early_standings[signer] = data
             return kind == "closing"
         elif kind == "closing":
             self.closing.hear_closing(signer, open_closing(data, _verified)[1], data)
         elif kind == "heartbeat":
-            self.presence.hear(signer, open_heartbeat(data, _verified)[1], data)
+            beat = open_heartbeat(data, _verified)[1]
+            self.presence.hear(signer, beat, data)
+            self.rounds.alive(signer, beat.position[0], beat.taking_part)
             self._enough_again()
             return False  # the next one says all that this one does
         elif kind == "settle":
@@ -430,8 +438,9 @@ class Machine:
         self.rounds.prepare()
         self.presence.begin()
         context.commit("begun", stage="begun")
-        self.rounds.enter(0)
         self._hear_early_closings()
+        if context.state is State.PROPOSING and not self.returning.signed_before(self._early_standings):
+            self.rounds.enter(0)
         early, self._early = self._early, {}
         for peer, announcements in early.items():
             for data in announcements:
@@ -457,6 +466,7 @@ class Machine:
     def _resume(self, event: ev.Resume) -> None:
         self.context.pause_wanted = False
         if self.context.state is State.PAUSED:
+            self.context.commit("resumed", stage="resumed")  # or a restart would find it paused
             self.rounds.proceed()
 
     def _leave(self, event: ev.Leave) -> None:

@@ -7,16 +7,17 @@ signs anything, and skips the rounds it may have signed for: two cores for one r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from p2pfl.errors import SignatureRefused
+from p2pfl.errors import RemoteError, SignatureRefused
 from p2pfl.gossip.closing import ClosingPart
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.deliveries import SMALL_LEAD, Deliveries
 from p2pfl.gossip.effects import Restore, SendStatement, ShareClosings
 from p2pfl.gossip.messages import Position, open_core
 from p2pfl.gossip.rounds import Rounds
-from p2pfl.gossip.statements import Standing, open_closing
+from p2pfl.gossip.statements import Standing, open_closing, open_standing
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 
@@ -57,7 +58,7 @@ class Returning:
 
     def hear(self, peer: PeerId, standing: Standing) -> None:
         """Where a neighbour is, and what it has of ours. Raises RemoteError."""
-        context, deliveries = self.context, self.deliveries
+        context = self.context
         if standing.recipient != context.me:
             raise SignatureRefused("standing for another peer", peer=peer)
         self._check_own(peer, standing.newest)
@@ -66,11 +67,15 @@ class Returning:
             context.emit(ShareClosings(peer))
         if peer not in self.rounds.ledgers:
             return
-        deliveries.reached[peer] = max(deliveries.reached.get(peer, (0, 0)), standing.position)
-        believed = min(standing.position[0], context.position[0] + SMALL_LEAD)
-        deliveries.believed[peer] = max(deliveries.believed.get(peer, 0), believed)
+        self._learn(peer, standing)
         self.told.add(peer)
         self.go_on_when_told()
+
+    def _learn(self, peer: PeerId, standing: Standing) -> None:
+        deliveries = self.deliveries
+        deliveries.reached[peer] = max(deliveries.reached.get(peer, (0, 0)), standing.position)
+        believed = min(standing.position[0], self.context.position[0] + SMALL_LEAD)
+        deliveries.believed[peer] = max(deliveries.believed.get(peer, 0), believed)
 
     def share(self) -> None:
         """After the end, some times: whoever lacks a closing statement that was lost on its way gets it."""
@@ -109,6 +114,23 @@ class Returning:
             if not self.closing.stated:
                 self.closing.hear_closing(self.context.me, statement, data)
 
+    def signed_before(self, standings: Mapping[PeerId, bytes]) -> bool:
+        """The run begins on this disk, but perhaps not for this key: then the rounds it has signed for are skipped."""
+        context, self.stage = self.context, "begun"
+        for peer, data in sorted(standings.items()):
+            try:
+                _, standing = open_standing(data, context.verify)
+                self._check_own(peer, standing.newest)
+                self._check_closed(peer, standing.closing)
+                if peer in self.rounds.ledgers:
+                    self._learn(peer, standing)
+            except RemoteError as error:
+                context.refuse(peer, str(error))
+        self.stage = None
+        if context.state is State.PROPOSING and self.behind is not None:
+            self._skip()
+        return context.state is not State.PROPOSING
+
     def go_on_when_told(self, *, late: bool = False) -> None:
         """Once every neighbour of the run has told its standing, or they had the time to."""
         if self.stage is None or self.context.state is not State.CATCHING_UP:
@@ -136,6 +158,6 @@ class Returning:
         context = self.context
         total = context.running_schedule.total
         context.tell("backup", round=context.position[0], signed_until=self.behind[0])
-        self.rounds.catch_up(
-            context.position[0], min(self.behind[0] + 1, total), reason="this disk is older than what neighbours have"
-        )
+        # what was signed last may have reached nobody: no round that the others have begun is signed for either
+        target = min(max(self.behind[0], self.rounds.horizon()) + 1, total)
+        self.rounds.catch_up(context.position[0], target, reason="this disk is older than what neighbours have")

@@ -390,6 +390,19 @@ class Rounds:
         if edges is not None:
             self._apply(origin, self.ledgers[origin].hear(edges, core.position, self._undecided))
 
+    def alive(self, peer: PeerId, round_: int, taking_part: bool) -> None:
+        """A heartbeat of a neighbour that is in our round: if it was only late, it is waited for again.
+
+        Or a site that became slow would be left out for ever: what it sends always comes after the round. Its pace
+        says by then how long it takes.
+        """
+        context = self.context
+        late = peer in context.missing and peer in context.linked and self.missed[peer] < MAX_MISSED
+        if late and taking_part and peer in self.ledgers and round_ >= context.position[0]:
+            self._back(peer, round_)
+            if context.state is State.COLLECTING:
+                self._set_deadline()
+
     def _back(self, peer: PeerId, round_: int) -> None:
         del self.context.missing[peer]
         self.context.tell("back", peer=peer, round=round_)

@@ -90,7 +90,7 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
             events.Proposed: _stay(_S.PROPOSING),
             events.Approve: _stay(_S.PROPOSING),
             events.TimerFired: _stay(_S.PROPOSING, _S.DONE),
-            events.Committed: _stay(_S.PROPOSING, _S.ABSENT, _S.DONE, *_ROUND_START),
+            events.Committed: _stay(_S.PROPOSING, _S.ABSENT, _S.DONE, _S.CATCHING_UP, *_ROUND_START),
             events.Leave: frozenset({_S.DONE}),
         },
     ),

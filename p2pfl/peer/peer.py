@@ -400,6 +400,8 @@ class Peer:
                 self._spawn(self._close(self._book.runners[run], handle))
             elif topic in ("complete", "expired"):
                 self._spawn(self._complete(self._book.runners[run], handle, topic))
+            elif topic == "late statement":
+                self._renew_report(self._book.runners[run], handle)
             elif topic == "started":
                 self._want()
 
@@ -433,7 +435,23 @@ class Peer:
             handle.end(None, {}, ConfigError(f"run {handle.id[:12]} did not start: {reason}"))
         elif self.peer_id not in runner.machine.context.running.shares:
             handle.end(None, {}, ConfigError(f"run {handle.id[:12]} took place without this site; it had not approved"))
+        if topic == "complete":
+            self._renew_report(runner, handle)
         self._book.mark_over(handle.id)
+
+    def _renew_report(self, runner: Runner, handle: Run) -> None:
+        """Statements came in after the own end: the stored report takes them in."""
+        stored = self._book.stored_result(handle.id)
+        if stored is not None:
+            report = {**stored[1], **self._completion(runner)}
+            self._book.close_files(handle.id, None, report)
+            handle.renew(report)
+
+    def _completion(self, runner: Runner) -> dict[str, Any]:
+        names = {member.peer_id: member.name for member in self._roster.members}
+        closing = runner.machine.closing
+        rows = [{"peer": peer, "name": names.get(peer, ""), **row} for peer, row in closing.record().items()]
+        return {"outcome": closing.outcome(), "completion": rows}
 
     def _report_of(self, runner: Runner, home_metrics: Mapping[str, float]) -> dict[str, Any]:
         machine = runner.machine
@@ -466,6 +484,7 @@ class Peer:
             "finished": own is not None and own.finished,
             "away": None if own is not None and own.finished else machine.context.away_for_good,
             "digest": own.digest if own is not None and own.finished else None,
+            **self._completion(runner),
             "consensus_distance": rounds.distance,
             "loss": rounds.loss,
             "unsettled": rounds.biased,

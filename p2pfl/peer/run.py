@@ -126,6 +126,11 @@ class Run:
             queue.append(event)
             wake.set()
 
+    def renew(self, report: dict[str, Any]) -> None:
+        """A statement came in after the end: the completion record has grown."""
+        if self._report is not None:
+            self._report = report
+
     def end(self, model: bytes | None, report: dict[str, Any], failure: P2PFLError | None = None) -> None:
         """This peer's part is over."""
         if self._over.is_set():

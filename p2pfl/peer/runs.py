@@ -494,7 +494,7 @@ class Runs:
     def close_files(self, run: str, model: bytes | None, report: Mapping[str, Any]) -> Path:
         """Keep the result of a closed run."""
         folder = self._home.run_folder(run)
-        if model is not None:
+        if model is not None:  # None: there is none, or it is stored already
             write_atomic(folder / "model.safetensors", model)
         write_atomic(folder / "report.json", json.dumps(report, indent=1, sort_keys=True).encode())
         self._clear_states(run)

@@ -52,6 +52,7 @@ class Site(Process):
         self.failure: P2PFLError | None = None  # what ended the process by itself
         self.problems: list[str] = []  # what the worker refused
         self.told: list[tuple[str, Mapping[str, Any]]] = []
+        self.round_times: list[tuple[float, int]] = []  # when each round began here
         self.cores: list[Core] = []  # all cores ever signed here
         self.result: Trainer | None = None  # what holds the model at the end of the own part
         self._new_process()
@@ -185,6 +186,8 @@ class Site(Process):
     def tell(self, topic: str, facts: Mapping[str, Any]) -> None:
         """What a user would see."""
         self.told.append((topic, facts))
+        if topic == "round":
+            self.round_times.append((self.world.clock.now, facts["round"]))
         if topic == "closed" and facts.get("finished"):
             self.result = self._trainer  # the real peer writes the model down now
         if topic in ("complete", "expired"):

@@ -61,6 +61,7 @@ class VirtualConsortium:
         approve_after: float = 0.5,
         local_steps: int = 1,
         content_bytes: int = 0,
+        minimum_contributors: int = 1,
         folder: Path | None = None,
         audited: bool = False,
     ) -> None:
@@ -79,7 +80,7 @@ class VirtualConsortium:
         self._backups: dict[int, tuple[Disk, Path | None]] = {}
         self.peers: list[PeerId] = [self.kit.identity(seed, number).peer_id for number in range(sites)]
         self.numbers = {peer: number for number, peer in enumerate(self.peers)}
-        self.roster = _roster(self.peers)
+        self.roster = _roster(self.peers, minimum_contributors)
         spec = {"kind": topology} if isinstance(topology, str) else dict(topology)
         self.proposal, self.initial = self._propose(spec, rounds, closing_rounds, deadline, patience)
         self.sites = self._sites(samples, folder)
@@ -242,6 +243,7 @@ def _check(signatures: str, training: object, linked: str) -> None:
         raise ConfigError('give training "stub" or a function that makes a trainer for a site number')
 
 
-def _roster(peers: Sequence[PeerId]) -> Roster:
+def _roster(peers: Sequence[PeerId], minimum: int) -> Roster:
     members = tuple(RosterMember(peer, f"site-{number}", (), True, (), 1, 2**40) for number, peer in enumerate(peers))
-    return Roster(sha256(b"charter of a simulation"), members, len(peers) // 2 + 1)
+    charter = sha256(b"charter of a simulation")
+    return Roster(charter, members, len(peers) // 2 + 1, minimum_contributors=minimum)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from outcomes import TABLE as COMMITTED
 from outcomes import table
+from protocol_table import PAGE
+from protocol_table import table as table_in_words
 
 from p2pfl.gossip import TABLE, State, events
 
@@ -54,3 +56,7 @@ def test_the_table_knows_every_state_and_event() -> None:
     for row in TABLE.values():
         for kind in (events.AnnouncementReceived, events.StatementReceived, events.LinkUp, events.LinkDown):
             assert kind in row
+
+
+def test_the_protocol_page_has_the_table_of_the_code() -> None:
+    assert table_in_words() in PAGE.read_text(), "run python tests/gossip/protocol_table.py"

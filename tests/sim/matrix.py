@@ -15,6 +15,7 @@ from typing import Any
 from p2pfl.gossip import State
 from p2pfl.gossip.closing import COMPLETION_PATIENCE
 from p2pfl.gossip.contributions import completion_record
+from p2pfl.gossip.events import Resume
 from p2pfl.sim import (
     ClockSkew,
     Crash,
@@ -152,7 +153,7 @@ def lead_to(world: VirtualConsortium, case: Case, victim: int, draw: random.Rand
             world.inject(FailTraining(victim), InState(victim, State.ANNOUNCING, round=round_ - 1))
             return InState(victim, State.ABSENT, after=after)
         case State.CATCHING_UP:
-            world.inject(Pause(victim, 8.0), InState(victim, State.TRAINING, round=1))
+            world.inject(Pause(victim, 20.0), InState(victim, State.TRAINING, round=1))
             return InState(victim, State.CATCHING_UP)
         case State.PAUSED:
             world.inject(
@@ -184,6 +185,9 @@ def _play(case: Case, **options: Any) -> Played:
         world.inject(fault, when)
     world.begin()
     ended = world.run(world.done, limit_seconds=LIMIT)
+    if not ended and world.states()[victim] is State.PAUSED:
+        world.sites[victim].command(Resume(world.sites[victim].now))  # a user who sees that the pause is not over
+        ended = world.run(world.done, limit_seconds=LIMIT)
     world.run(limit_seconds=QUIET)
     struck = not world.triggers.waiting
     played = Played(case, struck, world.settled())

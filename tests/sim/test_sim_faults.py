@@ -217,7 +217,7 @@ def test_a_user_leaves() -> None:
 REACHED_BY: dict[State, tuple[tuple[Fault, At], ...]] = {
     State.ABSENT: ((FailTraining(1), At(3.0)),),
     State.PAUSED: ((UserPause(1, 5.0), At(3.0)),),
-    State.CATCHING_UP: ((UserPause(1, 8.0), At(3.0)),),
+    State.CATCHING_UP: ((Pause(1, 20.0), At(3.0)),),
 }
 
 

@@ -136,4 +136,4 @@ def test_the_matrix_notices_an_endless_wait(monkeypatch: pytest.MonkeyPatch) -> 
     """Here a round has no deadline, and a neighbour says nothing."""
     monkeypatch.setattr(Rounds, "deadline", lambda self: None)
     monkeypatch.setattr(matrix, "LIMIT", 60.0)
-    assert any("unbounded wait" in problem for problem in broken("withhold", 2))
+    assert any("unbounded wait" in problem for problem in broken("withhold", 1))

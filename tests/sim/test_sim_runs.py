@@ -53,9 +53,7 @@ def test_the_slowest_uplink_sets_the_pace_of_large_deltas() -> None:
     """1 MB to two neighbours at 1 MB/s takes two seconds a round; without limit the round costs its training."""
     quick = finished(VirtualConsortium(4, rounds=4, content_bytes=1_000_000))
     slow = finished(VirtualConsortium(4, rounds=4, content_bytes=1_000_000, links=LinkModel(bandwidth=1e6)))
-    closed = [max(time for site in w.sites for time in [site.world.now]) for w in (quick, slow)]
     assert quick.settled() and slow.settled()
-    assert closed[0] == closed[1] == 120.0  # the last timer
     assert slow.network.counters["sent"] >= quick.network.counters["sent"] - 50
     ends = [ended(VirtualConsortium(4, rounds=4, content_bytes=1_000_000, links=links)) for links in (
         LinkModel(), LinkModel(bandwidth=1e6))]  # fmt: skip
