@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+import math
+from collections import Counter, OrderedDict, deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -15,7 +16,16 @@ from p2pfl.types import Digest, PeerId, Roster, RunId
 SEEN_LIMIT = 8192  # statements remembered; a run of 50 sites floods about 4 per site
 SAME_KIND = 2  # per signer, run and kind: the second one is the evidence of equivocation, and must travel
 KINDS = ("proposal", "approval", "start", "start-signature", "closing", "heartbeat")
+BEATS = 16  # heartbeats of one member remembered: those of the last minute are still under way somewhere
 OFTEN = 0.5  # seconds; heartbeats of one member that come faster are not passed on (they are due every 5)
+
+
+@dataclass(slots=True)
+class Beats:
+    """One member's newest heartbeats in one run, and when the last one came that was news."""
+
+    newest: deque[Digest] = field(default_factory=lambda: deque(maxlen=BEATS))
+    at: float = -math.inf
 
 
 @dataclass(slots=True)
@@ -26,7 +36,7 @@ class Flood:
     verify: Verify = verify_signature
     seen: OrderedDict[Digest, None] = field(default_factory=OrderedDict)
     counts: Counter[tuple[RunId, PeerId, str]] = field(default_factory=Counter)
-    beats: dict[tuple[RunId, PeerId], float] = field(default_factory=dict)  # when each one's heartbeat came last
+    beats: dict[tuple[RunId, PeerId], Beats] = field(default_factory=dict)
 
     def hear(self, run: RunId, data: bytes, now: float = 0.0) -> Envelope | None:
         """Verify a statement; None if it was seen before. Raises RemoteError for what must not travel further."""
@@ -36,17 +46,31 @@ class Flood:
         if run_of(envelope) != run:
             # else a member could make us forget, or count as too many, what another one said about its run
             raise MalformedMessage("statement in the frame of another run")
+        if envelope.kind == "heartbeat":
+            return envelope if self._is_news(run, envelope, now) else None
         if not self.remember(envelope.digest):
             return None
-        if envelope.kind == "heartbeat":
-            last = self.beats.get((run, envelope.signer))
-            self.beats[run, envelope.signer] = now
-            return envelope if last is None or now - last >= OFTEN else None
         place = (run, envelope.signer, envelope.kind)
         self.counts[place] += 1
         if self.counts[place] > SAME_KIND:
             raise LimitExceeded(f"more than {SAME_KIND} different {envelope.kind} statements", peer=envelope.signer)
         return envelope
+
+    def own(self, run: RunId, statement: Envelope, now: float) -> None:
+        """An own statement goes out: it is no news when it comes back."""
+        if statement.kind == "heartbeat":
+            self._is_news(run, statement, now)
+        else:
+            self.remember(statement.digest)
+
+    def _is_news(self, run: RunId, beat: Envelope, now: float) -> bool:
+        """Heartbeats are remembered apart: so many would push the statements out of the memory."""
+        known = self.beats.setdefault((run, beat.signer), Beats())
+        if beat.digest in known.newest or now - known.at < OFTEN:
+            return False
+        known.newest.append(beat.digest)
+        known.at = now
+        return True
 
     def forget(self, run: RunId) -> None:
         """The run is over: its counts are no longer needed."""

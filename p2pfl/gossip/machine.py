@@ -44,7 +44,7 @@ from p2pfl.gossip.statements import (
     run_of,
 )
 from p2pfl.gossip.table import TABLE, State
-from p2pfl.types import Digest, PeerId, Roster, StartRecord
+from p2pfl.types import Digest, PeerId, Roster, RunId, StartRecord
 
 STATE_FORMAT = 1
 STATE_LIMIT = 64 << 20  # bytes; what 50 neighbours signed within the window is some 2 MB
@@ -65,6 +65,7 @@ class Restored:
     outgoing: tuple[tuple[Digest, Core, frozenset[PeerId]], ...] = ()
     closed: bool = False
     state: bytes = b""  # what the machine remembered with its last commit; without it, it stays absent
+    untouched: bool = False  # the run had begun, but nothing was stored or sent: it begins again
 
 
 class Machine:
@@ -496,11 +497,14 @@ class Machine:
         self.rounds.rounds_done = restored.rounds_done
         for digest, core, waiting in restored.outgoing:
             self.deliveries.outgoing[digest] = Outgoing(core, set(waiting))
-        context.away_for_good = None if restored.state else "this peer was restarted without its stored state"
-        context.state = State.DONE if restored.closed else State.CATCHING_UP if restored.state else State.ABSENT
+        goes_on = bool(restored.state) or restored.untouched
+        context.away_for_good = None if goes_on else "this peer was restarted without its stored state"
+        context.state = State.DONE if restored.closed else State.CATCHING_UP if goes_on else State.ABSENT
         self.closing.begun = self.closing.stated = restored.closed
         if restored.state:
             self._recall(restored.state)
+        elif restored.untouched:
+            self.returning.stage = "begun"
 
     def _remember(self, stage: str) -> bytes:
         context = self.context
@@ -536,10 +540,19 @@ class Machine:
             self._state_digest = sha256(data)
 
     def _resumed(self, event: ev.Resumed) -> None:
-        if self._state_digest is None:
+        if self.returning.stage is None:
             raise IllegalStep("this machine was not made from a stored state")
         self.presence.begin()
         self.returning.begin(self._state_digest)
+
+
+def readable_state(data: bytes, run: RunId) -> bool:
+    """Whether stored bytes are a state of this run that this version can take up; if not, the peer stays absent."""
+    try:
+        kept = unpack(data, what="stored state", limit=STATE_LIMIT, max_items=STATE_ITEMS)
+    except RemoteError:
+        return False
+    return isinstance(kept, dict) and kept.get("format") == STATE_FORMAT and kept.get("run") == run
 
 
 def _verified(peer_id: str, message: bytes, signature: bytes) -> None:

@@ -39,6 +39,7 @@ ANNOUNCEMENT_LIMIT = 64 * 1024  # DESIGN "Messages and deltas": an announcement 
 INLINE_LIMIT = 32 * 1024  # plaintext bytes of a delta that rides inside its announcement
 FLOOD_LIMIT = 512 * 1024  # a proposal carries the plan's code (256 KiB at most) and little else
 DIRECT_LIMIT = 64 * 1024
+STANDING_LIMIT = 3 * DIRECT_LIMIT  # it carries a core and a closing statement of the reader
 MAX_ROUNDS = 1_000_000
 MAX_STEPS = 16  # mixings inside one round; hierarchical schedules need 2
 MAX_PARTICIPANTS = 64  # DESIGN: consortia of some 2 to 50 hospitals

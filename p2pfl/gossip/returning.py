@@ -14,7 +14,7 @@ from p2pfl.errors import RemoteError, SignatureRefused
 from p2pfl.gossip.closing import ClosingPart
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.deliveries import SMALL_LEAD, Deliveries
-from p2pfl.gossip.effects import Restore, SendStatement, ShareClosings
+from p2pfl.gossip.effects import Begin, Restore, SendStatement, ShareClosings
 from p2pfl.gossip.messages import Position, open_core
 from p2pfl.gossip.rounds import Rounds
 from p2pfl.gossip.statements import Standing, open_closing, open_standing
@@ -39,9 +39,10 @@ class Returning:
     shared: int = 0  # how often the own standing was told after the end
     behind: Position | None = None  # the last position that neighbours have signed by us and our disk has not
 
-    def begin(self, digest: Digest) -> None:
-        """Have the worker prepared as it was, and wait for the neighbours' words."""
-        self.context.emit(Restore(self.context.running, digest))
+    def begin(self, digest: Digest | None) -> None:
+        """Have the worker prepared as it was (None: at the run's start), and wait for the neighbours' words."""
+        start = self.context.running
+        self.context.emit(Begin(start) if digest is None else Restore(start, digest))
         self.context.set_timer("standing", PATIENCE)
         self.go_on_when_told()
 

@@ -30,6 +30,7 @@ from p2pfl.gossip.messages import (
     MAX_PARTICIPANTS,
     MAX_ROUNDS,
     MAX_TEXT,
+    STANDING_LIMIT,
     EdgeList,
     Position,
     check_digest,
@@ -361,7 +362,7 @@ class Standing:
 
 def open_standing(data: bytes, verify: Verify = verify_signature) -> tuple[Envelope, Standing]:
     """Verify and decode a standing; the core in it is the caller's to verify."""
-    envelope = open_envelope(data, kinds=("standing",), limit=2 * DIRECT_LIMIT, verify=verify)
+    envelope = open_envelope(data, kinds=("standing",), limit=STANDING_LIMIT, verify=verify)
     spec: dict[str, type | tuple[type, ...]] = {
         "run": str,
         "to": str,
@@ -370,7 +371,7 @@ def open_standing(data: bytes, verify: Verify = verify_signature) -> tuple[Envel
         "closing": bytes,
         "closings": str,
     }
-    fields = _fields(envelope, "standing", spec, 2 * DIRECT_LIMIT)
+    fields = _fields(envelope, "standing", spec, STANDING_LIMIT)
     position = _position(fields["position"], envelope)
     check_digest(fields["closings"], "standing: closings")
     return envelope, Standing(

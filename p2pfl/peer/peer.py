@@ -15,7 +15,7 @@ from p2pfl.crypto import sha256
 from p2pfl.errors import ConfigError, LinkError, P2PFLError, RemoteError, StoreError
 from p2pfl.gossip import State, events
 from p2pfl.gossip.context import REFUSALS_LOGGED
-from p2pfl.gossip.messages import ANNOUNCEMENT_LIMIT, DIRECT_LIMIT, decode_announcement, open_frame
+from p2pfl.gossip.messages import ANNOUNCEMENT_LIMIT, STANDING_LIMIT, decode_announcement, open_frame
 from p2pfl.governance import Plan, check_charter, read_plan
 from p2pfl.net import Discovery, Host, LinkInfo, MemoryNetwork, parse_address
 from p2pfl.peer.contents import Contents
@@ -326,7 +326,7 @@ class Peer:
 
     def _on_direct(self, peer: PeerId, data: bytes) -> None:
         try:
-            run, envelope = open_frame(data, DIRECT_LIMIT)
+            run, envelope = open_frame(data, STANDING_LIMIT)
         except RemoteError as error:
             self._refuse(peer, str(error))
             return

@@ -65,6 +65,7 @@ def restored_run(log: AuditLog, proposal: Proposal, roster: Roster) -> RestoredR
             closed = True
             statements.append(("closing", closing_from_entry(proposal.run, body).encode()))
     outgoing = tuple((digest, core, frozenset(peers)) for digest, (core, peers, _) in waiting.items() if peers)
-    state = Restored(signed, start, rounds_done, outgoing, closed)
+    untouched = start is not None and sequence == 0 and state_digest is None and not closed
+    state = Restored(signed, start, rounds_done, outgoing, closed, untouched=untouched)
     stored_now = tuple((digest, waiting[digest][2]) for digest, _, _ in outgoing)
     return RestoredRun(state, sequence, stored_now, state_digest, None if start else approved, tuple(statements))

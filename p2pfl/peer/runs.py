@@ -31,7 +31,7 @@ from p2pfl.errors import (
     StoreError,
 )
 from p2pfl.files import write_atomic
-from p2pfl.gossip import Flood, Machine, Proposal, events, open_proposal
+from p2pfl.gossip import Flood, Machine, Proposal, events, open_proposal, readable_state
 from p2pfl.gossip.flood import KINDS
 from p2pfl.gossip.messages import FLOOD_LIMIT, envelope_frame, open_frame
 from p2pfl.gossip.statements import Approval
@@ -130,8 +130,9 @@ class Runs:
 
     def flood_own(self, data: bytes) -> None:
         """An own statement: remember it, so that it is not taken for news when it comes back."""
-        _, statement = open_frame(data, FLOOD_LIMIT)
-        self._flood.remember(open_envelope(statement, kinds=(*KINDS,), limit=FLOOD_LIMIT).digest)
+        run, statement = open_frame(data, FLOOD_LIMIT)
+        envelope = open_envelope(statement, kinds=KINDS, limit=FLOOD_LIMIT)
+        self._flood.own(run, envelope, asyncio.get_running_loop().time())
         self.forward(data, None)
 
     def resend(self, peer: PeerId) -> None:
@@ -239,7 +240,8 @@ class Runs:
         """The state that the log's newest commit names; None if it is not here, and the site then stays absent."""
         if restored.state_digest is None:
             return None
-        return States(self._home.run_folder(run) / "state").read(restored.state_digest)
+        stored = States(self._home.run_folder(run) / "state").read(restored.state_digest)
+        return stored if stored is not None and readable_state(stored.machine, run) else None
 
     async def restore(self) -> None:
         """After a restart: take up the runs of which this home has a proposal.

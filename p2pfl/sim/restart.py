@@ -52,7 +52,8 @@ def start_machine(disk: Disk, me: PeerId, roster: Roster, proposal: Proposal, pr
     )
     name = disk.newest_state()
     state = disk.states[name] if name is not None else b""
-    restored = Restored(found.signed, found.start, found.rounds_done, outgoing, found.closed, state)
+    untouched = found.start is not None and found.sequence == 0 and not disk.rows("state_stored") and not found.closed
+    restored = Restored(found.signed, found.start, found.rounds_done, outgoing, found.closed, state, untouched)
     machine = Machine(me, roster, proposal, sequence=found.sequence, restored=restored, verify=verify)
     own = list(found.own)
     if found.approved is not None and found.start is None:

@@ -25,7 +25,7 @@ class Spreading:
     def own(self, envelope: Envelope) -> None:
         """Tell an own statement to everybody, this site included."""
         site, data = self._site, envelope.encode()
-        self._flood.remember(envelope.digest)
+        self._flood.own(site.world.proposal.run, envelope, site.world.clock.now)
         self._seen.add(data)
         self._forward(data, None)
         site.later(0.0, lambda: site.post(events.StatementReceived(site.now, site.peer_id, data)))

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from bottle import QUADRATIC_PLAN, Bottle, Quadratic
 
-from p2pfl.crypto import sha256, sign_envelope
-from p2pfl.gossip import State, effects, events
+from p2pfl.crypto import pack, sha256, sign_envelope, unpack
+from p2pfl.gossip import State, effects, events, readable_state
 from p2pfl.gossip.messages import open_core
 from p2pfl.gossip.statements import Standing
+from p2pfl.types import RunId
 
 SIZES = (40, 30, 20, 10)
 
@@ -268,3 +269,15 @@ def test_a_restored_backup_skips_what_it_may_have_signed(tmp_path: Path) -> None
     (commit,) = [effect for effect in after if isinstance(effect, effects.Commit)]
     assert "older than what neighbours have" in str(commit.entries)
     assert not [effect for effect in after if isinstance(effect, effects.Train | effects.Encode)]
+
+
+def test_a_state_of_another_version_or_run_is_not_taken_up(tmp_path: Path) -> None:
+    world = bottle(tmp_path, rounds=3)
+    world.begin()
+    world.run(lambda: world.machine(1).rounds.rounds_done == 1)
+    state, run = world[1].state, world.proposal.run
+    assert readable_state(state, run)
+    assert not readable_state(state, RunId("0" * 64))
+    assert not readable_state(state[:-1], run)
+    assert not readable_state(b"", run)
+    assert not readable_state(pack({**unpack(state, what="state", limit=1 << 20), "format": 99}), run)

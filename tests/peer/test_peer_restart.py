@@ -30,6 +30,9 @@ deadline = 20
 """
 
 
+ROUNDS = 300  # enough to meet again: a round takes a few milliseconds when nobody waits
+
+
 def three_homes(folder: Path, rounds: int) -> list[Path]:
     homes = [folder / name for name in ("a", "b", "c")]
     found_consortium(dict.fromkeys(homes), "test", {"kind": "full"})
@@ -64,7 +67,7 @@ async def test_restarted_after_its_approval_it_takes_part(tmp_path: Path) -> Non
 
 async def restarted_in_round_five(tmp_path: Path, lose: str | None = None) -> tuple[list[Path], list[dict], list[dict]]:
     """One of three peers stops in the middle of a run and comes back; homes, reports and its second life's events."""
-    homes = a, b, c = three_homes(tmp_path, rounds=60)
+    homes = a, b, c = three_homes(tmp_path, rounds=60 if lose else ROUNDS)
     network = MemoryNetwork()
     async with p2pfl.Peer(a, network=network) as first, p2pfl.Peer(c, network=network) as third:
         async with p2pfl.Peer(b, network=network) as second:
