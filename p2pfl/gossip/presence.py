@@ -18,7 +18,7 @@ from p2pfl.errors import Equivocation, LimitExceeded
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.deliveries import EVIDENCE_LOGGED, Deliveries
 from p2pfl.gossip.effects import Flood
-from p2pfl.gossip.messages import SETTLING_WINDOW
+from p2pfl.gossip.messages import MAX_STEPS, SETTLING_WINDOW, TO_ALL
 from p2pfl.gossip.statements import MAX_CORES_TOLD, Heartbeat
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
@@ -61,6 +61,7 @@ class Presence:
         context = self.context
         if context.me not in context.running.shares:
             return
+        self.prune()
         taking_part = context.away_for_good is None and not context.pause_wanted and context.state is not State.DONE
         cores = tuple((*place, digest) for place, digest in self.own.items())
         beat = Heartbeat(context.running.run, self.count, context.position, taking_part, cores)
@@ -91,7 +92,11 @@ class Presence:
             self._compare(signer, (round_, step, channel, recipient), digest, envelope)
 
     def _compare(self, signer: PeerId, place: Place, digest: Digest, envelope: bytes) -> None:
-        if place[0] < self.context.position[0] - SETTLING_WINDOW:
+        round_ = self.context.position[0]
+        channels = {channel.name for channel in self.context.running.channels}
+        # only what can be a place near here is remembered: a liar must not fill our memory
+        near = round_ - SETTLING_WINDOW <= place[0] <= round_ + SETTLING_WINDOW
+        if not near or place[1] > MAX_STEPS or place[2] not in channels or place[3] != TO_ALL:
             return
         held = self.deliveries.signed.get((signer, place))
         first = (held.digest, held.envelope) if held else self.claims.setdefault((signer, place), (digest, envelope))

@@ -36,6 +36,7 @@ class Returning:
     closing: ClosingPart
     stage: str | None = None  # of the stored state; None: this machine was never restarted, or is back
     told: set[PeerId] = field(default_factory=set)
+    given: dict[PeerId, tuple[Digest, int]] = field(default_factory=dict)  # what was given, and how often
     shared: int = 0  # how often the own standing was told after the end
     behind: Position | None = None  # the last position that neighbours have signed by us and our disk has not
 
@@ -64,13 +65,21 @@ class Returning:
             raise SignatureRefused("standing for another peer", peer=peer)
         self._check_own(peer, standing.newest)
         self._check_closed(peer, standing.closing)
-        if standing.closings != self.closing.known_digest and self.closing.statements:
-            context.emit(ShareClosings(peer))
+        self._share_closings(peer, standing.closings)
         if peer not in self.rounds.ledgers:
             return
         self._learn(peer, standing)
         self.told.add(peer)
         self.go_on_when_told()
+
+    def _share_closings(self, peer: PeerId, known_there: Digest) -> None:
+        """It knows other closing statements than we do: give it ours, some times, since they may be lost again."""
+        ours = self.closing.known_digest
+        digest, times = self.given.get(peer, (ours, 0))
+        times = times if digest == ours else 0
+        if known_there != ours and self.closing.statements and times < SHARED:
+            self.given[peer] = (ours, times + 1)
+            self.context.emit(ShareClosings(peer))
 
     def _learn(self, peer: PeerId, standing: Standing) -> None:
         deliveries = self.deliveries

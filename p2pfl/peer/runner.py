@@ -106,6 +106,7 @@ class Runner:
         self._commit_lock = asyncio.Lock()
         self._lanes: defaultdict[PeerId, asyncio.Lock] = defaultdict(asyncio.Lock)  # sends to one peer keep their order
         self._sealed: dict[tuple[Position, str], Sealed] = {}
+        self._saves = 0
         self._beginning: asyncio.Task[None] | None = None  # gives the worker its run
         self._announced_at: float | None = None
         self._announcements: dict[Digest, Announcement] = {}
@@ -174,7 +175,9 @@ class Runner:
             case effects.Encode():
                 self._spawn(self._encode(effect))
             case effects.Commit():
-                self._spawn(self._commit(effect))
+                # in the worker's queue now: what the machine asks for next must not be in this checkpoint
+                fresh = effect.checkpoint and self.worker is not None and self._beginning is not None
+                self._spawn(self._commit(effect, self._loop.create_task(self._save()) if fresh else None))
             case effects.Fetch():
                 self._spawn(self._fetch(effect))
             case effects.Mix():
@@ -324,12 +327,23 @@ class Runner:
 
     # --- log
 
-    async def _commit(self, effect: effects.Commit) -> None:
+    async def _save(self) -> Digest | P2PFLError:
+        """A checkpoint of the worker; or why there is none: for the commit, which may be waited for by nobody."""
+        self._saves += 1
+        path = self.states.fresh(self._saves)
+        try:
+            checkpoint = Digest(await self._call("save", path=str(path)))
+            await asyncio.to_thread(self.states.keep, path, checkpoint)
+        except P2PFLError as error:
+            return error
+        return checkpoint
+
+    async def _commit(self, effect: effects.Commit, saving: asyncio.Task[Digest | P2PFLError] | None) -> None:
         async with self._commit_lock:
             started = self.now()
             entries = [NewEntry(entry.kind, entry.body, entry.documents) for entry in effect.entries]
             digests = []
-            stored = await self._store_state(effect) if effect.state else None
+            stored = await self._store_state(effect, saving) if effect.state else None
             for core in effect.cores:
                 digest, entry = await self._commit_core(core, effect.recipients)
                 digests.append(digest)
@@ -341,12 +355,14 @@ class Runner:
             self._time_commit(started, bool(effect.cores))
         self.post(events.Committed(self.now(), effect.token, tuple(digests)))
 
-    async def _store_state(self, effect: effects.Commit) -> Digest:
+    async def _store_state(self, effect: effects.Commit, saving: asyncio.Task[Digest | P2PFLError] | None) -> Digest:
         """Before the transaction that names it: the worker's checkpoint, then what the machine remembers."""
-        if effect.checkpoint and self.worker is not None and await self._worker_has_run():
-            checkpoint = Digest(await self._call("save", path=str(self.states.fresh)))
-            await asyncio.to_thread(self.states.keep, checkpoint)
-            self.keys.checkpoint = checkpoint
+        if saving is not None:
+            saved = await saving
+            if not isinstance(saved, P2PFLError):
+                self.keys.checkpoint = saved
+            elif await self._worker_has_run():
+                raise saved
         return await asyncio.to_thread(self.states.write, effect.state, self.keys.checkpoint)
 
     async def _worker_has_run(self) -> bool:

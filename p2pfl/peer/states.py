@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2pfl.crypto import pack, read_fields, sha256, unpack
-from p2pfl.errors import MalformedMessage, RemoteError
+from p2pfl.errors import MalformedMessage, RemoteError, StoreError
 from p2pfl.files import write_atomic
 from p2pfl.types import Digest
 
@@ -31,25 +31,33 @@ class States:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._waiting: set[str] = set()  # files made by this process that no commit has named yet
 
-    @property
-    def fresh(self) -> Path:
-        """Where the worker writes its next checkpoint."""
+    def fresh(self, number: int) -> Path:
+        """Where the worker writes its next checkpoint; each one has a number of its own."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        return self._folder / "fresh.safetensors"
+        path = self._folder / f"fresh-{number}.safetensors"
+        self._waiting.add(path.name)
+        return path
 
     def checkpoint(self, digest: str) -> Path:
         """The file of a checkpoint."""
         return self._folder / f"{digest}.safetensors"
 
-    def keep(self, digest: Digest) -> None:
-        """Give the fresh checkpoint, whose bytes have this digest, its name."""
-        self.fresh.replace(self.checkpoint(digest))
+    def keep(self, path: Path, digest: Digest) -> None:
+        """Give a fresh checkpoint, whose bytes have this digest, its name. Raises StoreError."""
+        self._waiting.add(self.checkpoint(digest).name)
+        try:
+            path.replace(self.checkpoint(digest))
+        except OSError as error:
+            raise StoreError(f"couldn't keep the checkpoint {path}: {error.strerror}; check the folder") from error
+        self._waiting.discard(path.name)
 
     def write(self, machine: bytes, checkpoint: Digest) -> Digest:
         """Store what a machine remembers, durably; its name. Raises StoreError."""
         name = sha256(machine)
         self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._waiting.add(f"{name}.state")
         write_atomic(self._folder / f"{name}.state", pack({"machine": machine, "checkpoint": checkpoint}))
         return name
 
@@ -66,12 +74,17 @@ class States:
         return found if whole else None
 
     def prune(self, name: str, checkpoint: str) -> None:
-        """Delete all but this state and this checkpoint; to be called after the commit that names it."""
+        """Delete all that is older than this state and this checkpoint; to be called after the commit that names them.
+
+        What was made since then waits for its own commit and stays; half-written files are somebody's work.
+        """
         kept = {f"{name}.state", f"{checkpoint}.safetensors"}
+        self._waiting -= kept
         for path in self._folder.glob("*") if self._folder.is_dir() else ():
-            if path.name not in kept:
+            if path.name not in kept | self._waiting and path.suffix != ".new":
                 path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """The run is over and its result is stored."""
+        self._waiting.clear()
         self.prune("", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,3 +82,43 @@ async def test_a_model_that_cannot_be_saved_ends_the_run_and_not_the_peer(
             assert run.report()["finished"] and peer.failure is None
             with pytest.raises(ConfigError, match=r"no model of run .*the worker process ended"):
                 await run.model_file()
+
+
+async def test_a_checkpoint_is_taken_before_the_next_training_begins(tmp_path: Path) -> None:
+    """Else a peer that is restarted would find its next round trained already, and train nothing."""
+    me = Identity.from_seed(bytes(32))
+    asked: list[str] = []
+
+    async def call(operation: str, **arguments: Any) -> Any:
+        asked.append(operation)
+        if operation == "save":
+            await asyncio.to_thread(Path(arguments["path"]).write_bytes, b"checkpoint")
+            return sha256(b"checkpoint")
+        return {"loss": 0.0} if operation == "train" else None
+
+    async def commit(entries: Any) -> None:
+        asked.append("commit")
+
+    start: Any = SimpleNamespace(plan="plan", run="00", shares={me.peer_id: 1.0})
+    machine: Any = SimpleNamespace(
+        context=SimpleNamespace(proposal=SimpleNamespace(run=sha256(b"run"))), handle=lambda event: []
+    )
+    services: Any = SimpleNamespace(identity=me, journal=SimpleNamespace(commit=commit), approved=lambda plan: True)
+    states = States(tmp_path)
+    runner = Runner(machine, services, RunKeys(), states)
+    runner.worker = SimpleNamespace(call=lambda operation, timeout=None, **more: call(operation, **more))  # type: ignore[assignment]
+    entry = effects.LogEntry("state_stored", {})
+    runner._perform_all([effects.Begin(start)])
+    for round_ in range(3):
+        stored = effects.Commit(f"mixed:{round_}:0", (entry,), (), (), b"state %d" % round_, True)
+        runner._perform_all([stored, effects.Train(round_ + 1)])
+    async with asyncio.timeout(10):
+        while asked.count("commit") < 3 or asked.count("train") < 3:
+            await asyncio.sleep(0)
+    assert [word for word in asked if word != "commit"] == ["begin", *["save", "train"] * 3]
+    async with asyncio.timeout(10):
+        while states.read(sha256(b"state 2")) is None or len(os.listdir(tmp_path)) > 2:
+            await asyncio.sleep(0)
+    assert states.read(sha256(b"state 1")) is None, "older states are gone"
+    runner.worker = None
+    await runner.stop()
