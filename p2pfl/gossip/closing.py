@@ -14,6 +14,7 @@ from p2pfl.errors import Equivocation, LimitExceeded, SignatureRefused
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.contributions import completion_record, summary
 from p2pfl.gossip.effects import Flood, Mix, Release, SendStatement
+from p2pfl.gossip.messages import EdgeList
 from p2pfl.gossip.rounds import Rounds
 from p2pfl.gossip.statements import Closing, Settle
 from p2pfl.gossip.table import State
@@ -41,7 +42,8 @@ class ClosingPart:
     named_missing: dict[PeerId, tuple[int, str]] = field(default_factory=dict)
     envelopes: dict[PeerId, bytes] = field(default_factory=dict)  # of the statements, as they were signed
     statement: Closing | None = None
-    waiting: list[tuple[PeerId, bytes]] = field(default_factory=list)  # settle messages whose content is not durable
+    waiting: list[tuple[PeerId, EdgeList, bytes]] = field(default_factory=list)  # settle messages not yet durable
+    durable: dict[PeerId, EdgeList] = field(default_factory=dict)  # what each neighbour may be told without a commit
     questions: dict[PeerId, bool] = field(default_factory=dict)  # to be sent after the commit under way
 
     @property
@@ -90,22 +92,30 @@ class ClosingPart:
 
         The other end forgets what it hears that we know; after a restart nobody could tell us again.
         """
+        edges = self.rounds.ledgers[peer].list()
+        if self.durable.get(peer) == edges and not self.waiting:
+            self.context.emit(SendStatement(peer, "settle", self._settle(peer, edges, question)))
+            return
         self.questions[peer] = question or self.questions.get(peer, False)
         if not self.waiting:
             self._commit_settling()
 
+    def _settle(self, peer: PeerId, edges: EdgeList, question: bool) -> bytes:
+        end = (self.context.running_schedule.total, 0)
+        return Settle(self.context.running.run, peer, end, edges, question).encode()
+
     def _commit_settling(self) -> None:
-        context, end = self.context, (self.context.running_schedule.total, 0)
         for peer, question in sorted(self.questions.items()):
             edges = self.rounds.ledgers[peer].list()
-            self.waiting.append((peer, Settle(context.running.run, peer, end, edges, question).encode()))
+            self.waiting.append((peer, edges, self._settle(peer, edges, question)))
         self.questions = {}
-        context.commit("settling", stage="settled" if self.context.state is State.DONE else "settling")
+        self.context.commit("settling", stage="settled" if self.context.state is State.DONE else "settling")
 
     def settling_durable(self) -> None:
         """What we know is stored: say it."""
         waiting, self.waiting = self.waiting, []
-        for peer, payload in waiting:
+        for peer, edges, payload in waiting:
+            self.durable[peer] = edges
             self.context.emit(SendStatement(peer, "settle", payload))
         if self.questions:
             self._commit_settling()
@@ -179,7 +189,7 @@ class ClosingPart:
     def state_absence(self) -> None:
         """A participant that takes no further part says so once, in a signed statement."""
         context = self.context
-        absent = context.state is State.ABSENT and context.away_for_good is not None
+        absent = context.state is State.ABSENT and context.away_for_good is not None and context.asked
         if absent and not self.stated and context.me in context.running.shares:
             self.state_own()
 

@@ -41,6 +41,9 @@ class Context:
     refusals: Counter[PeerId] = field(default_factory=Counter)
     ignored: set[tuple[PeerId, int]] = field(default_factory=set)
     pause_wanted: bool = False
+    asked: bool = (
+        True  # after a restart False until a neighbour told what it has of ours: nothing final is signed before
+    )
     gone: set[PeerId] = field(default_factory=set)  # said in a signed statement that they take no further part
     remember: Callable[[str], bytes] = lambda stage: b""  # the whole machine's state, for a restart
     too_few: Callable[[], str | None] = lambda: None  # why no further round may begin; None: enough contribute

@@ -25,6 +25,7 @@ from p2pfl.gossip.closing import ClosingPart
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.deliveries import Deliveries, Outgoing
 from p2pfl.gossip.effects import Begin, Effect, StoreStatement
+from p2pfl.gossip.flood import SAME_KIND
 from p2pfl.gossip.messages import FLOOD_LIMIT, Core, position_of
 from p2pfl.gossip.presence import Presence
 from p2pfl.gossip.returning import SHARE_AFTER, Returning
@@ -99,6 +100,7 @@ class Machine:
         self._early_closings: dict[PeerId, bytes] = {}  # by member, so not many
         self._early_standings: dict[PeerId, bytes] = {}
         self._state_digest: Digest | None = None
+        self._kept: dict[tuple[PeerId, str], set[Digest]] = {}
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.Proposed: self._proposed,
             ev.Resumed: self._resumed,
@@ -210,9 +212,17 @@ class Machine:
         except RemoteError as error:
             self.context.refuse(blamed, str(error))
             return
-        if used and envelope.kind in FLOODED:
+        if used and envelope.kind in FLOODED and self._worth_keeping(envelope):
             self.context.emit(StoreStatement(self.context.proposal.run, event.data))
         self._progress()
+
+    def _worth_keeping(self, envelope: Envelope) -> bool:
+        """Each statement once, whatever its encoding, and two of a kind at most: one member must not fill the disk."""
+        kept = self._kept.setdefault((envelope.signer, envelope.kind), set())
+        if envelope.digest in kept or len(kept) >= SAME_KIND:
+            return False
+        kept.add(envelope.digest)
+        return True
 
     def _check_statement(self, envelope: Envelope, sender: PeerId) -> None:
         if self.context.roster.member(envelope.signer) is None:
@@ -283,6 +293,7 @@ class Machine:
         context.linked.add(event.peer)
         if context.start is None:
             return
+        self.returning.linked()
         self.returning.tell(event.peer)
         self.deliveries.resend(event.peer)
         self.closing.state_absence()
@@ -326,7 +337,8 @@ class Machine:
         elif event.name == "completion" and context.state is State.DONE:
             self.closing.check_complete(late=True)
         elif event.name == "standing":
-            self.returning.go_on_when_told(late=True)
+            self.returning.patience_over()
+            self.closing.state_absence()
         elif event.name == "absent" and context.state is State.ABSENT and not context.away_for_good:
             self._absence_over()
         elif event.name == "ask" and context.state is State.CLOSING and not self.closing.finishing:
@@ -380,6 +392,7 @@ class Machine:
             if not self.closing.finishing or self.closing.stated:
                 raise IllegalStep("no mixing is in work")
             self.rounds.digest = event.digest
+            self.rounds.corrections_used = ()
             self.closing.state_own()
             return
         self._in_work(event.round, event.step)
@@ -493,6 +506,7 @@ class Machine:
             return
         context = self.context
         context.start, context.schedule = restored.start, schedule_of(restored.start)
+        context.asked = False
         self.rounds.prepare()
         self.rounds.rounds_done = restored.rounds_done
         for digest, core, waiting in restored.outgoing:

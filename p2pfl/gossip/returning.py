@@ -23,7 +23,8 @@ from p2pfl.types import Digest, PeerId
 
 SHARE_AFTER = 5.0  # seconds after the own end; doubled each time
 SHARED = 5  # times
-PATIENCE = 10.0  # seconds for all neighbours to tell their standing; links come up within a few after a restart
+PATIENCE = 10.0  # seconds from the first link for all neighbours to tell their standing
+ALONE = 60.0  # seconds after a restart without any link, until this peer goes on alone
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class Returning:
     closing: ClosingPart
     stage: str | None = None  # of the stored state; None: this machine was never restarted, or is back
     told: set[PeerId] = field(default_factory=set)
+    counting: bool = False  # the neighbours' time to tell has begun
     given: dict[PeerId, tuple[Digest, int]] = field(default_factory=dict)  # what was given, and how often
     shared: int = 0  # how often the own standing was told after the end
     behind: Position | None = None  # the last position that neighbours have signed by us and our disk has not
@@ -44,8 +46,20 @@ class Returning:
         """Have the worker prepared as it was (None: at the run's start), and wait for the neighbours' words."""
         start = self.context.running
         self.context.emit(Begin(start) if digest is None else Restore(start, digest))
-        self.context.set_timer("standing", PATIENCE)
+        self.context.set_timer("standing", ALONE)
         self.go_on_when_told()
+
+    def linked(self) -> None:
+        """A link is up after a restart: from now on the neighbours have their time to tell."""
+        waits = self.stage is not None or not self.context.asked
+        if waits and not self.counting:
+            self.counting = True
+            self.context.set_timer("standing", PATIENCE)
+
+    def patience_over(self) -> None:
+        """Nobody more is waited for."""
+        self.context.asked = True
+        self.go_on_when_told(late=True)
 
     def tell(self, peer: PeerId) -> None:
         """A link to a member came up: where we are, and the newest words of its own that we have."""
@@ -65,6 +79,7 @@ class Returning:
             raise SignatureRefused("standing for another peer", peer=peer)
         self._check_own(peer, standing.newest)
         self._check_closed(peer, standing.closing)
+        context.asked = True
         self._share_closings(peer, standing.closings)
         if peer not in self.rounds.ledgers:
             return
@@ -104,7 +119,7 @@ class Returning:
             raise SignatureRefused("a core in a standing that this peer did not sign", peer=peer)
         if core.sequence < self.rounds.sequence:
             return
-        if context.state in (State.ABSENT, State.CLOSING, State.DONE):
+        if context.away_for_good is not None or context.state in (State.CLOSING, State.DONE):
             return  # nothing that could contradict it is signed any more
         if self.stage is None:
             # the same key signs elsewhere: whatever we sign from now on could contradict it

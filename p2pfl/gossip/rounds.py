@@ -30,6 +30,7 @@ from p2pfl.types import Digest, PeerId
 
 MAX_MISSED = 3  # deadlines in a row that a neighbour may let pass before its announcements alone count for nothing
 PAUSE_LIMIT = 7 * 24 * 3600.0  # seconds; after a week too few will not become enough by themselves
+EARLY = 1e-3  # seconds that a timer may fire before its time: clocks round
 MAX_FAILURES = 3  # local trainings that fail one after the other before the peer leaves the run
 
 
@@ -191,7 +192,7 @@ class Rounds:
         context = self.context
         began = self.pace.starts.get(context.position, context.now)
         for peer in self.awaited():
-            if peer in self.due and self.due[peer] <= context.now:
+            if peer in self.due and self.due[peer] <= context.now + EARLY:
                 self.missed[peer] += 1
                 self.mark_missing(peer, f"no delta {context.now - began:.3g} s after the round began")
         self._set_deadline()
@@ -470,7 +471,8 @@ class Rounds:
         return {
             "sequence": self.sequence,
             "ledgers": {peer: ledger.remember() for peer, ledger in self.ledgers.items()},
-            "corrections": [[peer, *position] for peer, position in self.corrections],
+            # those that a mixing under way takes back are not taken back before it is committed
+            "corrections": [[peer, *position] for peer, position in (*self.corrections, *self.corrections_used)],
             "settled": [[peer, *position] for peer, position in self.settled],
             "rounds_done": self.rounds_done,
             "last_mixed": dict(self.last_mixed),

@@ -22,7 +22,6 @@ from p2pfl.audit import NewEntry
 from p2pfl.crypto import CHUNK, Prekey, open_envelope, sha256, sign_envelope
 from p2pfl.errors import (
     ConfigError,
-    DataError,
     LinkError,
     P2PFLError,
     PlanError,
@@ -298,7 +297,7 @@ class Runs:
     async def _rearm(self, runner: Runner) -> None:
         try:
             await self._arm(runner)
-        except (ConfigError, DataError, PlanError, LinkError) as error:
+        except P2PFLError as error:  # this run's matter, not the peer's
             runner.do(events.Leave(runner.now(), f"after a restart: {error}"))
 
     async def reopen(self, runner: Runner) -> None:
