@@ -28,7 +28,7 @@ from p2pfl.crypto import (
 from p2pfl.errors import LinkError, PlanError
 from p2pfl.gossip import Proposal, State, events
 from p2pfl.gossip.context import REFUSALS_LOGGED
-from p2pfl.gossip.messages import ANNOUNCEMENT_LIMIT, DIRECT_LIMIT, FLOOD_LIMIT, Announcement, envelope_frame
+from p2pfl.gossip.messages import ANNOUNCEMENT_LIMIT, FLOOD_LIMIT, STANDING_LIMIT, Announcement, envelope_frame
 from p2pfl.gossip.statements import Approval, Closing
 from p2pfl.governance import plan_from_files
 from p2pfl.net import Host, MemoryNetwork, TcpTransport
@@ -208,7 +208,7 @@ RUBBISH: dict[str, tuple[str, Rubbish, str | None]] = {  # protocol, bytes, reas
     "direct: nothing": (DIRECT, lambda world, peer: b"", "cannot be decoded"),
     "direct: random bytes": (DIRECT, lambda world, peer: bytes(range(193, 256)), "cannot be decoded"),
     "direct: no frame": (DIRECT, lambda world, peer: pack({"run": 1}), "not a run and an envelope"),
-    "direct: too long": (DIRECT, lambda world, peer: bytes(DIRECT_LIMIT + 200), "more than the"),
+    "direct: too long": (DIRECT, lambda world, peer: bytes(STANDING_LIMIT + 200), "more than the"),
     "direct: unknown run": (DIRECT, lambda world, peer: envelope_frame(RUN, b"rubbish"), None),
 }  # fmt: skip
 
