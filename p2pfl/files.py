@@ -40,12 +40,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        _sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"couldn't write {path}: {error.strerror}; check space and rights") from error
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Make the rename itself durable (fsync(2): the file's own sync does not cover its directory entry)."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -6,6 +6,7 @@ No I/O, no clock, no thread, no randomness of its own, no tensor.
 from p2pfl.gossip import effects, events
 from p2pfl.gossip.flood import Flood
 from p2pfl.gossip.machine import Machine, Restored, readable_state
+from p2pfl.gossip.restoring import read_log
 from p2pfl.gossip.statements import Proposal, open_proposal, record_digest
 from p2pfl.gossip.table import TABLE, State
 
@@ -19,6 +20,7 @@ __all__ = [
     "effects",
     "events",
     "open_proposal",
+    "read_log",
     "readable_state",
     "record_digest",
 ]

@@ -539,9 +539,9 @@ class Machine:
 
     def _recall(self, data: bytes) -> None:
         context = self.context
-        kept = unpack(data, what="stored state", limit=STATE_LIMIT, max_items=STATE_ITEMS)
-        if kept["format"] != STATE_FORMAT or kept["run"] != context.proposal.run:
+        if not readable_state(data, context.proposal.run):
             raise StoreError("the stored state of a run was written by another version; the peer stays absent from it")
+        kept = unpack(data, what="stored state", limit=STATE_LIMIT, max_items=STATE_ITEMS)
         context.position = position_of(kept["position"])
         context.missing = {PeerId(peer): (row[0], row[1]) for peer, row in kept["missing"].items()}
         context.gone = {PeerId(peer) for peer in kept["gone"]}

@@ -80,11 +80,6 @@ class Pace:
         limit = min(max(own.mean + 4 * own.deviation, PATIENT * usual), MOST * usual)
         return min(max(self.starts.get(position, now) + limit, now + FLOOR), now + upper)
 
-    def forget(self, peers: Iterable[PeerId]) -> None:
-        """These are gone for good: what they needed says nothing about the rest."""
-        for key in [key for key in self.estimates if key[0] in set(peers)]:
-            del self.estimates[key]
-
     def remember(self) -> list[list[Any]]:
         """For a restart: (peer, step, mean, deviation, count). The clock of before means nothing afterwards."""
         return [[peer, step, e.mean, e.deviation, e.count] for (peer, step), e in sorted(self.estimates.items())]

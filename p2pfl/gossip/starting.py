@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from p2pfl.crypto import Envelope
+from p2pfl.crypto import Envelope, Verify, verify_signature
 from p2pfl.errors import (
     ConfigError,
     Equivocation,
@@ -205,11 +205,13 @@ class Starting:
             raise NotAMember("statement by a key that the charter does not name", peer=peer)
 
 
-def record_from_payload(proposal: Proposal, payload: bytes, order: Sequence[PeerId]) -> StartRecord:
+def record_from_payload(
+    proposal: Proposal, payload: bytes, order: Sequence[PeerId], verify: Verify = verify_signature
+) -> StartRecord:
     """The start record that a payload from the own log stands for; it was checked before it was logged."""
     approvals = {}
     for data in decode_start(payload).approvals:
-        envelope, approval = open_approval(data)
+        envelope, approval = open_approval(data, verify)
         approvals[envelope.signer] = approval
     return proposal.start_record(participants_of(proposal, approvals, order))
 
