@@ -39,6 +39,8 @@ class Kind(StrEnum):
     ABSENT = "absent"
     ACKNOWLEDGED = "acknowledged"
     STATE_STORED = "state_stored"
+    DIRECTIVE_SIGNED = "directive_signed"
+    DIRECTIVE_HEARD = "directive_heard"
     RUN_CLOSED = "run_closed"
 
 
@@ -71,7 +73,7 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
             "the start record is valid; the run begins",
             ("run", "record", "plan", "charter", "initial", "participants", "signers"),
         ),
-        Kind.ROUND_STARTED: KindNote("a round began here", ("run", "round", "active")),
+        Kind.ROUND_STARTED: KindNote("a round began here", ("run", "round", "active", "arguments")),
         Kind.DELTA_SENT: KindNote(
             "a delta may leave; its announcement is the document with role outbox",
             ("run", "sequence", "round", "step", "channel", "core", "to", "bytes"),
@@ -98,6 +100,13 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
         Kind.STATE_STORED: KindNote(
             "what a restart goes on from; digest is SHA-256 of the machine's state",
             ("run", "round", "step", "stage", "digest"),
+        ),
+        Kind.DIRECTIVE_SIGNED: KindNote(
+            "this site, the run's proposer, directs it", ("run", "version", "paused_from", "stop_at", "changes")
+        ),
+        Kind.DIRECTIVE_HEARD: KindNote(
+            "the proposer's word, as it signed it (the document with role directive)",
+            ("run", "version", "paused_from", "stop_at", "changes"),
         ),
         Kind.RUN_CLOSED: KindNote(
             "this site closed the run",

@@ -161,6 +161,8 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
         lines.append(f"run          {run['run'][:12]}  {run['state']}, round {run['round']} of {run['of']}")
         if run["outcome"]:
             lines.append(f"  outcome    {run['outcome']}")
+        if run["directive"]:
+            lines += [f"  directed   {line}" for line in _directed(run["directive"])]
         if run["paused_because"]:
             lines.append(f"  paused     {run['paused_because']}")
         lines += [
@@ -169,6 +171,19 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
         ]
     lines.append(f"log          {value['log']['entries']} entries, head {value['log']['head'][:16]}")
     show(value, as_json, lines)
+
+
+def _directed(directive: dict[str, Any]) -> list[str]:
+    """What the proposer directed, for people."""
+    lines = [
+        f"{', '.join(f'{name} = {value}' for name, value in values.items())} from round {since}"
+        for since, values in directive["changes"]
+    ]
+    if directive["paused_from"] is not None:
+        lines.append(f"pause from round {directive['paused_from']}")
+    if directive["stop_at"] is not None:
+        lines.append(f"stop at round {directive['stop_at']}")
+    return lines
 
 
 def _link(member: dict[str, Any]) -> str:

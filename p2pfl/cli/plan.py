@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +21,12 @@ from p2pfl.peer import OVER, ask, check_plan, follow, open_home
 app = typer.Typer(no_args_is_help=True)
 PlanFolder = Annotated[Path, typer.Argument(help="A folder with plan.py and plan.toml.", metavar="PLAN")]
 MOST_ROUNDS = 100_000  # as in plan.toml; every member refuses a proposal with more
+Everybody = Annotated[bool, typer.Option("--everybody", help="For all sites; only the run's proposer can.")]
+FromRound = Annotated[
+    int | None,
+    typer.Option("--from-round", help="From this round on; two rounds from now if absent.", min=0, max=MOST_ROUNDS),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 RunName = Annotated[str, typer.Argument(help="The run's id or its beginning.", metavar="RUN")]
 
 
@@ -197,20 +205,100 @@ def _ask_consent(value: dict[str, Any], *, shown: bool) -> None:
 
 
 @app.command("pause")
-def pause(home: HomePath, run: RunName) -> None:
+def pause(
+    home: HomePath, run: RunName, everybody: Everybody = False, from_round: FromRound = None, as_json: AsJson = False
+) -> None:
     """Stop this site's part of a run before its next round; the others go on without it.
+
+    The run's proposer pauses it for all sites with --everybody.
 
     Example: p2pfl plan pause homes/caen 3f2a
     """
+    if everybody:
+        _direct(home, run, "pause", from_round, as_json)
+        return
+    if from_round is not None:
+        raise ConfigError("--from-round is for all sites; give --everybody too, or leave it out")
     asyncio.run(ask(home, "pause", timeout=30, run=run))
     note("paused before the next round; go on with `p2pfl plan resume`")
 
 
 @app.command("resume")
-def resume(home: HomePath, run: RunName) -> None:
+def resume(home: HomePath, run: RunName, everybody: Everybody = False, as_json: AsJson = False) -> None:
     """Take part again after a pause, from the round the others are in.
+
+    The run's proposer ends a pause of all sites with --everybody.
 
     Example: p2pfl plan resume homes/caen 3f2a
     """
+    if everybody:
+        _direct(home, run, "resume", None, as_json)
+        return
     asyncio.run(ask(home, "resume", timeout=30, run=run))
     note("taking part again")
+
+
+@app.command("stop")
+def stop(home: HomePath, run: RunName, from_round: FromRound = None, yes: Yes = False, as_json: AsJson = False) -> None:
+    """End a run early for all sites, as its proposer: the closing rounds follow at once, and each site has its model.
+
+    A stop is final.
+
+    Example: p2pfl plan stop homes/lille 3f2a --yes
+    """
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("a stop is final, and there is no terminal to ask; give --yes")
+        if not typer.confirm("Stop this run for all sites? It cannot be continued.", err=True):
+            note("not stopped; nothing was sent")
+            raise typer.Exit(1)
+    _direct(home, run, "stop", from_round, as_json)
+
+
+@app.command("change")
+def change(
+    home: HomePath,
+    run: RunName,
+    arguments: Annotated[
+        list[str], typer.Argument(help="What changes, such as learning_rate=0.05", metavar="NAME=VALUE")
+    ],
+    from_round: FromRound = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change arguments of a run under way, as its proposer, within the ranges of the approved plan.
+
+    Example: p2pfl plan change homes/lille 3f2a learning_rate=0.05 local_steps=10
+    """
+    _direct(home, run, "change", from_round, as_json, dict(_argument(text) for text in arguments))
+
+
+def _argument(text: str) -> tuple[str, int | float]:
+    name, equals, value = text.partition("=")
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            if name and equals and math.isfinite(number := kind(value)):
+                return name, number
+    raise ConfigError(f"{text[:80]!r} is not an argument and its value; write for example learning_rate=0.05")
+
+
+def _direct(
+    home: Path,
+    run: str,
+    word: str,
+    from_round: int | None,
+    as_json: bool,
+    arguments: dict[str, int | float] | None = None,
+) -> None:
+    done = asyncio.run(
+        ask(home, "direct", timeout=30, run=run, word=word, from_round=from_round, arguments=arguments or {})
+    )
+    if word == "change":
+        since, values = done["changes"][-1]
+        said = f"{', '.join(f'{name} = {value}' for name, value in values.items())} from round {since} on"
+    else:
+        said = {
+            "pause": f"all sites pause before round {done['paused_from']}",
+            "resume": "all sites go on",
+            "stop": f"the closing rounds begin at round {done['stop_at']}",
+        }[word]
+    show(done, as_json, [f"run {done['run'][:12]}, directive {done['version']}: {said}"])

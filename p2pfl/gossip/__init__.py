@@ -4,6 +4,8 @@ No I/O, no clock, no thread, no randomness of its own, no tensor.
 """
 
 from p2pfl.gossip import effects, events
+from p2pfl.gossip.context import ArgumentProblem
+from p2pfl.gossip.directives import directive_facts
 from p2pfl.gossip.flood import Flood
 from p2pfl.gossip.machine import Machine, Restored, readable_state
 from p2pfl.gossip.restoring import read_log
@@ -12,11 +14,13 @@ from p2pfl.gossip.table import TABLE, State
 
 __all__ = [
     "TABLE",
+    "ArgumentProblem",
     "Flood",
     "Machine",
     "Proposal",
     "Restored",
     "State",
+    "directive_facts",
     "effects",
     "events",
     "open_proposal",

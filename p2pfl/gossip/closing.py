@@ -54,14 +54,16 @@ class ClosingPart:
 
     def record(self) -> dict[PeerId, dict[str, Any]]:
         """Who contributed when, as far as the statements known here say; it grows as they come in."""
-        return completion_record(self.statements, self.context.running.shares, self.context.running.rounds)
+        return completion_record(self.statements, self.context.running.shares, self.context.running_schedule.rounds)
 
     def outcome(self) -> str | None:
         """How the run ended, in one sentence; None before the own end. Never plain "finished" if somebody missed."""
         if not self.stated:
             return None
         names = {member.peer_id: member.name for member in self.context.roster.members}
-        return summary(self.record(), names, self.context.running.rounds)
+        rounds, planned = self.context.running_schedule.rounds, self.context.running.rounds
+        stopped = "" if rounds == planned else f"stopped by the proposer after {rounds} of {planned} rounds; "
+        return stopped + summary(self.record(), names, rounds)
 
     @property
     def known_digest(self) -> Digest:
@@ -101,8 +103,7 @@ class ClosingPart:
             self._commit_settling()
 
     def _settle(self, peer: PeerId, edges: EdgeList, question: bool) -> bytes:
-        end = (self.context.running_schedule.total, 0)
-        return Settle(self.context.running.run, peer, end, edges, question).encode()
+        return Settle(self.context.running.run, peer, self.context.position, edges, question).encode()
 
     def _commit_settling(self) -> None:
         for peer, question in sorted(self.questions.items()):
@@ -142,8 +143,14 @@ class ClosingPart:
         if settle.recipient != self.context.me or peer not in self.rounds.ledgers:
             raise SignatureRefused("settle message for another edge", peer=peer)
         context, rounds = self.context, self.rounds
-        if settle.position != (context.running_schedule.total, 0):
-            raise LimitExceeded("settle message that was not written at the end of the run", peer=peer)
+        planned = context.running.rounds + context.running.closing_rounds
+        if not context.running.closing_rounds < settle.position[0] <= planned or settle.position[1] != 0:
+            raise LimitExceeded("settle message that was not written at an end of the run", peer=peer)
+        if settle.position < (context.running_schedule.total, 0):
+            # the proposer may have stopped the run, and the word of it is still on its way to us
+            context.unlike.add(peer)
+            context.counters["settle message before the end"] += 1
+            return
         if peer in context.missing and context.state is State.CLOSING:
             del context.missing[peer]
         reached = rounds.deliveries.reached

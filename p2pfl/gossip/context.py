@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p2pfl.crypto import Verify, sha256, verify_signature
 from p2pfl.gossip.effects import CancelTimer, Commit, Effect, LogEntry, SetTimer, Tell
@@ -15,7 +15,14 @@ from p2pfl.gossip.table import State
 from p2pfl.topology import Schedule
 from p2pfl.types import PeerId, Roster, StartRecord
 
+if TYPE_CHECKING:
+    from p2pfl.gossip.directives import Directive
+
 FRESH = ("begun", "sent", "mixed", "closed")  # stages at which the worker holds something new
+NO_CHANGES = "the plan allows no change of arguments; give its plan.toml a table [arguments]"
+ArgumentProblem = Callable[[Mapping[str, int | float]], str | None]
+"""What is wrong with new values of arguments under the approved plan; None if nothing is."""
+
 REFUSALS_LOGGED = 16  # per peer and run; a member that sends rubbish must not fill the other's log
 
 
@@ -48,6 +55,12 @@ class Context:
     remember: Callable[[str], bytes] = lambda stage: b""  # the whole machine's state, for a restart
     too_few: Callable[[], str | None] = lambda: None  # why no further round may begin; None: enough contribute
     few: str | None = None  # paused for that reason
+    held: str | None = None  # paused because the proposer directs it
+    directive: Directive | None = None  # the proposer's newest word
+    arguments: int = 0  # the argument version of the round that was entered last
+    entered: int = -1  # that round
+    argument_problem: ArgumentProblem = lambda arguments: NO_CHANGES
+    unlike: set[PeerId] = field(default_factory=set)  # whose messages show another argument version than ours
     away_for_good: str | None = None  # why we take no part in the rest of the run
 
     @property
@@ -61,6 +74,21 @@ class Context:
         """The start record; only after it is valid."""
         assert self.start is not None
         return self.start
+
+    def arguments_at(self, round_: int) -> int:
+        """The argument version of a round: fixed once the round is entered, else as directed so far."""
+        if round_ == self.entered:
+            return self.arguments
+        return self.directive.arguments_version(round_) if self.directive is not None else 0
+
+    def enter(self, round_: int) -> None:
+        """A round begins under what is directed now; after a directed stop the closing rounds follow."""
+        if self.directive is not None:
+            stop = self.directive.stop_at
+            if stop is not None and stop < self.running_schedule.rounds:
+                self.schedule = self.running_schedule.stopped(stop)
+        self.arguments = self.arguments_at(round_)
+        self.entered = round_
 
     def neighbours(self, position: Position) -> tuple[tuple[PeerId, float], ...]:
         """Scheduled (peer, weight) at this position, in peer-id order; empty past the end."""

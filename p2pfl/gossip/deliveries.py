@@ -16,6 +16,7 @@ from p2pfl.errors import Equivocation, LimitExceeded, MalformedMessage, Signatur
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.effects import Fetch, Forget, Release, SendAnnouncement, SendStatement
 from p2pfl.gossip.messages import (
+    MAX_CHANGES,
     SETTLING_WINDOW,
     TO_ALL,
     Announcement,
@@ -31,6 +32,7 @@ from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 
 LOOK_AHEAD = 1  # rounds for which content is fetched before its round has begun
+OTHER_ARGUMENTS = "made under other arguments"  # why a delta is ignored
 SMALL_LEAD = 2  # rounds that one message of a single neighbour is believed to be ahead
 EVIDENCE_LOGGED = 16  # places per origin whose two cores are kept; one is proof enough
 ACKNOWLEDGED_AT_ONCE = 256  # cores in one acknowledgement
@@ -104,6 +106,11 @@ class Deliveries:
             self.context.ignore(origin, core.round, "duplicate")
             self._renew(known, announcement)
             return core
+        if not self._alike(origin, core) and core.round >= self.context.running_schedule.total:
+            # it does not know yet that the proposer stopped the run
+            self.reached[origin] = max(self.reached.get(origin, (0, 0)), core.position)
+            self.context.ignore(origin, core.round, OTHER_ARGUMENTS)
+            return core
         oldest = self.context.position[0] - 2 * SETTLING_WINDOW  # one more window: a neighbour may be that far behind
         if core.round < oldest:
             raise LimitExceeded(
@@ -140,6 +147,13 @@ class Deliveries:
         self.fetch_due()
         return core
 
+    def _alike(self, origin: PeerId, core: Core) -> bool:
+        """Whether a core was made under the arguments of its round, as this peer knows them."""
+        alike = core.arguments == self.context.arguments_at(core.round)
+        if not alike and core.round >= self.context.position[0]:
+            self.context.unlike.add(origin)
+        return alike
+
     def _decided(self, position: Position) -> bool:
         return position < self.decided_until
 
@@ -152,17 +166,15 @@ class Deliveries:
         if core.recipient != TO_ALL:
             # also when it names us: two cores for one place, one of them hidden from the others, would be equivocation
             raise LimitExceeded("announcement for one peer only, where this run's go to all neighbours", peer=origin)
-        if core.round >= self.context.running_schedule.total:
+        if core.round >= start.rounds + start.closing_rounds:
             raise LimitExceeded(f"round {core.round} lies after the end of the run", peer=origin)
         scheduled = dict(self.context.neighbours(core.position))
-        if origin not in scheduled:
+        if core.round < self.context.running_schedule.total and origin not in scheduled:
             raise LimitExceeded(
                 f"no mixing with this peer is scheduled at round {core.round}, step {core.step}", peer=origin
             )
-        if core.arguments != 0 or core.codec != "raw":
-            raise LimitExceeded(
-                "core names a codec or arguments that this run does not have; use the plan's", peer=origin
-            )
+        if not 0 <= core.arguments <= MAX_CHANGES + 1 or core.codec != "raw":
+            raise LimitExceeded("core names a codec or arguments that this run cannot have", peer=origin)
 
     def _check_content(self, core: Core) -> None:
         spec = next((item for item in self.context.running.channels if item.name == core.channel), None)
@@ -254,7 +266,8 @@ class Deliveries:
         """Fetch what is held for the round in work and the next one."""
         horizon = self.context.position[0] + LOOK_AHEAD
         for held in self.incoming.values():
-            if held.content is Content.HELD and held.core.round <= horizon:
+            alike = held.core.arguments == self.context.arguments_at(held.core.round)
+            if held.content is Content.HELD and held.core.round <= horizon and alike:
                 held.content = Content.FETCHING
                 self.context.emit(Fetch(held.origin, held.digest, held.core, held.wrapped_key, held.inline))
                 held.inline = b""
@@ -279,16 +292,28 @@ class Deliveries:
         found = {
             held.core.channel: held.digest
             for held in self.incoming.values()
-            if held.origin == origin and held.core.position == position and held.content is Content.READY
+            if held.origin == origin
+            and held.core.position == position
+            and held.content is Content.READY
+            and held.core.arguments == self.context.arguments_at(position[0])
         }
         return found if set(found) == set(self.channels(position)) else None
 
     def refused(self, origin: PeerId, position: Position) -> bool:
         """Whether something from ``origin`` for ``position`` was refused, so that waiting has no use."""
+        version = self.context.arguments_at(position[0])
         return any(
-            held.origin == origin and held.core.position == position and held.content is Content.REFUSED
+            held.origin == origin
+            and held.core.position == position
+            and (held.content is Content.REFUSED or held.core.arguments != version)
             for held in self.incoming.values()
         )
+
+    def unlike(self, position: Position) -> list[PeerId]:
+        """Neighbours whose message for ``position`` is here, made under other arguments: it is not mixed."""
+        version = self.context.arguments_at(position[0])
+        rows = self.incoming.values()
+        return [held.origin for held in rows if held.core.position == position and held.core.arguments != version]
 
     def may_still_come(self, origin: PeerId, position: Position) -> bool:
         """Whether a message for ``position`` is on its way, or the origin has not gone past it without us."""

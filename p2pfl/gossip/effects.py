@@ -57,9 +57,13 @@ class Restore(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Train(Effect):
-    """Run the local steps of ``round``; answer with Trained or TrainingFailed."""
+    """Run the local steps of ``round``; answer with Trained or TrainingFailed.
+
+    ``arguments`` are those that the proposer changed; all others are the plan's.
+    """
 
     round: int
+    arguments: Mapping[str, int | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

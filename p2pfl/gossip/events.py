@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from p2pfl.crypto import Manifest
 from p2pfl.types import Digest, PeerId
@@ -143,6 +145,18 @@ class Pause(Event):
 @dataclass(frozen=True, slots=True)
 class Resume(Event):
     """The user wants to go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Direct(Event):
+    """The proposer's user directs the whole run: "pause", "resume", "stop" or "change" (of arguments).
+
+    It holds from ``from_round``; None: from the earliest round that everybody can be told of in time.
+    """
+
+    word: Literal["pause", "resume", "stop", "change"]
+    arguments: Mapping[str, int | float] = field(default_factory=dict)
+    from_round: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

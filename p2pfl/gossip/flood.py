@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 from p2pfl.crypto import Envelope, Verify, open_envelope, verify_signature
 from p2pfl.errors import LimitExceeded, MalformedMessage, NotAMember
-from p2pfl.gossip.messages import FLOOD_LIMIT
+from p2pfl.gossip.messages import FLOOD_LIMIT, MAX_DIRECTIVES
 from p2pfl.gossip.statements import run_of
 from p2pfl.types import Digest, PeerId, Roster, RunId
 
 SEEN_LIMIT = 8192  # statements remembered; a run of 50 sites floods about 4 per site
 SAME_KIND = 2  # per signer, run and kind: the second one is the evidence of equivocation, and must travel
-KINDS = ("proposal", "approval", "start", "start-signature", "closing", "heartbeat")
+SAME_KIND_OF = {"directive": MAX_DIRECTIVES + 1}  # the proposer speaks more than once
+KINDS = ("proposal", "approval", "start", "start-signature", "closing", "heartbeat", "directive")
 BEATS = 16  # heartbeats of one member remembered: those of the last minute are still under way somewhere
 OFTEN = 0.5  # seconds; heartbeats of one member that come faster are not passed on (they are due every 5)
 
@@ -52,8 +53,9 @@ class Flood:
             return None
         place = (run, envelope.signer, envelope.kind)
         self.counts[place] += 1
-        if self.counts[place] > SAME_KIND:
-            raise LimitExceeded(f"more than {SAME_KIND} different {envelope.kind} statements", peer=envelope.signer)
+        limit = SAME_KIND_OF.get(envelope.kind, SAME_KIND)
+        if self.counts[place] > limit:
+            raise LimitExceeded(f"more than {limit} different {envelope.kind} statements", peer=envelope.signer)
         return envelope
 
     def own(self, run: RunId, statement: Envelope, now: float) -> None:

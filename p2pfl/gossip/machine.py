@@ -22,10 +22,11 @@ from p2pfl.errors import (
 )
 from p2pfl.gossip import events as ev
 from p2pfl.gossip.closing import ClosingPart
-from p2pfl.gossip.context import Context
+from p2pfl.gossip.context import ArgumentProblem, Context
 from p2pfl.gossip.deliveries import Deliveries, Outgoing
+from p2pfl.gossip.directives import Directives
 from p2pfl.gossip.effects import Begin, Effect, StoreStatement
-from p2pfl.gossip.flood import SAME_KIND
+from p2pfl.gossip.flood import SAME_KIND, SAME_KIND_OF
 from p2pfl.gossip.messages import FLOOD_LIMIT, Core, position_of
 from p2pfl.gossip.presence import Presence
 from p2pfl.gossip.returning import SHARE_AFTER, Returning
@@ -47,11 +48,11 @@ from p2pfl.gossip.statements import (
 from p2pfl.gossip.table import TABLE, State
 from p2pfl.types import Digest, PeerId, Roster, RunId, StartRecord
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 STATE_LIMIT = 64 << 20  # bytes; what 50 neighbours signed within the window is some 2 MB
 STATE_ITEMS = 1 << 20
 EARLY_LIMIT = 8  # announcements kept per neighbour before the start record is valid here: one round's channels
-FLOODED = frozenset({"approval", "start", "start-signature", "closing", "heartbeat"})
+FLOODED = frozenset({"approval", "start", "start-signature", "closing", "heartbeat", "directive"})
 STATEMENTS = (*sorted(FLOODED), "settle", "acknowledgement", "away", "standing")
 OUT_OF_ROUNDS = (State.ABSENT, State.DONE)  # the worker may still answer for a round that was left
 
@@ -85,14 +86,21 @@ class Machine:
         sequence: int = 0,
         restored: Restored | None = None,
         verify: Verify = verify_signature,
+        argument_problem: ArgumentProblem | None = None,
     ) -> None:
-        """``verify`` checks signatures; only simulations pass another one than Ed25519's."""
+        """``verify`` checks signatures; only simulations pass another one than Ed25519's.
+
+        ``argument_problem`` says what is wrong with a change of arguments under the plan; without it, none is allowed.
+        """
         self.context = Context(me, roster, proposal, verify)
+        if argument_problem is not None:
+            self.context.argument_problem = argument_problem
         self.starting = Starting(self.context)
         self.deliveries = Deliveries(self.context)
         self.rounds = Rounds(self.context, self.deliveries, sequence)
         self.closing = ClosingPart(self.context, self.rounds)
-        self.returning = Returning(self.context, self.deliveries, self.rounds, self.closing)
+        self.directives = Directives(self.context)
+        self.returning = Returning(self.context, self.deliveries, self.rounds, self.closing, self.directives)
         self.presence = Presence(self.context, self.deliveries)
         self.context.remember = self._remember
         self.context.too_few = self.presence.too_few
@@ -119,6 +127,7 @@ class Machine:
             ev.Pause: self._pause,
             ev.Resume: self._resume,
             ev.Leave: self._leave,
+            ev.Direct: self._direct,
         }
         if restored is not None:
             self._restore(restored)
@@ -172,7 +181,8 @@ class Machine:
             "outcome": self.closing.outcome(),
             "usual_seconds": dict(rounds.pace.shown()),
             "contributors": self.presence.contributors() if context.start else [],
-            "paused_because": context.few if context.state is State.PAUSED else None,
+            "paused_because": (context.few or context.held) if context.state is State.PAUSED else None,
+            "directive": self.directives.status(),
             "unacknowledged": len(self.deliveries.outgoing),
             "unsettled": rounds.biased,
             "counters": dict(context.counters),
@@ -219,7 +229,7 @@ class Machine:
     def _worth_keeping(self, envelope: Envelope) -> bool:
         """Each statement once, whatever its encoding, and two of a kind at most: one member must not fill the disk."""
         kept = self._kept.setdefault((envelope.signer, envelope.kind), set())
-        if envelope.digest in kept or len(kept) >= SAME_KIND:
+        if envelope.digest in kept or len(kept) >= SAME_KIND_OF.get(envelope.kind, SAME_KIND):
             return False
         kept.add(envelope.digest)
         return True
@@ -250,7 +260,11 @@ class Machine:
                 self._early_closings[signer] = data
             elif kind == "standing":
                 self._early_standings[signer] = data
-            return kind == "closing"
+            elif kind == "directive":
+                self.directives.hear_early(data)
+            return kind in ("closing", "directive")
+        elif kind == "directive":
+            return self._heed(data)
         elif kind == "closing":
             self.closing.hear_closing(signer, open_closing(data, _verified)[1], data)
         elif kind == "heartbeat":
@@ -264,7 +278,10 @@ class Machine:
             if not self.context.away_for_good:
                 self.closing.hear_settle(signer, settle)
         elif kind == "standing":
-            self.returning.hear(signer, open_standing(data, _verified)[1])
+            standing = open_standing(data, _verified)[1]
+            if standing.directive:
+                self._hear_shared(standing.directive)
+            self.returning.hear(signer, standing)
             self.closing.state_absence()
         elif kind == "away":
             self.rounds.hear_away(signer, open_away(data, _verified)[1])
@@ -275,6 +292,8 @@ class Machine:
     def _progress(self) -> None:
         """After anything heard: does it let the present state go on?"""
         context = self.context
+        if context.unlike and context.start is not None:
+            self.returning.compare_directives()
         if context.state is State.PROPOSING:
             self.starting.begin_when_valid()
         elif context.state is State.COLLECTING:
@@ -326,8 +345,8 @@ class Machine:
             if context.state is not State.DONE and context.away_for_good is None:
                 self.presence.beat()
             self._enough_again()
-        elif event.name == "few" and context.state is State.PAUSED and context.few is not None:
-            context.give_up(context.few)
+        elif event.name == "few" and context.state is State.PAUSED and (why := context.few or context.held):
+            context.give_up(why)
             self.closing.state_absence()
         elif event.name == "share" and context.state is State.DONE:
             self.returning.share()
@@ -433,6 +452,8 @@ class Machine:
                 self.rounds.proceed()
         elif name == "settling":
             self.closing.settling_durable()
+        elif name == "directive":
+            self.directives.committed()
         elif name == "closed":
             self.deliveries.acknowledge()
             self.closing.closed()
@@ -446,13 +467,13 @@ class Machine:
         if context.me not in record.shares:
             context.away_for_good = "not among the participants"
             context.state = State.ABSENT
-            self._hear_early_closings()
+            self._hear_early()
             return
         context.emit(Begin(record))
         self.rounds.prepare()
         self.presence.begin()
         context.commit("begun", stage="begun")
-        self._hear_early_closings()
+        self._hear_early()
         if context.state is State.PROPOSING and not self.returning.signed_before(self._early_standings):
             self.rounds.enter(0)
         early, self._early = self._early, {}
@@ -460,9 +481,9 @@ class Machine:
             for data in announcements:
                 self._announcement(ev.AnnouncementReceived(context.now, peer, data))
 
-    def _hear_early_closings(self) -> None:
+    def _hear_early(self) -> None:
         early, self._early_closings = self._early_closings, {}
-        for data in early.values():
+        for data in (*early.values(), *filter(None, [self.directives.early])):
             self._statement(ev.StatementReceived(self.context.now, self.context.me, data))
 
     # --- the user
@@ -475,13 +496,38 @@ class Machine:
 
     def _pause(self, event: ev.Pause) -> None:
         self.context.pause_wanted = True
-        self.context.few = None
+        self.context.few = self.context.held = None
 
     def _resume(self, event: ev.Resume) -> None:
         self.context.pause_wanted = False
         if self.context.state is State.PAUSED:
             self.context.commit("resumed", stage="resumed")  # or a restart would find it paused
             self.rounds.proceed()
+
+    def _direct(self, event: ev.Direct) -> None:
+        self.directives.direct(event, self.presence.furthest())
+
+    def _hear_shared(self, data: bytes) -> None:
+        """A directive that a neighbour passes on with its standing; the proposer is to blame for what it says."""
+        try:
+            news = self._heed(data)
+        except RemoteError as error:
+            self.context.refuse(self.context.proposal.proposer, str(error))
+            return
+        if news:
+            self.context.emit(StoreStatement(self.context.proposal.run, data))
+
+    def _heed(self, data: bytes) -> bool:
+        """Take a directive in; a run that it paused, and pauses no longer, goes on. Whether it is news."""
+        context = self.context
+        if not self.directives.hear(data):
+            return False
+        assert context.directive is not None
+        waits = context.state is State.PAUSED and context.held is not None and not context.pause_wanted
+        if waits and not context.directive.holds_back(context.position[0]):
+            context.cancel_timer("few")
+            self.rounds.proceed()
+        return True
 
     def _leave(self, event: ev.Leave) -> None:
         context = self.context
@@ -530,6 +576,8 @@ class Machine:
                 "position": list(context.position),
                 "missing": {peer: list(row) for peer, row in context.missing.items()},
                 "gone": sorted(context.gone),
+                "arguments": [context.arguments, context.entered],
+                "training_rounds": context.running_schedule.rounds,
                 "pause_wanted": context.pause_wanted,
                 "rounds": self.rounds.remember(),
                 "deliveries": self.deliveries.remember(),
@@ -545,6 +593,9 @@ class Machine:
         context.position = position_of(kept["position"])
         context.missing = {PeerId(peer): (row[0], row[1]) for peer, row in kept["missing"].items()}
         context.gone = {PeerId(peer) for peer in kept["gone"]}
+        context.arguments, context.entered = kept["arguments"]
+        if kept["training_rounds"] < context.running.rounds:
+            context.schedule = context.running_schedule.stopped(kept["training_rounds"])
         context.pause_wanted = kept["pause_wanted"]
         self.rounds.recall(kept["rounds"])
         self.deliveries.recall(kept["deliveries"])

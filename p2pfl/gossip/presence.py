@@ -124,6 +124,11 @@ class Presence:
 
     # --- the estimate
 
+    def furthest(self) -> int:
+        """The furthest round that any participant, this one included, was heard to be in."""
+        own = 0 if self.context.away_for_good is not None else self.context.position[0]
+        return max([own, *(item.round for item in self.heard.values())])
+
     def contributors(self) -> list[PeerId]:
         """Participants that take part and were heard lately, this peer included: an estimate."""
         context = self.context

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pfl.crypto import Verify, verify_signature
+from p2pfl.gossip.directives import Directive, directive_from_entry
 from p2pfl.gossip.machine import Restored
 from p2pfl.gossip.messages import Core, decode_announcement, open_core
 from p2pfl.gossip.starting import record_from_payload
@@ -29,6 +30,7 @@ class FromLog:
     state_digest: Digest | None = None  # of the newest stored state that a commit names
     approved: tuple[Digest, int] | None = None  # plan and samples
     statements: list[tuple[str, bytes]] = field(default_factory=list)  # (kind, payload) of own ones it vouches for
+    directive: Directive | None = None  # the newest own one
     waiting: dict[Digest, tuple[Core, set[PeerId], bytes]] = field(default_factory=dict)  # core, who lacks it, stored
 
     def restored(self, kept: Callable[[Digest, frozenset[PeerId]], bool], state: bytes) -> Restored:
@@ -67,7 +69,11 @@ def read_log(
                 found.state_digest = Digest(body["digest"])
             case "mixed" if body["edges"]:
                 found.rounds_done = max(found.rounds_done, body["round"] + 1)
+            case "directive_signed":
+                found.directive = directive_from_entry(proposal.run, body)
             case "run_closed":
                 found.closed = True
                 found.statements.append(("closing", closing_from_entry(proposal.run, body).encode()))
+    if found.directive is not None:
+        found.statements.append(("directive", found.directive.encode()))
     return found

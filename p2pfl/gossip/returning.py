@@ -14,6 +14,7 @@ from p2pfl.errors import RemoteError, SignatureRefused
 from p2pfl.gossip.closing import ClosingPart
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.deliveries import SMALL_LEAD, Deliveries
+from p2pfl.gossip.directives import Directives
 from p2pfl.gossip.effects import Begin, Restore, SendStatement, ShareClosings
 from p2pfl.gossip.messages import Position, open_core
 from p2pfl.gossip.rounds import Rounds
@@ -35,10 +36,12 @@ class Returning:
     deliveries: Deliveries
     rounds: Rounds
     closing: ClosingPart
+    directives: Directives
     stage: str | None = None  # of the stored state; None: this machine was never restarted, or is back
     told: set[PeerId] = field(default_factory=set)
     counting: bool = False  # the neighbours' time to tell has begun
     given: dict[PeerId, tuple[Digest, int]] = field(default_factory=dict)  # what was given, and how often
+    compared: dict[PeerId, tuple[int, int]] = field(default_factory=dict)  # for which version told, and how often
     shared: int = 0  # how often the own standing was told after the end
     behind: Position | None = None  # the last position that neighbours have signed by us and our disk has not
 
@@ -68,9 +71,24 @@ class Returning:
             newest = self.deliveries.newest.get(peer, (0, b""))[1]
             own_word = self.closing.envelopes.get(peer, b"")
             standing = Standing(
-                context.running.run, peer, context.position, newest, own_word, self.closing.known_digest
-            )
+                context.running.run, peer, context.position, newest, own_word, self.closing.known_digest,
+                self.directives.envelope,
+            )  # fmt: skip
             context.emit(SendStatement(peer, "standing", standing.encode()))
+
+    def compare_directives(self) -> None:
+        """Some neighbours' messages show other arguments than ours: one of us lacks the proposer's newest word.
+
+        Each is told some times per word of ours. Whoever hears a standing with an older word than its own answers it.
+        """
+        unlike, self.context.unlike = self.context.unlike, set()
+        version = self.directives.version
+        for peer in sorted(unlike & self.context.linked):
+            known, times = self.compared.get(peer, (version, 0))
+            times = times if known == version else 0
+            if times < SHARED:
+                self.compared[peer] = (version, times + 1)
+                self.tell(peer)
 
     def hear(self, peer: PeerId, standing: Standing) -> None:
         """Where a neighbour is, and what it has of ours. Raises RemoteError."""
@@ -79,6 +97,8 @@ class Returning:
             raise SignatureRefused("standing for another peer", peer=peer)
         self._check_own(peer, standing.newest)
         self._check_closed(peer, standing.closing)
+        if standing.directive != self.directives.envelope:
+            context.unlike.add(peer)  # it lacks the proposer's newest word
         context.asked = True
         self._share_closings(peer, standing.closings)
         if peer not in self.rounds.ledgers:

@@ -18,7 +18,7 @@ from typing import Any
 
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.contributions import RoundSet
-from p2pfl.gossip.deliveries import Deliveries
+from p2pfl.gossip.deliveries import OTHER_ARGUMENTS, Deliveries
 from p2pfl.gossip.effects import Edge, Encode, Forget, Mix, SendStatement, Train
 from p2pfl.gossip.events import Encoded, Mixed, TrainingFailed
 from p2pfl.gossip.messages import MAX_TEXT, SETTLING_WINDOW, TO_ALL, Core, Position, position_of
@@ -30,6 +30,7 @@ from p2pfl.types import Digest, PeerId
 
 MAX_MISSED = 3  # deadlines in a row that a neighbour may let pass before its announcements alone count for nothing
 PAUSE_LIMIT = 7 * 24 * 3600.0  # seconds; after a week too few will not become enough by themselves
+FURTHEST_AHEAD = 8  # rounds beyond the others that a peer goes to meet them there
 EARLY = 1e-3  # seconds that a timer may fire before its time: clocks round
 MAX_FAILURES = 3  # local trainings that fail one after the other before the peer leaves the run
 
@@ -50,6 +51,7 @@ class Rounds:
     last_mixed: dict[PeerId, int] = field(default_factory=dict)
     missed: Counter[PeerId] = field(default_factory=Counter)  # deadlines in a row each neighbour let pass
     biased: int = 0
+    chases: int = 0  # how often in a row the others were caught up with, and nobody mixed with
     pace: Pace = field(default_factory=Pace)
     due: dict[PeerId, float] = field(default_factory=dict)  # until when each awaited neighbour is waited for
     loss: float | None = None
@@ -69,21 +71,26 @@ class Rounds:
     def enter(self, round_: int) -> None:
         """Begin a round, or close when there is none left."""
         context = self.context
+        context.enter(round_)
         if round_ >= context.running_schedule.total:
-            context.position = (context.running_schedule.total, 0)
+            # past the end: the proposer's stop was heard here some rounds after it held
+            context.position = (round_, 0)
             context.state = State.CLOSING
             return
         context.position = (round_, context.own_steps(round_)[0])
         self.pace.start(context.position, context.now)
         plan = context.running_schedule.round(round_)
-        context.log("round_started", {"round": round_, "active": context.me in plan.active})
+        context.log(
+            "round_started", {"round": round_, "active": context.me in plan.active, "arguments": context.arguments}
+        )
         context.tell("round", round=round_, of=context.running_schedule.total)
         self._expire(round_)
         context.prune_ignored()
         self.deliveries.fetch_due()
         if plan.training and context.me in plan.active:
             context.state = State.TRAINING
-            context.emit(Train(round_))
+            changed = context.directive.arguments(context.arguments) if context.directive is not None else {}
+            context.emit(Train(round_, changed))
         else:
             self._encode()
 
@@ -126,7 +133,7 @@ class Rounds:
             cores.append(
                 Core(
                     context.running.run, self.sequence, event.round, event.step, parcel.channel, TO_ALL,
-                    bases[parcel.channel], parcel.result, "raw", parcel.manifest, 0, lists,
+                    bases[parcel.channel], parcel.result, "raw", parcel.manifest, context.arguments, lists,
                 )
             )  # fmt: skip
             self.sequence += 1
@@ -216,7 +223,10 @@ class Rounds:
             self._apply(peer, self.ledgers[peer].decide(position, mixed))
         round_, step = position
         self.mixing = tuple(edges)
+        self.chases = 0 if edges else self.chases
         self.deliveries.decided_until = (round_, step + 1)
+        for peer in self.deliveries.unlike(position):
+            context.ignore(peer, round_, OTHER_ARGUMENTS)
         last = step == context.own_steps(round_)[-1]
         corrections = self.take_corrections() if last else ()
         closing = not context.running_schedule.round(round_).training
@@ -305,20 +315,29 @@ class Rounds:
         """Take the next round, or catch up with neighbours that are two or more rounds further."""
         context = self.context
         round_ = context.position[0]
+        directive = context.directive
+        if directive is not None and directive.holds_back(round_) and round_ < context.running_schedule.total:
+            context.held = f"the proposer paused the run from round {directive.paused_from}"
+            self._pause_until(context.held)
+            return
+        context.held = None
         context.few = context.too_few() if round_ < context.running_schedule.total else None
         if context.few is not None:
-            self._pause_for_few(context.few)
+            self._pause_until(context.few)
             return
         horizon = self.horizon()
-        target = min(horizon + 1, context.running_schedule.total)
+        # rounds shorter than a message's way would be chased for ever: from the third chase in a row it aims further
+        ahead = min(max(self.chases, 1), FURTHEST_AHEAD)
+        target = min(horizon + ahead, context.running_schedule.total)
         # one round ahead is normal: a neighbour that has mixed our message begins the next round before we do
         if horizon > round_ and round_ < context.running_schedule.total:
+            self.chases += 1
             self.catch_up(round_, target)
         else:
             self.enter(round_)
 
-    def _pause_for_few(self, why: str) -> None:
-        """No round begins until enough contributors are heard again, or this peer's patience is over."""
+    def _pause_until(self, why: str) -> None:
+        """No round begins until the reason for it is gone, or this peer's patience is over."""
         context = self.context
         context.state = State.PAUSED
         context.log("absent", {"round": context.position[0], "reason": why})

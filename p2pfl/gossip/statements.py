@@ -345,6 +345,7 @@ class Standing:
     newest: bytes  # the core's envelope, signed by the reader
     closing: bytes  # the reader's own closing statement, if the author has it: its envelope, signed by the reader
     closings: Digest  # over the closing statements that the author knows
+    directive: bytes = b""  # the newest one that the author knows: its envelope, signed by the proposer
 
     def encode(self) -> bytes:
         """The payload to sign."""
@@ -356,6 +357,7 @@ class Standing:
                 "newest": self.newest,
                 "closing": self.closing,
                 "closings": self.closings,
+                "directive": self.directive,
             }
         )
 
@@ -370,6 +372,7 @@ def open_standing(data: bytes, verify: Verify = verify_signature) -> tuple[Envel
         "newest": bytes,
         "closing": bytes,
         "closings": str,
+        "directive": bytes,
     }
     fields = _fields(envelope, "standing", spec, STANDING_LIMIT)
     position = _position(fields["position"], envelope)
@@ -381,6 +384,7 @@ def open_standing(data: bytes, verify: Verify = verify_signature) -> tuple[Envel
         fields["newest"],
         fields["closing"],
         Digest(fields["closings"]),
+        fields["directive"],
     )
 
 

@@ -76,6 +76,7 @@ def _round_row(
         events.Pause: _stay(state),
         events.Resume: _stay(state),
         events.Leave: frozenset({_S.ABSENT}),
+        events.Direct: _stay(state),
         events.TimerFired: _stay(state),
         # a neighbour shows that our key signs elsewhere, or an own closing statement that this disk does not know
         events.StatementReceived: _stay(state, _S.ABSENT, _S.DONE),
@@ -133,6 +134,7 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
             events.Pause: _stay(_S.ABSENT),
             events.Resume: _stay(_S.ABSENT),
             events.Leave: _stay(_S.ABSENT),
+            events.Direct: _stay(_S.ABSENT),
         },
     ),
     _S.CATCHING_UP: _round_row(
@@ -164,6 +166,7 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
             events.Pause: _stay(_S.CLOSING),
             events.Resume: _stay(_S.CLOSING),
             events.Leave: _stay(_S.CLOSING),
+            events.Direct: _stay(_S.CLOSING),
         },
     ),
     _S.DONE: _row(

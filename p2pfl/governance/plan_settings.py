@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -91,6 +92,21 @@ class TrainingTable(_Table):
     deadline: float = Field(default=30.0, gt=0, le=MAX_DEADLINE)  # seconds a round waits for a neighbour at most
 
 
+class ArgumentsTable(_Table):
+    """``[arguments]``: what the proposer may change while the run is under way, each with lowest and highest value."""
+
+    learning_rate: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    local_steps: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
+    batch_size: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
+
+    @field_validator("learning_rate", "local_steps", "batch_size")
+    @classmethod
+    def _lowest_first(cls, bounds: list[float] | None) -> list[float] | None:
+        if bounds is not None and not 0 < bounds[0] <= bounds[1]:
+            raise ValueError("write the lowest value above 0, then the highest, such as [0.01, 0.1]")
+        return bounds
+
+
 class PlanSettings(_Table):
     """All of plan.toml."""
 
@@ -98,6 +114,32 @@ class PlanSettings(_Table):
     data: DataTable
     topology: dict[str, Any] | None = None
     training: TrainingTable
+    arguments: ArgumentsTable = ArgumentsTable()
+
+    @model_validator(mode="after")
+    def _inside(self) -> PlanSettings:
+        begins = {name: getattr(self.training, name) for name in ArgumentsTable.model_fields}
+        for name, value in begins.items():
+            bounds = getattr(self.arguments, name)
+            if bounds is not None and not bounds[0] <= value <= bounds[1]:
+                raise ValueError(f"[arguments] {name} is {bounds}, and [training] begins with {value}; include it")
+        return self
+
+    def argument_problem(self, arguments: Mapping[str, int | float]) -> str | None:
+        """What is wrong with new values of arguments in a run of this plan; None if they lie within its ranges."""
+        allowed = {name: bounds for name, bounds in self.arguments.model_dump().items() if bounds is not None}
+        if not arguments:
+            return "no argument is given; name at least one, such as learning_rate=0.05"
+        for name, value in arguments.items():
+            if name not in allowed:
+                known = ", ".join(sorted(allowed)) or "nothing"
+                return f"the approved plan does not let {name[:_SHOWN]} change; it allows: {known}"
+            low, high = allowed[name]
+            if name != "learning_rate" and type(value) is not int:
+                return f"{name} is {value}; write a whole number"
+            if not low <= value <= high:
+                return f"{name} = {value} is outside the approved range of {low} to {high}"
+        return None
 
     @field_validator("topology")
     @classmethod

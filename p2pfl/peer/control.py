@@ -102,6 +102,13 @@ async def _resume(peer: Peer, request: dict[str, Any]) -> Any:
     return {}
 
 
+async def _direct(peer: Peer, request: dict[str, Any]) -> Any:
+    run, word, arguments = peer.run(str(request["run"])), request["word"], request.get("arguments") or {}
+    if word not in ("pause", "resume", "stop", "change"):
+        raise ConfigError(f"unknown word {word!r}; a run is told to pause, resume, stop or change")
+    return run.direct(word, dict(arguments), from_round=request.get("from_round"))
+
+
 async def _link_offer(peer: Peer, request: dict[str, Any]) -> Any:
     return await make_offer(peer, str(request["member"]))
 
@@ -125,6 +132,7 @@ HANDLERS: dict[str, Handler] = {
     "approve": _approve,
     "pause": _pause,
     "resume": _resume,
+    "direct": _direct,
 }
 
 

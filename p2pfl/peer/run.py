@@ -6,10 +6,10 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from p2pfl.errors import ConfigError, P2PFLError
-from p2pfl.gossip import State, events
+from p2pfl.errors import ConfigError, IllegalStep, P2PFLError
+from p2pfl.gossip import State, directive_facts, events
 from p2pfl.peer.runner import Runner
 from p2pfl.types import PeerId
 
@@ -111,6 +111,26 @@ class Run:
     def resume(self) -> None:
         """Go on after a pause."""
         self._runner.do(events.Resume(self._runner.now()))
+
+    def direct(
+        self,
+        word: Literal["pause", "resume", "stop", "change"],
+        arguments: Mapping[str, int | float] | None = None,
+        *,
+        from_round: int | None = None,
+    ) -> dict[str, Any]:
+        """Direct the whole run, as its proposer: pause or resume it for everybody, stop it, or change arguments.
+
+        It holds from ``from_round``, by default two rounds on, so that all hear of it in time; it is signed, written
+        down and told to all members. Returns what was directed. Raises PolicyRefusal at any other site, IllegalStep
+        while the run is not under way, ConfigError for what the plan or an earlier stop does not allow.
+        """
+        if self.state in (State.PROPOSING, State.DONE):
+            raise IllegalStep(f"run {self.id[:12]} is {self.state}; only a run that is under way can be directed")
+        self._runner.do(events.Direct(self._runner.now(), word, arguments or {}, from_round))
+        waiting = self._runner.machine.directives.waiting
+        assert waiting is not None
+        return {"run": self.id, "version": waiting.version, **directive_facts(waiting)}
 
     def leave(self, reason: str = "left by the user") -> None:
         """Take no further part in this run."""

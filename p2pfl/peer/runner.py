@@ -170,8 +170,8 @@ class Runner:
 
     def _perform(self, effect: effects.Effect) -> None:
         match effect:
-            case effects.Train(round=round_):
-                self._spawn(self._train(round_))
+            case effects.Train():
+                self._spawn(self._train(effect))
             case effects.Encode():
                 self._spawn(self._encode(effect))
             case effects.Commit():
@@ -272,10 +272,12 @@ class Runner:
         """After a restart of a closed run whose result was not stored yet: the worker as it was at the end."""
         await self._begin(self.machine.context.running, self.keys.checkpoint)
 
-    async def _train(self, round_: int) -> None:
-        started = self.now()
+    async def _train(self, effect: effects.Train) -> None:
+        started, round_ = self.now(), effect.round
+        changed = dict(effect.arguments)
+        steps = changed.pop("local_steps", self.keys.local_steps)
         try:
-            value = await self._call("train", TRAIN_LIMIT, round=round_, steps=self.keys.local_steps)
+            value = await self._call("train", TRAIN_LIMIT, round=round_, steps=steps, **changed)
         except P2PFLError as error:
             self.post(events.TrainingFailed(self.now(), round_, str(error)))
             return

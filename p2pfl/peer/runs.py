@@ -54,6 +54,10 @@ INITIAL_PAUSE = 0.3  # seconds between two rounds of asking
 PATIENCE = 24 * 3600.0  # seconds a proposer waits for approvals unless told otherwise
 
 
+def _is_directive(data: bytes) -> bool:
+    return open_envelope(data, kinds=KINDS, limit=FLOOD_LIMIT).kind == "directive"
+
+
 class Runs:
     """All runs of one peer under one charter."""
 
@@ -176,9 +180,14 @@ class Runs:
         known = self._statements.setdefault(run, [])
         if data in known or len(known) >= STATEMENTS_LIMIT:
             return
-        known.append(data)
         folder = self._home.run_folder(run) / "statements"
         folder.mkdir(exist_ok=True, mode=0o700)
+        if _is_directive(data):  # the newest one says all that its predecessors did
+            for older in [item for item in known if _is_directive(item)]:
+                known.remove(older)
+                for file in folder.glob(f"????-{sha256(older)[:16]}"):
+                    file.unlink()
+        known.append(data)
         write_atomic(folder / f"{len(known):04d}-{sha256(data)[:16]}", data)
 
     # --- proposals
@@ -210,6 +219,7 @@ class Runs:
             proposal,
             sequence=restored.sequence if restored else 0,
             restored=restored.state if restored else None,
+            argument_problem=plan.settings.argument_problem,
         )
         keys = RunKeys(local_steps=plan.settings.training.local_steps)
         runner = Runner(machine, self._services, keys, States(folder / "state"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from p2pfl.crypto import Sealed, sign_envelope
 from p2pfl.errors import P2PFLError, RemoteError, StoreError
@@ -59,7 +59,7 @@ def _with_worker(site: Site, effect: effects.Effect) -> None:
         case effects.Restore(start=start, digest=digest):
             _worker(site, handling, lambda: _restore(site, start, digest))
         case effects.Train(round=round_):
-            site.work(site.training_time(round_), lambda: _train(site, round_))
+            site.work(site.training_time(round_), lambda: _train(site, effect))
         case effects.Encode():
             _worker(site, handling, lambda: _encode(site, effect))
         case effects.Mix():
@@ -107,13 +107,15 @@ def _restore(site: Site, start: StartRecord, digest: Digest) -> None:
     site.begun = True
 
 
-def _train(site: Site, round_: int) -> None:
+def _train(site: Site, effect: effects.Train) -> None:
+    round_, changed = effect.round, dict[str, Any](effect.arguments)
+    steps = int(changed.pop("local_steps", site.world.local_steps))
     if site.failing > 0:
         site.failing -= 1
         site.post(events.TrainingFailed(site.now, round_, "the test wants it to fail"))
         return
     try:
-        value = site.trainer.train(round=round_, steps=site.world.local_steps)
+        value = site.trainer.train(round=round_, steps=steps, **changed)
     except P2PFLError as error:
         site.problems.append(f"{error}")
         site.post(events.TrainingFailed(site.now, round_, str(error)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from p2pfl.crypto import Verify
-from p2pfl.gossip import Machine, Proposal, read_log
+from p2pfl.gossip import ArgumentProblem, Machine, Proposal, read_log
 from p2pfl.gossip.statements import Approval
 from p2pfl.sim.disk import Disk
 from p2pfl.types import PeerId, Roster
@@ -20,14 +20,30 @@ class Start:
     armed: bool  # whether the run was approved here, so that a worker may train for it
 
 
-def start_machine(disk: Disk, me: PeerId, roster: Roster, proposal: Proposal, prekey: bytes, verify: Verify) -> Start:
+def start_machine(
+    disk: Disk,
+    me: PeerId,
+    roster: Roster,
+    proposal: Proposal,
+    prekey: bytes,
+    verify: Verify,
+    argument_problem: ArgumentProblem,
+) -> Start:
     """The machine for this disk; a fresh one if the disk is empty."""
     entries = ((row.kind, row.body, lambda row=row: row.documents[0][1]) for row in disk.entries)
     found = read_log(entries, proposal, roster, verify)
     name = disk.newest_state()
     state = disk.states[name] if name is not None else b""
     restored = found.restored(lambda digest, peers: digest in disk.contents, state)
-    machine = Machine(me, roster, proposal, sequence=found.sequence, restored=restored, verify=verify)
+    machine = Machine(
+        me,
+        roster,
+        proposal,
+        sequence=found.sequence,
+        restored=restored,
+        verify=verify,
+        argument_problem=argument_problem,
+    )
     own = list(found.statements)
     if found.approved is not None and found.start is None:
         plan, samples = found.approved

@@ -107,7 +107,15 @@ class Site(Process):
         if self.disk.over:
             self.machine = None
             return
-        begun = start_machine(self.disk, self.peer_id, world.roster, world.proposal, self.prekey[1], world.kit.verify)
+        begun = start_machine(
+            self.disk,
+            self.peer_id,
+            world.roster,
+            world.proposal,
+            self.prekey[1],
+            world.kit.verify,
+            world.argument_problem,
+        )
         self.machine, self.armed = begun.machine, begun.armed
         if self.machine.state is State.PROPOSING:
             self.post(events.Proposed(self.now))

@@ -40,7 +40,9 @@ class Trainer(Protocol):
         """Take them; the channels."""
         ...
 
-    def train(self, round: int, steps: int) -> Mapping[str, float | int]:
+    def train(
+        self, round: int, steps: int, learning_rate: float | None = None, batch_size: int | None = None
+    ) -> Mapping[str, float | int]:
         """The local steps of one round; "loss"."""
         ...
 
@@ -155,11 +157,13 @@ class StubTraining:
         self._trained, self._encoded = None, None
         return [{"name": CHANNEL, "size": 8 * self.size, "base": vector_digest(self.start)}]
 
-    def train(self, round: int, steps: int) -> dict[str, float | int]:
-        """Add the displacement of (seed, site, round)."""
+    def train(
+        self, round: int, steps: int, learning_rate: float | None = None, batch_size: int | None = None
+    ) -> dict[str, float | int]:
+        """Add the displacement of (seed, site, round), times the learning rate where the proposer changed it."""
         if self._trained == round:
             raise IllegalStep(f"round {round} is trained already; encode and mix it")
-        step = _doubles(self.size, self.seed, "step", self.site, round)
+        step = _doubles(self.size, self.seed, "step", self.site, round) * (learning_rate or 1.0)
         self._x = self.vector + step
         self.displacements[round] = step
         self._trained = round

@@ -49,6 +49,7 @@ class Schedule:
             raise ConfigError(
                 f"{rounds} rounds and {closing_rounds} closing rounds; give at least one round and no negative number"
             )
+        self._spec = spec
         self.nodes = tuple(nodes)
         self.rounds = rounds
         self.closing_rounds = closing_rounds
@@ -69,6 +70,10 @@ class Schedule:
     def total(self) -> int:
         """Training and closing rounds together."""
         return self.rounds + self.closing_rounds
+
+    def stopped(self, rounds: int) -> Schedule:
+        """The same with fewer training rounds, the closing rounds right after them."""
+        return Schedule(self._spec, self.nodes, self._shares, rounds, self.closing_rounds)
 
     def round(self, t: int) -> Round:
         """Round ``t``, from 0; equal rounds share their objects. IllegalStep unless 0 <= t < total."""

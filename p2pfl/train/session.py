@@ -132,9 +132,12 @@ class Session:
         self._trained, self._encoded = found.trained, found.encoded
         return channels
 
-    def train(self, round: int, steps: int) -> dict[str, float | int]:
+    def train(
+        self, round: int, steps: int, learning_rate: float | None = None, batch_size: int | None = None
+    ) -> dict[str, float | int]:
         """The rule's local steps of one round; mean loss over them, and examples seen.
 
+        ``learning_rate`` and ``batch_size`` stand in for the plan's, where the proposer changed them.
         With ``steps=0`` nothing changes, and the loss is 0 over 0 examples. Raises PlanError if the loss
         is no longer finite; then nothing has changed either, but for private buffers.
         """
@@ -142,12 +145,12 @@ class Session:
         if self._trained is not None and self._trained.round == round:
             raise IllegalStep(f"round {round} is trained already; encode and mix it")
         data = self._part("train")
-        context = Context(round, self._settings.learning_rate, steps)
-        count = len(data[0])
+        context = Context(round, learning_rate or self._settings.learning_rate, steps)
+        count, size = len(data[0]), batch_size or self._settings.batch_size
 
         def batch(step: int) -> Batch:
             torch.default_generator.manual_seed(noise_seed(self._key, self._run, round, step))
-            chosen = batch_indices(self._key, self._run, round, step, count, self._settings.batch_size)
+            chosen = batch_indices(self._key, self._run, round, step, count, size)
             return tuple(tensor.index_select(0, chosen) for tensor in data)
 
         self._module.train()

@@ -18,8 +18,9 @@ if __name__ == "__main__":
 from bottle import QUADRATIC_PLAN, Bottle, Quadratic
 
 from p2pfl.crypto import Identity, Manifest, Prekey, sha256, sign_envelope, wrap_key
-from p2pfl.errors import IllegalStep
+from p2pfl.errors import IllegalStep, PolicyRefusal
 from p2pfl.gossip import Machine, State, events
+from p2pfl.gossip.directives import Change, Directive
 from p2pfl.gossip.messages import Announcement, Core, Cover, EdgeList, decode_announcement, sealing_context
 from p2pfl.gossip.statements import (
     Acknowledgement,
@@ -35,6 +36,7 @@ from p2pfl.types import PeerId
 
 TABLE = Path(__file__).with_name("outcomes.txt")
 ME, LEFT, RIGHT, OPPOSITE = 1, 0, 2, 3  # on a ring of four
+PROPOSER = 0
 ROUND = 3
 SETTINGS = {
     "rule": "dpsgd", "optimiser": {"name": "sgd"}, "learning_rate": 0.2, "local_steps": 1, "batch_size": 1000,
@@ -81,6 +83,16 @@ def paused(world: Bottle) -> None:
     world.run(lambda: machine.state is State.PAUSED)
 
 
+def held(world: Bottle) -> None:
+    """Paused by the proposer."""
+    machine = world.machine(ME)
+    reached(State.TRAINING)(world)
+    word = Directive(world.proposal.run, 3, paused_from=ROUND + 1)
+    data = sign_envelope(world[PROPOSER].identity, "directive", word.encode()).encode()
+    world[ME].post(events.StatementReceived(world.now, world.order[PROPOSER], data))
+    world.run(lambda: machine.state is State.PAUSED)
+
+
 def returning(world: Bottle) -> None:
     """Back from a restart, before any neighbour has told its standing."""
     reached(State.COLLECTING)(world)
@@ -101,6 +113,7 @@ SCENARIOS: dict[str, Callable[[Bottle], None]] = {
     ),
     "returning": returning,
     "paused": paused,
+    "held": held,
     "closing": reached(State.CLOSING),
     "done": reached(State.DONE),
 }
@@ -189,6 +202,22 @@ def cases(world: Bottle, machine: Machine) -> Iterator[tuple[str, events.Event]]
     yield "pause", events.Pause(now)
     yield "resume", events.Resume(now)
     yield "leave", events.Leave(now, "enough")
+    yield "direct, at another site", events.Direct(now, "pause")
+    pause = Directive(run, 4, paused_from=here)
+    yield "directive to pause", by(PROPOSER, "directive", pause.encode())
+    yield "directive to go on", by(PROPOSER, "directive", replace(pause, paused_from=None).encode())
+    yield "directive to stop", by(PROPOSER, "directive", replace(pause, paused_from=None, stop_at=here + 1).encode())
+    change = replace(pause, paused_from=None, changes=(Change(here + 1, (("learning_rate", 0.1),)),))
+    yield "directive outside the plan", by(PROPOSER, "directive", change.encode())
+    yield "directive, old", by(PROPOSER, "directive", replace(pause, version=1).encode())
+    yield "directive, another of its version", by(PROPOSER, "directive", replace(pause, version=3).encode())
+    yield "directive, not the proposer", by(RIGHT, "directive", pause.encode())
+    yield (
+        "directive, passed on",
+        events.StatementReceived(
+            now, order[RIGHT], sign_envelope(world[PROPOSER].identity, "directive", pause.encode()).encode()
+        ),
+    )
     yield "announcement, this round", heard(RIGHT, announcement(world, RIGHT, here))
     yield "announcement, next round", heard(RIGHT, announcement(world, RIGHT, here + 1))
     yield "announcement, late", heard(RIGHT, announcement(world, RIGHT, max(0, here - 1), salt="late"))
@@ -256,10 +285,10 @@ def outcome(machine: Machine, event: events.Event) -> str:
     tried = copy.deepcopy(machine)
     try:
         effects = tried.handle(event)
-    except IllegalStep:
+    except (IllegalStep, PolicyRefusal) as error:
         assert tried.state is machine.state
         assert not tried.context.effects
-        return "illegal"
+        return "illegal" if isinstance(error, IllegalStep) else "refused"
     names = []
     for effect in effects:
         name = type(effect).__name__

@@ -263,7 +263,7 @@ REPLACING: dict[str, tuple[Callable[[Scene], bytes], str]] = {
     "unknown channel": (lambda run: run.forge(channel="y"), "no channel named 'y'"),
     "another base": (lambda run: run.forge(base=sha256(b"elsewhere")), "another base"),
     "another codec": (lambda run: run.forge(codec="top-k"), "codec"),
-    "codec arguments": (lambda run: run.forge(arguments=7), "codec or arguments"),
+    "codec arguments": (lambda run: run.forge(arguments=34), "codec or arguments"),
     "for another peer": (lambda run: run.forge(recipient=run.world.order[LEFT]), "for one peer only"),
     "for this peer alone": (lambda run: run.forge(recipient=run.world.order[ME]), "for one peer only"),
     "core of another run": (lambda run: run.forge(run=sha256(b"another run")), "core of another run"),
@@ -685,11 +685,14 @@ DURING: dict[str, tuple[Make, str, int]] = {
     ),
     "settle by a stranger": (lambda run: settle(run, HOSTILE, STRANGER), "the charter does not name", HOSTILE),
     "settle of another run": (lambda run: settle(run, HOSTILE, run=sha256(b"x")), "about another run", HOSTILE),
-    "settle from the middle of the run": (
-        lambda run: settle(run, HOSTILE, position=(4, 0)), "not written at the end", HOSTILE,
+    "settle from the beginning of the run": (
+        lambda run: settle(run, HOSTILE, position=(0, 0)), "not written at an end", HOSTILE,
+    ),
+    "settle from the middle of a round": (
+        lambda run: settle(run, HOSTILE, position=(5, 1)), "not written at an end", HOSTILE,
     ),
     "settle from after the end": (
-        lambda run: settle(run, HOSTILE, position=(2_000_000, 2**60)), "not written at the end", HOSTILE,
+        lambda run: settle(run, HOSTILE, position=(2_000_000, 2**60)), "not written at an end", HOSTILE,
     ),
     "acknowledgement by another member": (
         lambda run: acknowledgement(run, run[LEFT].identity), "not by the peer that sent it", HOSTILE,

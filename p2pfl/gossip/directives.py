@@ -1,0 +1,266 @@
+"""The proposer's signed, versioned word on a run under way: pause, resume, stop, other arguments.
+
+A directive of version v holds everything that holds from then on, so the newest one is all that a peer needs to know;
+nothing that an older one changed may be rewritten. A change of arguments, and a stop, hold from a round that the
+directive names. The number of them that are in force in a round is that round's argument version: every core names
+it, and deltas of different versions are never mixed (DESIGN, "Rounds", Arguments).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from p2pfl.crypto import Envelope, Verify, open_envelope, pack, read_fields, unpack, verify_signature
+from p2pfl.errors import (
+    ConfigError,
+    Equivocation,
+    IllegalStep,
+    LimitExceeded,
+    MalformedMessage,
+    PolicyRefusal,
+    SignatureRefused,
+)
+from p2pfl.gossip.context import Context
+from p2pfl.gossip.effects import Flood
+from p2pfl.gossip.events import Direct
+from p2pfl.gossip.messages import DIRECTIVE_LIMIT, MAX_CHANGES, MAX_DIRECTIVES, MAX_ROUNDS
+from p2pfl.types import RunId
+
+LEAD = 2  # rounds from the furthest one heard of: one that is under way, and one for the word to reach everybody
+MAX_ARGUMENTS = 16  # in one change
+MAX_NAME = 64  # characters of an argument's name
+Value = int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """From this round on, these arguments have these values."""
+
+    from_round: int
+    arguments: tuple[tuple[str, Value], ...]  # sorted by name
+
+
+@dataclass(frozen=True, slots=True)
+class Directive:
+    """All that the proposer has directed so far. Two different ones of one version are equivocation."""
+
+    run: RunId
+    version: int  # 1, 2, ...
+    paused_from: int | None = None  # no peer begins this round or a later one; None: the run goes on
+    stop_at: int | None = None  # the first closing round; None: as the start record says
+    changes: tuple[Change, ...] = ()
+
+    def arguments_version(self, round_: int) -> int:
+        """How many changes and stops are in force in a round."""
+        stopped = self.stop_at is not None and round_ >= self.stop_at
+        return sum(change.from_round <= round_ for change in self.changes) + stopped
+
+    def arguments(self, version: int) -> dict[str, Value]:
+        """What differs from the plan at an argument version; a stop, the last one, changes nothing in them."""
+        return {name: value for change in self.changes[:version] for name, value in change.arguments}
+
+    def holds_back(self, round_: int) -> bool:
+        """Whether this round must not begin."""
+        return self.paused_from is not None and round_ >= self.paused_from
+
+    def follows(self, older: Directive) -> bool:
+        """Whether it takes nothing back that an older one fixed."""
+        kept = self.changes[: len(older.changes)] == older.changes
+        return self.version > older.version and kept and older.stop_at in (None, self.stop_at)
+
+    def encode(self) -> bytes:
+        """The payload to sign."""
+        return pack(
+            {
+                "run": self.run,
+                "version": self.version,
+                "paused_from": self.paused_from,
+                "stop_at": self.stop_at,
+                "changes": [[row.from_round, [list(item) for item in row.arguments]] for row in self.changes],
+            }
+        )
+
+
+def open_directive(data: bytes, verify: Verify = verify_signature) -> tuple[Envelope, Directive]:
+    """Verify and decode a directive; whether its signer may direct the run is the caller's to check."""
+    envelope = open_envelope(data, kinds=("directive",), limit=DIRECTIVE_LIMIT, verify=verify)
+    spec: dict[str, type | tuple[type, ...]] = {
+        "run": str,
+        "version": int,
+        "paused_from": (int, type(None)),
+        "stop_at": (int, type(None)),
+        "changes": list,
+    }
+    value = unpack(envelope.payload, what="directive", limit=DIRECTIVE_LIMIT, max_items=4096)
+    fields = read_fields(value, "directive", spec)
+    rounds = (fields["paused_from"], fields["stop_at"])
+    if not 1 <= fields["version"] <= MAX_DIRECTIVES or len(fields["changes"]) > MAX_CHANGES:
+        raise MalformedMessage("directive: version or number of changes out of range", peer=envelope.signer)
+    if any(round_ is not None and not 0 <= round_ <= MAX_ROUNDS for round_ in rounds) or fields["stop_at"] == 0:
+        raise MalformedMessage("directive: round out of range", peer=envelope.signer)
+    fields["changes"] = tuple(_read_change(row, envelope) for row in fields["changes"])
+    fields["run"] = RunId(fields["run"])
+    return envelope, Directive(**fields)
+
+
+def _read_change(row: Any, envelope: Envelope) -> Change:
+    problem = MalformedMessage("directive: a change is not a round and its arguments", peer=envelope.signer)
+    if not isinstance(row, list) or [type(part) for part in row] != [int, list] or not 0 <= row[0] <= MAX_ROUNDS:
+        raise problem
+    arguments = []
+    for item in row[1]:
+        if not isinstance(item, list) or [type(part) for part in item] not in ([str, int], [str, float]):
+            raise problem
+        if not 0 < len(item[0]) <= MAX_NAME or not item[0].isidentifier() or not math.isfinite(item[1]):
+            raise problem
+        arguments.append((item[0], item[1]))
+    names = [name for name, _ in arguments]
+    if not 1 <= len(names) <= MAX_ARGUMENTS or names != sorted(set(names)):
+        raise problem
+    return Change(row[0], tuple(arguments))
+
+
+@dataclass(slots=True)
+class Directives:
+    """What the proposer has directed, and at the proposer what it directs."""
+
+    context: Context
+    envelope: bytes = b""  # the newest one as it was signed
+    early: bytes = b""  # one that came before the start record was valid here
+    waiting: Directive | None = None  # the own one, until its commit
+    told: dict[str, int] = field(default_factory=dict)  # the version at which each peer was last told ours
+
+    @property
+    def newest(self) -> Directive | None:
+        """The newest one; None before the first."""
+        return self.context.directive
+
+    @property
+    def version(self) -> int:
+        """Of the newest one; 0 before the first."""
+        return self.newest.version if self.newest is not None else 0
+
+    # --- the proposer's
+
+    def direct(self, event: Direct, furthest: int) -> None:
+        """Sign the next version. ``furthest`` is the furthest round heard of.
+
+        Raises PolicyRefusal if this site did not propose the run, ConfigError for what is not possible.
+        """
+        context = self.context
+        if context.proposal.proposer != context.me:
+            raise PolicyRefusal("only the run's proposer directs it; pause or leave this site's own part, or ask them")
+        if self.waiting is not None:
+            raise IllegalStep("the last word is just being written down; give the next one in a moment")
+        last = self.newest or Directive(context.running.run, 0)
+        if last.version >= MAX_DIRECTIVES:
+            raise ConfigError(f"a run takes {MAX_DIRECTIVES} directives at most; propose a new one")
+        round_ = furthest + LEAD if event.from_round is None else event.from_round
+        self.waiting = replace(self._changed(last, event, round_), version=last.version + 1)
+        context.log("directive_signed", {"version": self.waiting.version, **directive_facts(self.waiting)})
+        context.commit(f"directive:{self.waiting.version}")
+
+    def _changed(self, last: Directive, event: Direct, round_: int) -> Directive:
+        if not 0 <= round_ <= MAX_ROUNDS:
+            raise ConfigError(f"round {round_} is no round of this run; name one from 0 on")
+        if event.word == "pause":
+            return replace(last, paused_from=round_)
+        if event.word == "resume":
+            if last.paused_from is None:
+                raise ConfigError("the run is not paused for everybody; there is nothing to resume")
+            return replace(last, paused_from=None)
+        if last.stop_at is not None:
+            raise ConfigError(f"the run was stopped at round {last.stop_at}; a stop is final")
+        if event.word == "stop":
+            rounds = self.context.running.rounds
+            if round_ >= rounds:
+                raise ConfigError(f"the run ends by itself after round {rounds - 1}; it takes no earlier stop any more")
+            return replace(last, stop_at=max(round_, 1))
+        problem = self.context.argument_problem(event.arguments)
+        if problem is not None:
+            raise ConfigError(problem)
+        if len(last.changes) >= MAX_CHANGES:
+            raise ConfigError(f"a run takes {MAX_CHANGES} changes of arguments at most; propose a new one")
+        # an argument version counts the changes in force: a later change never holds from an earlier round
+        round_ = max([round_, *(change.from_round for change in last.changes)])
+        return replace(last, changes=(*last.changes, Change(round_, tuple(sorted(event.arguments.items())))))
+
+    def committed(self) -> None:
+        """The own word is durable: tell everybody, this peer included."""
+        waiting, self.waiting = self.waiting, None
+        assert waiting is not None
+        self.context.emit(Flood("directive", waiting.encode()))
+
+    # --- everybody's
+
+    def _open(self, data: bytes) -> tuple[Envelope, Directive]:
+        envelope, directive = open_directive(data, self.context.verify)
+        if envelope.signer != self.context.proposal.proposer:
+            raise SignatureRefused("directive by another member than the run's proposer", peer=envelope.signer)
+        if directive.run != self.context.proposal.run:
+            raise SignatureRefused("directive about another run", peer=envelope.signer)
+        return envelope, directive
+
+    def hear_early(self, data: bytes) -> None:
+        """Before the start record is valid here: the newest one is kept until then. Raises RemoteError."""
+        version = self._open(data)[1].version
+        if not self.early or version > self._open(self.early)[1].version:
+            self.early = data
+
+    def hear(self, data: bytes) -> bool:
+        """Somebody brought a directive; whether it is news. Raises RemoteError."""
+        context = self.context
+        envelope, directive = self._open(data)
+        known = self.newest
+        if known is not None and directive.version < known.version:
+            return False
+        if known is not None and known != directive and not directive.follows(known):
+            context.log_now(
+                "equivocation",
+                {"peer": envelope.signer, "round": context.position[0], "step": 0, "channel": "directive"},
+                ("evidence", self.envelope),
+                ("evidence", data),
+            )
+            raise Equivocation(
+                f"directive {directive.version} contradicts directive {known.version}; both are kept as evidence",
+                peer=envelope.signer,
+            )
+        if known == directive:
+            return False
+        for change in directive.changes:
+            problem = context.argument_problem(dict(change.arguments))
+            if problem is not None:
+                raise LimitExceeded(f"directive {directive.version}: {problem}", peer=envelope.signer)
+        context.directive, self.envelope = directive, data
+        if context.away_for_good is not None and directive.stop_at is not None:
+            context.enter(directive.stop_at)  # it takes part in no round that would do so
+        context.log_now(
+            "directive_heard", {"version": directive.version, **directive_facts(directive)}, ("directive", data)
+        )
+        context.tell("directive", version=directive.version, **directive_facts(directive))
+        return True
+
+    def status(self) -> dict[str, Any] | None:
+        """What `p2pfl status` shows."""
+        if self.newest is None:
+            return None
+        now = self.newest.arguments(self.context.arguments)
+        return {"version": self.newest.version, **directive_facts(self.newest), "in_force": now}
+
+
+def directive_from_entry(run: RunId, body: Mapping[str, Any]) -> Directive:
+    """The own directive as the log entry "directive_signed" vouches for it; for a restart."""
+    changes = tuple(Change(row[0], tuple(sorted(row[1].items()))) for row in body["changes"])
+    return Directive(run, body["version"], body["paused_from"], body["stop_at"], changes)
+
+
+def directive_facts(directive: Directive) -> dict[str, Any]:
+    """For log and user, as plain values."""
+    return {
+        "paused_from": directive.paused_from,
+        "stop_at": directive.stop_at,
+        "changes": [[row.from_round, dict(row.arguments)] for row in directive.changes],
+    }
