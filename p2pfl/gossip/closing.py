@@ -63,7 +63,25 @@ class ClosingPart:
         names = {member.peer_id: member.name for member in self.context.roster.members}
         rounds, planned = self.context.running_schedule.rounds, self.context.running.rounds
         stopped = "" if rounds == planned else f"stopped by the proposer after {rounds} of {planned} rounds; "
-        return stopped + summary(self.record(), names, rounds)
+        agreement = self.agreement()
+        apart = ""
+        if agreement["within"] is False:
+            apart = (
+                f"; sites differ by {agreement['distance']:.3g}, more than the tolerance of {agreement['tolerance']:g}"
+            )
+        return stopped + summary(self.record(), names, rounds) + apart
+
+    def agreement(self) -> dict[str, Any]:
+        """How far the closing rounds brought the sites together, as far as the statements known here say.
+
+        ``distance``: the largest root mean square distance of a site to those it mixed with last (None: no statement);
+        ``contraction``: the part of the disagreement that the closing rounds leave at most, if nobody is absent.
+        """
+        distances = [statement.distance for statement in self.statements.values() if statement.finished]
+        distance, tolerance = max(distances, default=None), self.context.tolerance
+        within = None if distance is None or tolerance is None else distance <= tolerance
+        contraction = self.context.running_schedule.closing_contraction()
+        return {"distance": distance, "tolerance": tolerance, "within": within, "contraction": contraction}
 
     @property
     def known_digest(self) -> Digest:

@@ -60,6 +60,7 @@ class Context:
     arguments: int = 0  # the argument version of the round that was entered last
     entered: int = -1  # that round
     argument_problem: ArgumentProblem = lambda arguments: NO_CHANGES
+    tolerance: float | None = None  # of the consensus distances at the end, as the plan states it; None: not judged
     unlike: set[PeerId] = field(default_factory=set)  # whose messages show another argument version than ours
     away_for_good: str | None = None  # why we take no part in the rest of the run
 

@@ -178,7 +178,7 @@ class Directives:
             rounds = self.context.running.rounds
             if round_ >= rounds:
                 raise ConfigError(f"the run ends by itself after round {rounds - 1}; it takes no earlier stop any more")
-            return replace(last, stop_at=max(round_, 1))
+            return replace(last, stop_at=max(round_, 1), paused_from=None)
         problem = self.context.argument_problem(event.arguments)
         if problem is not None:
             raise ConfigError(problem)

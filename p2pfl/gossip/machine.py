@@ -87,12 +87,15 @@ class Machine:
         restored: Restored | None = None,
         verify: Verify = verify_signature,
         argument_problem: ArgumentProblem | None = None,
+        tolerance: float | None = None,
     ) -> None:
         """``verify`` checks signatures; only simulations pass another one than Ed25519's.
 
         ``argument_problem`` says what is wrong with a change of arguments under the plan; without it, none is allowed.
+        ``tolerance`` is the plan's for the distances between sites at the end, in parameter units.
         """
         self.context = Context(me, roster, proposal, verify)
+        self.context.tolerance = tolerance
         if argument_problem is not None:
             self.context.argument_problem = argument_problem
         self.starting = Starting(self.context)

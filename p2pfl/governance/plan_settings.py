@@ -86,6 +86,7 @@ class TrainingTable(_Table):
     batch_size: Count
     rounds: int = Field(ge=1, le=MAX_ROUNDS)
     closing_rounds: int = Field(default=5, ge=0, le=MAX_CLOSING_ROUNDS)
+    tolerance: float | None = Field(default=None, gt=0)  # of the distances at the end, in parameter units
     dtype: Literal["float32", "float64"] = "float32"
     batch_norm: Literal["private", "shared"] | None = None
     buffers: Literal["exclude", "share"] | None = None

@@ -451,7 +451,7 @@ class Peer:
         names = {member.peer_id: member.name for member in self._roster.members}
         closing = runner.machine.closing
         rows = [{"peer": peer, "name": names.get(peer, ""), **row} for peer, row in closing.record().items()]
-        return {"outcome": closing.outcome(), "completion": rows}
+        return {"outcome": closing.outcome(), "completion": rows, "agreement": closing.agreement()}
 
     def _report_of(self, runner: Runner, home_metrics: Mapping[str, float]) -> dict[str, Any]:
         machine = runner.machine

@@ -220,6 +220,7 @@ class Runs:
             sequence=restored.sequence if restored else 0,
             restored=restored.state if restored else None,
             argument_problem=plan.settings.argument_problem,
+            tolerance=plan.settings.training.tolerance,
         )
         keys = RunKeys(local_steps=plan.settings.training.local_steps)
         runner = Runner(machine, self._services, keys, States(folder / "state"))

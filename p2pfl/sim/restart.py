@@ -28,6 +28,7 @@ def start_machine(
     prekey: bytes,
     verify: Verify,
     argument_problem: ArgumentProblem,
+    tolerance: float | None,
 ) -> Start:
     """The machine for this disk; a fresh one if the disk is empty."""
     entries = ((row.kind, row.body, lambda row=row: row.documents[0][1]) for row in disk.entries)
@@ -43,6 +44,7 @@ def start_machine(
         restored=restored,
         verify=verify,
         argument_problem=argument_problem,
+        tolerance=tolerance,
     )
     own = list(found.statements)
     if found.approved is not None and found.start is None:

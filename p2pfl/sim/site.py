@@ -115,6 +115,7 @@ class Site(Process):
             self.prekey[1],
             world.kit.verify,
             world.argument_problem,
+            world.tolerance,
         )
         self.machine, self.armed = begun.machine, begun.armed
         if self.machine.state is State.PROPOSING:

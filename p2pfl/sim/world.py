@@ -39,8 +39,9 @@ class VirtualConsortium:
     The same arguments give the same run, byte for byte (with real signatures: event for event, since content keys are
     random). ``training`` is "stub" or makes a loaded trainer for a site number. ``linked``: "all" pairs keep links, or
     only those of the "graph". ``content_bytes``: simulated size of each delta, which is then pulled; 0 sends the real
-    bytes, inside announcements where they fit. ``argument_problem``: what the plan says about a change of arguments, by
-    default that all is allowed. ``folder`` takes audit logs (``audited``) and real sessions' files.
+    bytes, inside announcements where they fit. ``argument_problem`` and ``tolerance`` are
+    what the plan says about a change of arguments (by default: all is allowed) and about distances at the end.
+    ``folder`` takes audit logs (``audited``) and real sessions' files.
     """
 
     def __init__(
@@ -64,13 +65,14 @@ class VirtualConsortium:
         content_bytes: int = 0,
         minimum_contributors: int = 1,
         argument_problem: ArgumentProblem = lambda arguments: None,
+        tolerance: float | None = None,
         folder: Path | None = None,
         audited: bool = False,
     ) -> None:
         _check(signatures, training, linked)
         self.seed, self.approve_after, self.local_steps = seed, approve_after, local_steps
         self.content_bytes, self.audited = content_bytes, audited
-        self.argument_problem = argument_problem
+        self.argument_problem, self.tolerance = argument_problem, tolerance
         self.compute, self.clock = compute or ComputeModel(), Clock()
         self.kit: Kit = KITS[signatures]()
         self.network = Network(self.clock, links or LinkModel(), seed)

@@ -15,6 +15,7 @@ import networkx as nx
 from p2pfl.errors import ConfigError, IllegalStep
 from p2pfl.topology.graphs import Pair, build_graph, clusters_of, full_pairs, ring_pairs
 from p2pfl.topology.mixing import Mixing, stationary_weights
+from p2pfl.topology.spectral import contraction
 from p2pfl.types import PeerId
 
 HEAD_MIXINGS_KEPT = 64  # rotations of the heads in memory; clusters of sizes 7, 8, 9 would have 504
@@ -58,6 +59,7 @@ class Schedule:
         self._active = frozenset(self.nodes)
         self._heads: OrderedDict[tuple[int, ...], Mixing] = OrderedDict()
         self._rounds: dict[tuple[bool, tuple[int, ...]], Round] = {}
+        self._contraction: float | None = None
         self._clusters: tuple[tuple[int, ...], ...] = ()
         if spec["kind"] == "hierarchical":
             self._clusters = clusters_of(spec, len(self.nodes))
@@ -70,6 +72,16 @@ class Schedule:
     def total(self) -> int:
         """Training and closing rounds together."""
         return self.rounds + self.closing_rounds
+
+    def closing_contraction(self) -> float:
+        """How much of the disagreement the closing rounds leave at most, if nobody is absent: 0 to 1.
+
+        With x_bar = sum_i pi_i x_i and D^2 = sum_i pi_i |x_i - x_bar|^2:  D(after) <= closing_contraction * D(before).
+        """
+        if self._contraction is None:
+            mixings = [mixing.matrix for t in range(self.rounds, self.total) for mixing in self.round(t).mixings]
+            self._contraction = contraction(mixings, [self._shares[node] for node in self.nodes])
+        return self._contraction
 
     def stopped(self, rounds: int) -> Schedule:
         """The same with fewer training rounds, the closing rounds right after them."""

@@ -210,7 +210,7 @@ def cases(world: Bottle, machine: Machine) -> Iterator[tuple[str, events.Event]]
     change = replace(pause, paused_from=None, changes=(Change(here + 1, (("learning_rate", 0.1),)),))
     yield "directive outside the plan", by(PROPOSER, "directive", change.encode())
     yield "directive, old", by(PROPOSER, "directive", replace(pause, version=1).encode())
-    yield "directive, another of its version", by(PROPOSER, "directive", replace(pause, version=3).encode())
+    yield "directive, another of its version", by(PROPOSER, "directive", replace(pause, version=3, stop_at=2).encode())
     yield "directive, not the proposer", by(RIGHT, "directive", pause.encode())
     yield (
         "directive, passed on",

@@ -144,3 +144,28 @@ def test_real_sessions_reach_what_they_reach_in_the_bottle(tmp_path: Path) -> No
     for site in world.sites:
         assert isinstance(site.result, Session)
         assert float((site.result.vector - optimum).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("topology", ["ring", TWO_CLUSTERS])
+def test_closing_rounds_bring_all_within_what_the_record_states(topology: object) -> None:
+    def disagreement(world: VirtualConsortium) -> float:
+        shares = world.machines[0].context.running.shares
+        vectors = {peer: world.site_of(peer).result.vector for peer in shares}  # type: ignore[union-attr]
+        mean = sum(share * vectors[peer] for peer, share in shares.items())
+        return float(sum(share * (vectors[peer] - mean).square().sum() for peer, share in shares.items())) ** 0.5
+
+    def ran(closing: int, tolerance: float) -> VirtualConsortium:
+        made = VirtualConsortium(6, topology=topology, rounds=6, closing_rounds=closing, tolerance=tolerance)  # type: ignore[arg-type]
+        return finished(made)
+
+    open_, closed = ran(0, 1e-9), ran(4, 10.0)
+    stated = closed.machines[2].closing.agreement()
+    assert 0 < stated["contraction"] < 0.5
+    assert disagreement(closed) <= stated["contraction"] * disagreement(open_) * (1 + 1e-9)
+    assert stated["within"] is True and closed.machines[2].closing.outcome() == "finished"
+    said = open_.machines[2].closing.outcome() or ""
+    assert said.startswith("finished; sites differ by") and said.endswith("more than the tolerance of 1e-09")
+    for machine in closed.machines:
+        assert machine.closing.agreement()["distance"] == max(
+            statement.distance for statement in machine.closing.statements.values()
+        )

@@ -159,3 +159,32 @@ def test_absences_in_words() -> None:
 def test_the_room_does_not_import_torch() -> None:
     code = "import sys, p2pfl.topology; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("spec", [{"kind": "ring"}, {"kind": "full"}, {"kind": "hierarchical", "clusters": 2}])
+@pytest.mark.parametrize("closing", [0, 1, 3, 6])
+def test_closing_rounds_leave_what_their_contraction_says(spec: dict[str, Any], closing: int) -> None:
+    """No disagreement shrinks less, and one shrinks exactly so: the bound is the largest there is."""
+    nodes = [PeerId(f"site-{number}") for number in range(6)]
+    law = np.array([0.3, 0.25, 0.2, 0.12, 0.08, 0.05])
+    schedule = Schedule(spec, nodes, dict(zip(nodes, law.tolist(), strict=True)), 4, closing)
+    bound = schedule.closing_contraction()
+    matrices = [mixing.matrix.toarray() for t in range(4, 4 + closing) for mixing in schedule.round(t).mixings]
+
+    def apart(x: np.ndarray) -> float:
+        return float(np.sqrt((law[:, None] * (x - law @ x) ** 2).sum()))
+
+    def closed(x: np.ndarray) -> np.ndarray:
+        for matrix in matrices:
+            x = matrix @ x
+        return x
+
+    draws = np.random.default_rng(3).normal(size=(200, 6, 1))
+    shrunk = [apart(closed(x)) / apart(x) for x in draws]
+    assert max(shrunk) <= bound + 1e-12
+    root = np.sqrt(law)
+    product = np.linalg.multi_dot([np.eye(6), *reversed(matrices), np.eye(6)]) if matrices else np.eye(6)
+    _, values, right = np.linalg.svd(root[:, None] * product / root[None, :] - np.outer(root, root))
+    worst = (right[0] / root)[:, None]
+    assert bound == pytest.approx(values[0], abs=1e-12)
+    assert apart(closed(worst)) == pytest.approx(bound * apart(worst), abs=1e-9)
