@@ -174,7 +174,8 @@ def play(case: Case, **options: Any) -> Played:
         return Played(case, True, problems=[f"raised: {traceback.format_exc(limit=-6)}"])
 
 
-def _play(case: Case, **options: Any) -> Played:
+def under_way(case: Case, **options: Any) -> tuple[VirtualConsortium, int]:
+    """The consortium of a case, begun and with its fault in waiting; and the victim."""
     world, victim, draw = world_of(case, **options)
     when = lead_to(world, case, victim, draw)
     if case.fault in HOSTILE:
@@ -184,6 +185,11 @@ def _play(case: Case, **options: Any) -> Played:
         assert fault is not None
         world.inject(fault, when)
     world.begin()
+    return world, victim
+
+
+def _play(case: Case, **options: Any) -> Played:
+    world, victim = under_way(case, **options)
     ended = world.run(world.done, limit_seconds=LIMIT)
     if not ended and world.states()[victim] is State.PAUSED:
         world.sites[victim].command(Resume(world.sites[victim].now))  # a user who sees that the pause is not over
