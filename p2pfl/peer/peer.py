@@ -119,7 +119,7 @@ class Peer:
             self._identity, self._host, self._journal, self._contents,
             flood=lambda data: self._book.flood_own(data),
             share_closings=lambda peer, run: self._book.share_closings(peer, run),
-            store_statement=lambda run, data: self._book.store_statement(run, data),
+            store_statement=self._store_statement,
             approved=self.home.approvals.is_approved,
             told=self._told, failed=self._fail,
         )  # fmt: skip
@@ -446,6 +446,12 @@ class Peer:
             report = {**stored[1], **self._completion(runner)}
             self._book.close_files(handle.id, None, report)
             handle.renew(report)
+
+    def _store_statement(self, run: str, data: bytes) -> None:
+        """Keep a statement. One that comes after the own end belongs into the report: the run may be open for a day."""
+        self._book.store_statement(run, data)
+        if run in self._runs and self._book.runners[run].machine.closing.stated:
+            self._renew_report(self._book.runners[run], self._runs[run])
 
     def _completion(self, runner: Runner) -> dict[str, Any]:
         names = {member.peer_id: member.name for member in self._roster.members}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 from pathlib import Path
@@ -19,6 +20,7 @@ from p2pfl.errors import ConfigError, LocalError
 from p2pfl.gossip import effects
 from p2pfl.gossip.messages import Announcement
 from p2pfl.peer.runner import ANNOUNCE, DIRECT, RunKeys, Runner
+from p2pfl.peer.runs import Runs
 from p2pfl.peer.states import States
 from p2pfl.peer.worker import Worker
 
@@ -122,3 +124,22 @@ async def test_a_checkpoint_is_taken_before_the_next_training_begins(tmp_path: P
     assert states.read(sha256(b"state 1")) is None, "older states are gone"
     runner.worker = None
     await runner.stop()
+
+
+async def test_the_report_takes_in_what_others_say_before_everybody_has(tmp_path: Path) -> None:
+    """A site that dies at the very end keeps the completion record open for a day: what is known by then is told."""
+    plan = write_plan(tmp_path / "plan", rounds=3)
+    async with p2pfl.local(plan, Quadratic.make([4, 4, 4]).write(tmp_path), peers=3) as peers:
+        silent = peers[2]
+        silent._book.flood_own = lambda data: None if b"closing" in data else Runs.flood_own(silent._book, data)  # type: ignore[method-assign]
+        runs = await peers.run(seed=1)
+
+        def finished(run: p2pfl.Run, number: int) -> bool | None:
+            return next(row["finished"] for row in run.report()["completion"] if row["peer"] == peers[number].peer_id)
+
+        async with asyncio.timeout(20):
+            while not (finished(runs[0], 1) and finished(runs[1], 0)):
+                await asyncio.sleep(0.01)
+        assert finished(runs[0], 2) is None and finished(runs[1], 2) is None, "the third has not been heard yet"
+        stored = json.loads((peers[0].home.run_folder(runs[0].id) / "report.json").read_bytes())
+        assert stored["completion"] == runs[0].report()["completion"]
