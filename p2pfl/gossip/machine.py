@@ -610,6 +610,9 @@ class Machine:
     def _resumed(self, event: ev.Resumed) -> None:
         if self.returning.stage is None:
             raise IllegalStep("this machine was not made from a stored state")
+        if self._state_digest is not None:
+            # the count of heartbeats grows with each restart, also if the next one comes before anything else is stored
+            self.context.commit("note:resumed", stage=self.returning.stage)
         self.presence.begin()
         self.returning.begin(self._state_digest)
 
