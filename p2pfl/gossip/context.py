@@ -54,6 +54,7 @@ class Context:
     gone: set[PeerId] = field(default_factory=set)  # said in a signed statement that they take no further part
     remember: Callable[[str], bytes] = lambda stage: b""  # the whole machine's state, for a restart
     too_few: Callable[[], str | None] = lambda: None  # why no further round may begin; None: enough contribute
+    never_enough: Callable[[], bool] = lambda: False  # whether too few of the participants will ever contribute again
     few: str | None = None  # paused for that reason
     held: str | None = None  # paused because the proposer directs it
     directive: Directive | None = None  # the proposer's newest word

@@ -107,6 +107,7 @@ class Machine:
         self.presence = Presence(self.context, self.deliveries)
         self.context.remember = self._remember
         self.context.too_few = self.presence.too_few
+        self.context.never_enough = self.presence.never_enough
         self._early: dict[PeerId, list[bytes]] = {}
         self._early_closings: dict[PeerId, bytes] = {}  # by member, so not many
         self._early_standings: dict[PeerId, bytes] = {}
@@ -372,7 +373,10 @@ class Machine:
         """Paused because too few contributed: go on as soon as enough are heard."""
         context = self.context
         waits = context.state is State.PAUSED and context.few is not None and not context.pause_wanted
-        if waits and self.presence.too_few() is None:
+        if waits and self.presence.never_enough():
+            context.few = self.presence.too_few()
+            context.set_timer("few", 0.0)
+        elif waits and self.presence.too_few() is None:
             context.cancel_timer("few")
             context.tell("enough", contributors=self.presence.contributors())
             self.rounds.proceed()

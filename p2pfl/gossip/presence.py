@@ -139,10 +139,24 @@ class Presence:
         ]
         return sorted([*there, context.me])
 
+    @property
+    def needed(self) -> int:
+        """How many contributors the charter asks for; never more than take part in the run."""
+        return min(self.context.roster.minimum_contributors, len(self.context.running.shares))
+
+    def staying(self) -> int:
+        """Participants that have not said that they take no further part, this peer included."""
+        return len(self.context.running.shares) - len(self.context.gone & set(self.context.running.shares))
+
+    def never_enough(self) -> bool:
+        """Whether so many are gone for good that no wait brings back as many contributors as are needed."""
+        return self.staying() < self.needed
+
     def too_few(self) -> str | None:
         """Why no further round may begin here now, in plain words; None if enough are there."""
-        need = min(self.context.roster.minimum_contributors, len(self.context.running.shares))
-        have = len(self.contributors())
+        need, have, staying = self.needed, len(self.contributors()), self.staying()
+        if staying < need:
+            return f"only {staying} of the {need} contributors that the charter asks for still take part in the run"
         if have >= need:
             return None
         return f"only {have} of the {need} contributors that the charter asks for are heard (estimate from heartbeats)"

@@ -343,7 +343,7 @@ class Rounds:
         context.log("absent", {"round": context.position[0], "reason": why})
         context.commit(f"paused:{context.position[0]}", stage="paused")
         context.tell("paused", round=context.position[0], reason=why)
-        context.set_timer("few", PAUSE_LIMIT)
+        context.set_timer("few", 0.0 if context.never_enough() else PAUSE_LIMIT)
 
     def horizon(self) -> int:
         """The round the neighbours are in, as far as it may be believed.

@@ -6,7 +6,9 @@ import pytest
 
 from p2pfl.gossip import State
 from p2pfl.gossip.presence import BEAT
-from p2pfl.sim import ComputeModel, Crash, VirtualConsortium
+from p2pfl.sim import ComputeModel, Crash, InState, Leave, Pause, VirtualConsortium
+
+DAY = 24 * 3600.0
 
 
 @pytest.mark.parametrize("kills", [2, 3])
@@ -26,3 +28,41 @@ def test_after_kills_without_a_commit_between_them_the_first_heartbeat_counts(ki
     assert world.run(world.done, limit_seconds=3600.0)
     assert all(machine.closing.statement.finished for machine in world.machines)
     assert world.contradictions() == []
+
+
+def test_when_too_few_are_left_for_good_the_rest_close_at_once() -> None:
+    world = VirtualConsortium(4, rounds=8, seed=1, minimum_contributors=3)
+    for number in (1, 3):
+        world.inject(Leave(number), InState(number, State.TRAINING, round=3))
+    world.begin()
+    assert world.run(world.done, limit_seconds=120.0), "nobody waits a week for those who will not come back"
+    for number in (0, 2):
+        machine = world.machines[number]
+        assert machine.context.away_for_good == (
+            "only 2 of the 3 contributors that the charter asks for still take part in the run"
+        )
+        assert not machine.closing.statement.finished
+        assert machine.rounds.rounds_done >= 3, "what was done until then is on the record"
+
+
+def test_one_more_that_leaves_ends_a_pause_that_waited_for_another() -> None:
+    world = VirtualConsortium(4, rounds=8, seed=1, minimum_contributors=4)
+    world.inject(Pause(1, 2 * DAY), InState(1, State.TRAINING, round=3))
+    world.begin()
+    rest = (0, 2, 3)
+    assert world.run(lambda: all(world.states()[number] is State.PAUSED for number in rest), limit_seconds=300.0)
+    world.run(limit_seconds=10 * BEAT)
+    assert {world.states()[number] for number in rest} == {State.PAUSED}, "the fourth may still come back"
+    Leave(3).strike(world)
+    assert world.run(lambda: all(world.states()[number] is State.DONE for number in rest), limit_seconds=2 * BEAT)
+    assert "3 of the 4 contributors" in str(world.machines[0].context.away_for_good)
+
+
+def test_a_pause_ends_well_when_those_who_stay_are_enough() -> None:
+    world = VirtualConsortium(5, rounds=8, seed=1, minimum_contributors=4)
+    world.inject(Leave(4), InState(4, State.TRAINING, round=2))
+    world.inject(Pause(1, 60.0), InState(1, State.TRAINING, round=3))
+    world.begin()
+    assert world.run(lambda: State.PAUSED in world.states(), limit_seconds=300.0)
+    assert world.run(world.done, limit_seconds=600.0)
+    assert [machine.closing.statement.finished for machine in world.machines] == [True] * 4 + [False]
