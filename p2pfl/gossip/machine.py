@@ -21,6 +21,7 @@ from p2pfl.errors import (
     StoreError,
 )
 from p2pfl.gossip import events as ev
+from p2pfl.gossip.beat_rate import BeatRate
 from p2pfl.gossip.closing import ClosingPart
 from p2pfl.gossip.context import ArgumentProblem, Context
 from p2pfl.gossip.deliveries import Deliveries, Outgoing
@@ -105,6 +106,7 @@ class Machine:
         self.directives = Directives(self.context)
         self.returning = Returning(self.context, self.deliveries, self.rounds, self.closing, self.directives)
         self.presence = Presence(self.context, self.deliveries)
+        self.beat_rate = BeatRate(len(roster.members))
         self.context.remember = self._remember
         self.context.too_few = self.presence.too_few
         self.context.never_enough = self.presence.never_enough
@@ -217,6 +219,9 @@ class Machine:
         self._progress()
 
     def _statement(self, event: ev.StatementReceived) -> None:
+        if self.beat_rate.exceeded(event.peer, event.data, event.now):
+            self.context.counters["heartbeats too often"] += 1
+            return
         blamed = event.peer  # for what never should have been passed on; else the signer, whoever brought it
         try:
             envelope = open_envelope(event.data, kinds=STATEMENTS, limit=FLOOD_LIMIT, verify=self.context.verify)
