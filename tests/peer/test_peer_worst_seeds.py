@@ -3,11 +3,13 @@
 Sites, graph, victim, state, round and fault are those of the row. Where reality is not the simulator:
 
 - A peer is seen in a state when its status says so over the control socket, asked every millisecond; the signal is on
-  its way within some milliseconds more, so a commit or a mixing that lasts as long may just be over. A state that was
-  missed in its round is taken in a later one; "catching up" and "closing", which come once, as soon as they were there.
+  its way within some milliseconds more, so a commit or a mixing that lasts as long may just be over: by
+  the logs the ended processes were in the state, or in the commit after it. A state that was missed in its round is
+  taken in a later one (up to ``MISSED``); "catching up" and "closing", which come once, as soon as they are told of.
 - Seconds are counted in rounds of the others (a virtual round takes ``ROUND`` seconds): how long a process is stopped,
   or down before it starts. A start takes longer than a round here, so there are more rounds after the one struck.
-- "Disk lost": everything in the home but what a hospital keeps in its safe (``SAFE``). "Backup": the home as it was
+- "Disk lost": everything in the home but what a hospital keeps in its safe (``SAFE``); the simulator's empty
+  site knows the proposal all the same, here a neighbour must tell it while the run is open. "Backup": the home as it was
   while its process was stopped for the copy. "Full disk": the process may not let files grow (RLIMIT_FSIZE).
 - A process stopped for long loses its links after 15 s by the wall clock, as in the simulator; here the others are
   mostly done by then, and have only stopped to wait for it.
@@ -47,6 +49,7 @@ ROUND = 1.1  # virtual seconds of an undisturbed round in the matrix
 ROUNDS = 30
 DEADLINE = 5.0
 PATIENCE = 8.0  # seconds for approvals
+MISSED = 3  # rounds in which a short state may not have been seen
 LOOK = 0.001  # seconds between two looks at the status
 LIMIT = 60.0  # seconds for anything to happen
 SAFE = ("home.toml", "identity.key", "tls.key", "member.record", "charter", "data.json")
@@ -160,13 +163,27 @@ def stop_for(scene: Scene, seconds: float) -> None:
     scene.victim.send(signal.SIGCONT)
 
 
+def was_near(scene: Scene) -> None:
+    """By the log of the ended process: it was in the round of the row or, where its state was missed, the next ones."""
+    verified(scene.victim)
+    stored = [entry.body["round"] for entry in scene.victim.entries("state_stored")]
+    if scene.when.round is not None:
+        assert scene.when.round - 1 <= stored[-1] <= scene.when.round + MISSED
+    elif scene.when.state is State.CLOSING:
+        assert stored[-1] >= ROUNDS
+    elif scene.when.state is State.PROPOSING:
+        assert not stored and scene.victim.entries("plan_approved")
+    else:
+        assert scene.victim.said("catching up") and stored
+
+
 def fill_disk(scene: Scene, seconds: float) -> None:
     """No file of the process grows any more: its next commit must end it, and it starts when there is space."""
     process = scene.victim.process
     assert process is not None
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
     assert process.wait(LIMIT) != 0, "it says that it could not go on"
-    verified(scene.victim)
+    was_near(scene)
     let_pass(scene, seconds)
     start_again(scene.victim)
 
@@ -175,7 +192,7 @@ def crash(scene: Scene, fault: Crash, backup: Path) -> None:
     """SIGKILL; then the disk is what the fault makes of it, and it starts again unless it is gone for good."""
     victim = scene.victim
     victim.kill()
-    verified(victim)
+    was_near(scene)
     if fault.disk != "kept":
         lost = victim.folder / "lost"
         victim.home.rename(lost)
