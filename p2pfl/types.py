@@ -86,6 +86,7 @@ class StartRecord:
     rounds: int
     closing_rounds: int
     deadline: float  # seconds a round waits for a neighbour at most
+    staleness: int = 0  # own rounds that an edge may be mixed late; 0: synchronous rounds
 
     @property
     def shares(self) -> dict[PeerId, float]:

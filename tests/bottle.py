@@ -247,7 +247,7 @@ class Site:
         value = self.session.mix(
             round=effect.round,
             step=effect.step,
-            edges=[[edge.peer, edge.weight, dict(edge.cores)] for edge in effect.edges],
+            edges=[edge.row() for edge in effect.edges],
             corrections=[[peer, *position] for peer, position in effect.corrections],
             last=effect.last,
             closing=effect.closing,

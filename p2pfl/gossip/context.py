@@ -59,7 +59,7 @@ class Context:
     held: str | None = None  # paused because the proposer directs it
     directive: Directive | None = None  # the proposer's newest word
     arguments: int = 0  # the argument version of the round that was entered last
-    entered: int = -1  # that round
+    versions: dict[int, int] = field(default_factory=dict)  # of each round entered within the window
     argument_problem: ArgumentProblem = lambda arguments: NO_CHANGES
     tolerance: float | None = None  # of the consensus distances at the end, as the plan states it; None: not judged
     unlike: set[PeerId] = field(default_factory=set)  # whose messages show another argument version than ours
@@ -79,8 +79,8 @@ class Context:
 
     def arguments_at(self, round_: int) -> int:
         """The argument version of a round: fixed once the round is entered, else as directed so far."""
-        if round_ == self.entered:
-            return self.arguments
+        if round_ in self.versions:
+            return self.versions[round_]
         return self.directive.arguments_version(round_) if self.directive is not None else 0
 
     def enter(self, round_: int) -> None:
@@ -90,7 +90,22 @@ class Context:
             if stop is not None and stop < self.running_schedule.rounds:
                 self.schedule = self.running_schedule.stopped(stop)
         self.arguments = self.arguments_at(round_)
-        self.entered = round_
+        self.sign_under(round_)
+
+    def sign_under(self, round_: int) -> None:
+        """The round in work has this number from now on; its arguments are those that it was entered with."""
+        self.versions[round_] = self.arguments
+        for past in [past for past in self.versions if past < round_ - SETTLING_WINDOW]:
+            del self.versions[past]
+
+    @property
+    def staleness(self) -> int:
+        """Own rounds that an edge may be mixed late; 0 in synchronous runs."""
+        return self.start.staleness if self.start is not None else 0
+
+    def asynchronous(self, round_: int) -> bool:
+        """Whether this round mixes on arrival; closing rounds never do."""
+        return self.staleness > 0 and round_ < self.running_schedule.rounds
 
     def neighbours(self, position: Position) -> tuple[tuple[PeerId, float], ...]:
         """Scheduled (peer, weight) at this position, in peer-id order; empty past the end."""

@@ -28,8 +28,10 @@ class RoundSet:
     ranges: list[Range] = field(default_factory=list)
 
     def add(self, round_: int) -> None:
-        """One more round, not below the last one."""
-        if self.ranges and round_ <= self.ranges[-1][1] + 1:
+        """One more round; in asynchronous runs it may be an earlier one."""
+        if self.ranges and round_ < self.ranges[-1][0]:
+            self.ranges = list(union([self.ranges, [(round_, round_)]]))
+        elif self.ranges and round_ <= self.ranges[-1][1] + 1:
             self.ranges[-1] = (self.ranges[-1][0], max(round_, self.ranges[-1][1]))
         else:
             self.ranges.append((round_, round_))

@@ -27,7 +27,8 @@ from p2pfl.gossip.messages import (
     open_cover,
     position_of,
 )
-from p2pfl.gossip.statements import Acknowledgement
+from p2pfl.gossip.open_edges import OpenEdges
+from p2pfl.gossip.statements import MAX_STALENESS, Acknowledgement
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 
@@ -83,6 +84,7 @@ class Deliveries:
     evidence: dict[PeerId, set[tuple[int, int, str, str]]] = field(default_factory=dict)  # places written down
     newest: dict[PeerId, tuple[int, bytes]] = field(default_factory=dict)  # each origin's core of the highest sequence
     decided_until: Position = (0, 0)  # positions below are mixed, or are being mixed
+    open_edges: OpenEdges = field(default_factory=OpenEdges)
 
     # --- in
 
@@ -126,9 +128,10 @@ class Deliveries:
         # only what would be accepted in its own round may say how far its origin is
         window = self.context.position[0] + SETTLING_WINDOW
         self.reached[origin] = max(self.reached.get(origin, (0, 0)), core.position)
-        believed = min(core.round, self.context.position[0] + SMALL_LEAD)
-        self.believed[origin] = max(self.believed.get(origin, 0), believed)
-        if core.round > window:
+        self.believe(origin, core.round)
+        if self.context.asynchronous(self.context.position[0]):
+            self._drop_overtaken(origin, core.round)
+        elif core.round > window:
             # its delta is of no use here, but it is there: the rounds it is ahead of us are caught up only with it
             if self.context.missing.pop(origin, None) is not None:
                 self.context.tell("back", peer=origin, round=core.round)
@@ -137,7 +140,7 @@ class Deliveries:
                 peer=peer,
             )
         self.signed[(origin, core.key)] = held
-        if core.position < self.context.position or self._decided(core.position):
+        if self._late(origin, core.position):
             self.context.ignore(origin, core.round, "late")
             held.content = Content.REFUSED
             held.inline = b""
@@ -154,8 +157,30 @@ class Deliveries:
             self.context.unlike.add(origin)
         return alike
 
-    def _decided(self, position: Position) -> bool:
-        return position < self.decided_until
+    def _late(self, origin: PeerId, position: Position) -> bool:
+        if self.context.asynchronous(position[0]) and position[0] in self.open_edges.rounds:
+            return not self.open_edges.is_open(origin, position)
+        return position < self.context.position or position < self.decided_until
+
+    def believe(self, origin: PeerId, round_: int) -> None:
+        """One neighbour by itself is believed to be some rounds ahead at most (`p2pfl.gossip.rounds.Rounds.horizon`).
+
+        Further in asynchronous runs, where a fast site may have one fast neighbour among slow ones.
+        """
+        lead = SETTLING_WINDOW if self.context.staleness else SMALL_LEAD
+        self.believed[origin] = max(self.believed.get(origin, 0), min(round_, self.context.position[0] + lead))
+
+    def _drop_overtaken(self, origin: PeerId, newest: int) -> None:
+        """A site far ahead in an asynchronous run: of its messages for rounds to come only the newest can be mixed."""
+        first, window = self.context.position[0], self.context.position[0] + SETTLING_WINDOW
+        for held in [*self.incoming.values()]:
+            round_ = held.core.round
+            if held.origin == origin and held.content is Content.HELD and first < round_ < newest - MAX_STALENESS:
+                del self.incoming[held.digest]
+                held.content, held.inline = Content.REFUSED, b""
+                self._owe(held)
+                if round_ > window:
+                    del self.signed[(origin, held.core.key)]
 
     def _check_place(self, origin: PeerId, core: Core) -> None:
         start = self.context.running
@@ -244,6 +269,7 @@ class Deliveries:
             "evidence": {peer: [list(place) for place in places] for peer, places in self.evidence.items()},
             "newest": {peer: list(row) for peer, row in self.newest.items()},
             "decided_until": list(self.decided_until),
+            "open": self.open_edges.remember(),
             "signed": signed,
         }
 
@@ -256,6 +282,7 @@ class Deliveries:
             self.evidence[PeerId(peer)] = {(row[0], row[1], row[2], row[3]) for row in places}
         self.newest = {PeerId(peer): (row[0], row[1]) for peer, row in kept["newest"].items()}
         self.decided_until = position_of(kept["decided_until"])
+        self.open_edges.recall(kept.get("open", ()))
         for data, open_ in kept["signed"]:
             envelope, core = open_core(data, self.context.verify)
             content = Content.LOST if open_ else Content.REFUSED
@@ -330,8 +357,15 @@ class Deliveries:
         return names if self.context.running_schedule.round(position[0]).training else names[:1]
 
     def finish(self, position: Position) -> list[Incoming]:
-        """The position is mixed: take its cores out of the window, and all older ones. Returns the used ones."""
-        gone = [held for held in self.incoming.values() if held.core.position <= position]
+        """The position is mixed: take its cores out of the window, and older ones, unless their edge is still open.
+
+        Returns the used ones.
+        """
+        gone = [
+            held
+            for held in self.incoming.values()
+            if held.core.position <= position and not self.open_edges.is_open(held.origin, held.core.position)
+        ]
         for held in gone:
             del self.incoming[held.digest]
             self._owe(held)

@@ -88,11 +88,16 @@ class Fetch(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """One neighbour to mix: its weight w_ij and the core of each channel."""
+    """One neighbour to mix: its weight w_ij, the core of each channel, and the position both ends' messages are of."""
 
     peer: PeerId
     weight: float
     cores: Mapping[str, Digest]
+    position: Position
+
+    def row(self) -> list[Any]:
+        """For the worker, as plain values."""
+        return [self.peer, self.weight, dict(self.cores), *self.position]
 
 
 @dataclass(frozen=True, slots=True)

@@ -588,7 +588,7 @@ class Machine:
                 "position": list(context.position),
                 "missing": {peer: list(row) for peer, row in context.missing.items()},
                 "gone": sorted(context.gone),
-                "arguments": [context.arguments, context.entered],
+                "arguments": [[round_, version] for round_, version in context.versions.items()],
                 "training_rounds": context.running_schedule.rounds,
                 "pause_wanted": context.pause_wanted,
                 "rounds": self.rounds.remember(),
@@ -605,7 +605,8 @@ class Machine:
         context.position = position_of(kept["position"])
         context.missing = {PeerId(peer): (row[0], row[1]) for peer, row in kept["missing"].items()}
         context.gone = {PeerId(peer) for peer in kept["gone"]}
-        context.arguments, context.entered = kept["arguments"]
+        context.versions = {round_: version for round_, version in kept["arguments"]}
+        context.arguments = next(reversed(context.versions.values()), 0)
         if kept["training_rounds"] < context.running.rounds:
             context.schedule = context.running_schedule.stopped(kept["training_rounds"])
         context.pause_wanted = kept["pause_wanted"]

@@ -58,10 +58,12 @@ class EdgeList:
 
     ``items`` are (round, step, mixed, seen): whether the author mixed the reader's message of that position, and
     whether it has seen the reader's own verdict on it. Positions from ``floor`` on that are not listed are settled.
+    In asynchronous runs that holds below ``until`` only: from there on the author may have left some undecided.
     """
 
     floor: Position
     items: tuple[tuple[int, int, bool, bool], ...]
+    until: Position | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +111,7 @@ class Core:
                 "root": self.manifest.root,
                 "commitment": self.manifest.commitment,
                 "arguments": self.arguments,
-                "lists": {
-                    peer: [list(item.floor), [list(row) for row in item.items]] for peer, item in self.lists.items()
-                },
+                "lists": {peer: encode_edge_list(item) for peer, item in self.lists.items()},
             }
         )
 
@@ -158,11 +158,21 @@ def decode_core(payload: bytes) -> Core:
     )  # fmt: skip
 
 
+def encode_edge_list(edges: EdgeList) -> list[Any]:
+    """As plain values: floor, rows, and ``until`` where there is one."""
+    value: list[Any] = [list(edges.floor), [list(row) for row in edges.items]]
+    return value if edges.until is None else [*value, list(edges.until)]
+
+
 def decode_edge_list(value: Any) -> EdgeList:
     """Check and build an edge list from decoded msgpack. Raises MalformedMessage."""
-    if not (isinstance(value, list) and len(value) == 2 and all(isinstance(part, list) for part in value)):
-        raise MalformedMessage("edge list: not a pair of floor and items")
-    floor, rows = value
+    if not (isinstance(value, list) and len(value) in (2, 3) and all(isinstance(part, list) for part in value)):
+        raise MalformedMessage("edge list: not floor and items, with or without the position they are decided until")
+    floor, rows, until = value[0], value[1], value[2] if len(value) == 3 else None
+    if until is not None:
+        if len(until) != 2:
+            raise MalformedMessage("edge list: decided until no position")
+        _check_position(until[0], until[1], "edge list")
     if len(floor) != 2 or len(rows) > (SETTLING_WINDOW + 1) * MAX_STEPS:
         raise MalformedMessage("edge list: wrong floor or too many rows")
     _check_position(floor[0], floor[1], "edge list")
@@ -174,7 +184,7 @@ def decode_edge_list(value: Any) -> EdgeList:
         if not (isinstance(row[2], bool) and isinstance(row[3], bool)):
             raise MalformedMessage("edge list: a verdict is not true or false")
         items.append((row[0], row[1], row[2], row[3]))
-    return EdgeList((floor[0], floor[1]), tuple(items))
+    return EdgeList((floor[0], floor[1]), tuple(items), None if until is None else (until[0], until[1]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from p2pfl.errors import RemoteError, SignatureRefused
 from p2pfl.gossip.closing import ClosingPart
 from p2pfl.gossip.context import Context
-from p2pfl.gossip.deliveries import SMALL_LEAD, Deliveries
+from p2pfl.gossip.deliveries import Deliveries
 from p2pfl.gossip.directives import Directives
 from p2pfl.gossip.effects import Begin, Restore, SendStatement, ShareClosings
 from p2pfl.gossip.messages import Position, open_core
@@ -119,8 +119,7 @@ class Returning:
     def _learn(self, peer: PeerId, standing: Standing) -> None:
         deliveries = self.deliveries
         deliveries.reached[peer] = max(deliveries.reached.get(peer, (0, 0)), standing.position)
-        believed = min(standing.position[0], self.context.position[0] + SMALL_LEAD)
-        deliveries.believed[peer] = max(deliveries.believed.get(peer, 0), believed)
+        deliveries.believe(peer, standing.position[0])
 
     def share(self) -> None:
         """After the end, some times: whoever lacks a closing statement that was lost on its way gets it."""

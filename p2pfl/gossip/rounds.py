@@ -22,6 +22,7 @@ from p2pfl.gossip.deliveries import OTHER_ARGUMENTS, Deliveries
 from p2pfl.gossip.effects import Edge, Encode, Forget, Mix, SendStatement, Train
 from p2pfl.gossip.events import Encoded, Mixed, TrainingFailed
 from p2pfl.gossip.messages import MAX_TEXT, SETTLING_WINDOW, TO_ALL, Core, Position, position_of
+from p2pfl.gossip.on_arrival import OnArrival
 from p2pfl.gossip.pace import Pace
 from p2pfl.gossip.settling import EdgeLedger, Settled
 from p2pfl.gossip.statements import Away
@@ -64,7 +65,8 @@ class Rounds:
 
     def prepare(self) -> None:
         """The run begins: one ledger per partner."""
-        self.ledgers = {peer: EdgeLedger() for peer in self.context.partners()}
+        asynchronous = self.context.staleness > 0
+        self.ledgers = {peer: EdgeLedger(asynchronous=asynchronous) for peer in self.context.partners()}
 
     # --- one round, in order
 
@@ -72,6 +74,8 @@ class Rounds:
         """Begin a round, or close when there is none left."""
         context = self.context
         context.enter(round_)
+        if context.staleness and not context.asynchronous(round_):
+            OnArrival(self).decide_rest()
         if round_ >= context.running_schedule.total:
             # past the end: the proposer's stop was heard here some rounds after it held
             context.position = (round_, 0)
@@ -84,7 +88,7 @@ class Rounds:
             "round_started", {"round": round_, "active": context.me in plan.active, "arguments": context.arguments}
         )
         context.tell("round", round=round_, of=context.running_schedule.total)
-        self._expire(round_)
+        self.expire(round_)
         context.prune_ignored()
         self.deliveries.fetch_due()
         if plan.training and context.me in plan.active:
@@ -98,7 +102,8 @@ class Rounds:
         """Local steps are done."""
         self.loss = loss
         self.failures = 0
-        self._encode()
+        if not (self.context.staleness and OnArrival(self).overtaken()):
+            self._encode()
 
     def failed(self, event: TrainingFailed) -> None:
         """Local steps failed: absent in this round, for good after several in a row."""
@@ -126,7 +131,9 @@ class Rounds:
         if not recipients:
             context.commit(f"sent:{event.round}:{event.step}", stage="sent")
             return
-        lists = {peer: self.ledgers[peer].list() for peer in recipients}
+        if context.asynchronous(event.round):
+            OnArrival(self).announce(event.round, recipients)
+        lists = {peer: self.ledgers[peer].list(self.deliveries.open_edges.until(peer)) for peer in recipients}
         bases = {channel.name: channel.base for channel in context.running.channels}
         cores = []
         for parcel in event.parcels:
@@ -150,6 +157,9 @@ class Rounds:
     def begin_collecting(self) -> None:
         """The own messages are out, perhaps since before a restart: wait for the neighbours', each for its time."""
         context = self.context
+        if context.asynchronous(context.position[0]):
+            OnArrival(self).mix()
+            return
         context.state = State.COLLECTING
         upper = context.running.deadline
         self.due = {peer: self.pace.due(peer, context.position, context.now, upper) for peer in self.awaited()}
@@ -213,13 +223,8 @@ class Rounds:
             ready = self.deliveries.ready(peer, position)
             mixed = ready is not None and not self.ledgers[peer].declined(position)
             if mixed and ready is not None:
-                edges.append(Edge(peer, weight, ready))
-                self.last_mixed[peer] = position[0]
-                if context.running_schedule.round(position[0]).training:
-                    self.contributed[peer].add(position[0])
-                self.missed[peer] = 0
-                if peer in context.missing and peer in context.linked:
-                    self._back(peer, position[0])
+                edges.append(Edge(peer, weight, ready, position))
+                self.took(peer, position)
             self._apply(peer, self.ledgers[peer].decide(position, mixed))
         round_, step = position
         self.mixing = tuple(edges)
@@ -231,14 +236,25 @@ class Rounds:
         corrections = self.take_corrections() if last else ()
         closing = not context.running_schedule.round(round_).training
         context.emit(Mix(round_, step, self.mixing, corrections, last, closing))
-        self._log_mixed(position, corrections)
+        self.log_mixed(position, corrections)
+
+    def took(self, peer: PeerId, position: Position) -> None:
+        """A neighbour's message of this position goes into the mixing: it is there, and it contributed."""
+        context = self.context
+        self.last_mixed[peer] = max(self.last_mixed.get(peer, -1), position[0])
+        if context.running_schedule.round(position[0]).training:
+            self.contributed[peer].add(position[0])
+        self.missed[peer] = 0
+        if peer in context.missing and peer in context.linked:
+            self._back(peer, position[0])
 
     def take_corrections(self) -> tuple[tuple[PeerId, Position], ...]:
         """The displacements that the coming mixing takes back, in a fixed order."""
         self.corrections_used, self.corrections = tuple(sorted(self.corrections)), []
         return self.corrections_used
 
-    def _log_mixed(self, position: Position, corrections: tuple[tuple[PeerId, Position], ...]) -> None:
+    def log_mixed(self, position: Position, corrections: tuple[tuple[PeerId, Position], ...]) -> None:
+        """What goes into the mixing of this position; an edge of an earlier round is written with its own place."""
         context = self.context
         for edge in self.mixing:
             for channel, digest in sorted(edge.cores.items()):
@@ -246,8 +262,8 @@ class Rounds:
                     "delta_received",
                     {
                         "peer": edge.peer,
-                        "round": position[0],
-                        "step": position[1],
+                        "round": edge.position[0],
+                        "step": edge.position[1],
                         "channel": channel,
                         "core": digest,
                     },
@@ -257,7 +273,10 @@ class Rounds:
             {
                 "round": position[0],
                 "step": position[1],
-                "edges": [[edge.peer, edge.weight] for edge in self.mixing],
+                "edges": [
+                    [edge.peer, edge.weight, *(edge.position if edge.position != position else ())]
+                    for edge in self.mixing
+                ],
                 "taken_back": [[peer, round_, step] for peer, (round_, step) in corrections],
             },
         )
@@ -325,6 +344,10 @@ class Rounds:
         if context.few is not None:
             self._pause_until(context.few)
             return
+        if context.asynchronous(round_):
+            if not OnArrival(self).skip_to_closing(round_):
+                self.enter(round_)
+            return
         horizon = self.horizon()
         # rounds shorter than a message's way would be chased for ever: from the third chase in a row it aims further
         ahead = min(max(self.chases, 1), FURTHEST_AHEAD)
@@ -379,12 +402,15 @@ class Rounds:
         context.state = State.CATCHING_UP
         context.log("absent", {"round": from_round, "until": target, "reason": reason})
         context.tell("catching up", round=from_round, until=target)
-        self._expire(target)
+        self.expire(target)
+        if context.staleness:
+            OnArrival(self).decide_rest()
         for round_ in range(max(from_round, target - SETTLING_WINDOW), target):
             for step in context.own_steps(round_):
                 position = (round_, step)
                 for peer, _ in context.neighbours(position):
-                    if position >= self.deliveries.decided_until:
+                    # of an asynchronous round without an own message the other end has nothing to learn
+                    if position >= self.deliveries.decided_until and not context.asynchronous(round_):
                         self._apply(peer, self.ledgers[peer].decide(position, False))
         context.position = (target, 0)
         self.deliveries.decided_until = max(self.deliveries.decided_until, (target, 0))
@@ -395,6 +421,8 @@ class Rounds:
 
     def noticed(self, origin: PeerId, position: Position) -> None:
         """All of a neighbour's messages for a position are there, in time or not."""
+        if self.context.asynchronous(position[0]):
+            return  # nobody is waited for, and a round's number says nothing of how long its training took
         if self.deliveries.ready(origin, position) is not None or position < self.context.position:
             self.pace.arrived(origin, position, self.context.now)
 
@@ -447,13 +475,14 @@ class Rounds:
             self.context.emit(Forget(edges=tuple(self.settled)))
             self.settled = []
 
-    def _expire(self, round_: int) -> None:
+    def expire(self, round_: int) -> None:
+        """Give up what is older than the window that ends at this round."""
         before = round_ - SETTLING_WINDOW
         if before <= 0:
             return
         self.deliveries.expire(before)
         for peer, ledger in self.ledgers.items():
-            self._apply_expired(peer, ledger.expire((before, 0)))
+            self._apply_expired(peer, ledger.thin((before, 0)) if ledger.asynchronous else ledger.expire((before, 0)))
 
     def _apply_expired(self, peer: PeerId, positions: tuple[Position, ...]) -> None:
         for position in positions:

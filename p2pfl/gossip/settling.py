@@ -44,6 +44,7 @@ class EdgeLedger:
 
     floor: Position = (0, 0)  # everything below is settled or given up
     heard: Position = (-1, 0)  # position of the newest list from the other end
+    asynchronous: bool = False
     _verdicts: dict[Position, _Verdict] = field(default_factory=dict)
     _early: dict[Position, bool] = field(default_factory=dict)
 
@@ -57,13 +58,13 @@ class EdgeLedger:
         self._verdicts[position] = verdict
         return self._judge(position, verdict)
 
-    def list(self) -> EdgeList:
-        """What to tell the other end now."""
+    def list(self, until: Position | None = None) -> EdgeList:
+        """What to tell the other end now; ``until``: where the first edge is that is not decided here, if one is."""
         rows = (
             (round_, step, verdict.mine, verdict.theirs is not None)
             for (round_, step), verdict in sorted(self._verdicts.items())
         )
-        return EdgeList(self.floor, tuple(rows))
+        return EdgeList(self.floor, tuple(rows), until)
 
     def hear(self, edges: EdgeList, author_position: Position, my_position: Position) -> Settled:
         """The other end's list, written when it stood at ``author_position``. Old lists change nothing."""
@@ -87,10 +88,13 @@ class EdgeLedger:
                 settled = self._judge(position, verdict)
                 take_back.extend(settled.take_back)
                 keep_no_longer.extend(settled.keep_no_longer)
+        decided_until = author_position if edges.until is None else min(edges.until, author_position)
         for position, verdict in self._verdicts.items():
             # The author has been past this position, vouches for it, and no longer lists it: it knows both sides.
-            if edges.floor <= position < author_position and position not in listed:
+            if edges.floor <= position < decided_until and position not in listed:
                 verdict.acknowledged = True
+                if self.asynchronous and not verdict.mine and verdict.theirs is None:
+                    verdict.theirs = False  # or it skipped the round: then nobody mixed it
         self._drop_settled()
         return Settled(tuple(take_back), tuple(keep_no_longer))
 
@@ -106,16 +110,36 @@ class EdgeLedger:
         self.floor = max(self.floor, before)
         return biased
 
+    def thin(self, before: Position) -> tuple[Position, ...]:
+        """As `expire` for asynchronous runs: by number, not by age, or a site slower than the window never settles.
+
+        Of the positions below ``before`` the newest stay, so many of those mixed here and so many of the others. A slow
+        site has few, since only its own rounds count; towards a silent one only rounds without it pile up.
+        """
+        biased: list[Position] = []
+        for mixed in (True, False):
+            rows = sorted(position for position, verdict in self._verdicts.items() if verdict.mine is mixed)
+            for position in rows[: -(SETTLING_WINDOW + 1)]:
+                if position < before:
+                    if mixed and self._verdicts[position].theirs is None:
+                        biased.append(position)
+                    del self._verdicts[position]
+                    self.floor = max(self.floor, (position[0], position[1] + 1))
+        for position in [position for position in self._early if position < before]:
+            del self._early[position]
+        return tuple(biased)
+
     def remember(self) -> dict[str, Any]:
         """For a restart, as plain values."""
         rows = [[*key, item.mine, item.theirs, item.acknowledged] for key, item in sorted(self._verdicts.items())]
         early = [[*key, mixed] for key, mixed in sorted(self._early.items())]
-        return {"floor": list(self.floor), "heard": list(self.heard), "verdicts": rows, "early": early}
+        kept = {"floor": list(self.floor), "heard": list(self.heard), "verdicts": rows, "early": early}
+        return {**kept, "asynchronous": True} if self.asynchronous else kept
 
     @classmethod
     def recall(cls, kept: Mapping[str, Any]) -> EdgeLedger:
         """What `remember` gave."""
-        ledger = cls(position_of(kept["floor"]), position_of(kept["heard"]))
+        ledger = cls(position_of(kept["floor"]), position_of(kept["heard"]), kept.get("asynchronous", False))
         for round_, step, mine, theirs, acknowledged in kept["verdicts"]:
             ledger._verdicts[(round_, step)] = _Verdict(mine, theirs, acknowledged)
         ledger._early = {(round_, step): mixed for round_, step, mixed in kept["early"]}

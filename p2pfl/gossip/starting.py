@@ -219,4 +219,4 @@ def record_from_payload(
 def schedule_of(record: StartRecord) -> Schedule:
     """The schedule every participant computes from the start record alone. Raises ConfigError."""
     nodes = tuple(participant.peer_id for participant in record.participants)
-    return Schedule(record.topology, nodes, record.shares, record.rounds, record.closing_rounds)
+    return Schedule(record.topology, nodes, record.shares, record.rounds, record.closing_rounds, record.staleness)

@@ -35,6 +35,7 @@ from p2pfl.gossip.messages import (
     Position,
     check_digest,
     decode_edge_list,
+    encode_edge_list,
     run_id,
 )
 from p2pfl.types import ChannelSpec, Digest, Participant, PeerId, RunId, StartRecord
@@ -44,6 +45,7 @@ MAX_INITIAL = 2**32  # bytes of the initial parameters' file
 MAX_CHANNELS = 8
 MAX_CORES_TOLD = 64  # in one heartbeat
 MAX_DEADLINE = 24 * 3600.0  # seconds; nobody waits longer than a day for one round
+MAX_STALENESS = 8  # rounds; the weights shrink with it (p2pfl.topology.delays), so more only slows mixing down
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Proposal:
     closing_rounds: int
     deadline: float
     patience: float  # seconds the proposer waits for approvals
+    staleness: int = 0  # own rounds that an edge may be mixed late; 0: synchronous rounds
 
     @property
     def run(self) -> RunId:
@@ -88,6 +91,7 @@ class Proposal:
                 "closing_rounds": self.closing_rounds,
                 "deadline": self.deadline,
                 "patience": self.patience,
+                "staleness": self.staleness,
             }
         )
 
@@ -107,6 +111,7 @@ class Proposal:
             rounds=self.rounds,
             closing_rounds=self.closing_rounds,
             deadline=self.deadline,
+            staleness=self.staleness,
         )
 
 
@@ -125,6 +130,7 @@ _PROPOSAL_FIELDS: dict[str, type | tuple[type, ...]] = {
     "closing_rounds": int,
     "deadline": float,
     "patience": float,
+    "staleness": int,
 }
 
 
@@ -144,6 +150,8 @@ def open_proposal(data: bytes, verify: Verify = verify_signature) -> tuple[Envel
         raise LimitExceeded("proposal: initial parameters over 4 GiB")
     if not (1 <= fields["rounds"] <= MAX_ROUNDS and 0 <= fields["closing_rounds"] <= 1000):
         raise LimitExceeded("proposal: rounds or closing rounds out of range")
+    if not 0 <= fields["staleness"] <= MAX_STALENESS:
+        raise LimitExceeded(f"proposal: staleness must be 0 (synchronous) to {MAX_STALENESS} rounds")
     for name, top in (("deadline", MAX_DEADLINE), ("patience", 30 * MAX_DEADLINE)):
         if not (math.isfinite(fields[name]) and 0 < fields[name] <= top):
             raise LimitExceeded(f"proposal: {name} must be between 0 and {top:.0f} seconds")
@@ -270,7 +278,7 @@ class Settle:
                 "run": self.run,
                 "to": self.recipient,
                 "position": list(self.position),
-                "edges": [list(self.edges.floor), [list(row) for row in self.edges.items]],
+                "edges": encode_edge_list(self.edges),
                 "question": self.question,
             }
         )

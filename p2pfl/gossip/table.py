@@ -97,7 +97,8 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
     ),
     _S.TRAINING: _round_row(
         _S.TRAINING,
-        {events.Trained: _stay(_S.ANNOUNCING), events.TrainingFailed: frozenset({_S.ABSENT})},
+        # asynchronous, and the others are done: there is no round left to sign for
+        {events.Trained: frozenset({_S.ANNOUNCING, _S.CATCHING_UP}), events.TrainingFailed: frozenset({_S.ABSENT})},
     ),
     _S.ANNOUNCING: _round_row(
         _S.ANNOUNCING,

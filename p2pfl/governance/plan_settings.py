@@ -17,6 +17,12 @@ TOML_LIMIT = 64 * 1024  # bytes; the longest list of edges (2016 pairs) takes 24
 TAG_FORM = "1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
 MAX_ROUNDS = 100_000
 MAX_CLOSING_ROUNDS = 1000  # gossip refuses proposals with more
+MAX_STALENESS = 8  # gossip refuses more
+DEFAULT_STALENESS = 2
+NO_DELAYS = {
+    "kgt": "how its correction reacts to displacements that come late is neither proven nor measured",
+    "relaysgd": "it counts each site once per round, and a late message would be counted twice or never",
+}
 MAX_DEADLINE = 24 * 3600.0  # seconds; gossip refuses more: nobody waits longer than a day for one round
 
 _TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -91,6 +97,24 @@ class TrainingTable(_Table):
     batch_norm: Literal["private", "shared"] | None = None
     buffers: Literal["exclude", "share"] | None = None
     deadline: float = Field(default=30.0, gt=0, le=MAX_DEADLINE)  # seconds a round waits for a neighbour at most
+    policy: Literal["synchronous", "asynchronous"] = "synchronous"
+    staleness: Annotated[int, Field(ge=1, le=MAX_STALENESS)] | None = None  # own rounds; only if asynchronous
+
+    @property
+    def late_rounds(self) -> int:
+        """Own rounds that an edge may be mixed late; 0 in synchronous runs."""
+        return 0 if self.policy == "synchronous" else self.staleness or DEFAULT_STALENESS
+
+    @model_validator(mode="after")
+    def _policy_fits(self) -> TrainingTable:
+        if self.policy == "synchronous" and self.staleness is not None:
+            raise ValueError('staleness is for policy = "asynchronous" only; leave it out, or choose that policy')
+        reason = NO_DELAYS.get(self.rule)
+        if self.policy == "asynchronous" and reason:
+            raise ValueError(
+                f"rule {self.rule} needs the synchronous policy: {reason}; choose dpsgd or leave policy out"
+            )
+        return self
 
 
 class ArgumentsTable(_Table):
@@ -154,6 +178,15 @@ class PlanSettings(_Table):
         """The plan's topology; a ring where it has no ``[topology]``."""
         return dict(DEFAULT_TOPOLOGY if self.topology is None else self.topology)
 
+    @model_validator(mode="after")
+    def _one_mixing(self) -> PlanSettings:
+        if self.training.late_rounds and self.topology_spec().get("kind") == "hierarchical":
+            raise ValueError(
+                'policy = "asynchronous" mixes once per round on one graph, and a hierarchical topology twice with '
+                "changing heads; choose another topology or the synchronous policy"
+            )
+        return self
+
     def session_settings(self) -> dict[str, Any]:
         """What the worker's training session takes, as plain values."""
         training = self.training
@@ -165,6 +198,8 @@ class PlanSettings(_Table):
             "batch_size": training.batch_size,
             "dtype": training.dtype,
         }
+        if training.late_rounds:
+            values["staleness"] = training.late_rounds
         for name in ("batch_norm", "buffers"):
             if getattr(training, name) is not None:
                 values[name] = getattr(training, name)
@@ -201,7 +236,11 @@ def _sentence(error: ErrorDetails) -> str:
         return f"plan.toml: {where} is not a known key; the known ones there are {known}"
     if kind == "value_error":
         reason = str(context["error"])
-        return f"plan.toml: {reason}" if where == "topology" else f"plan.toml: {where} is {shown}; {reason}"
+        return (
+            f"plan.toml: {reason}"
+            if where in ("topology", "training", "the file")
+            else f"plan.toml: {where} is {shown}; {reason}"
+        )
     return f"plan.toml: {where} is {shown}; write {_wanted(kind, context)}"
 
 

@@ -309,7 +309,7 @@ class Runner:
             "mix",
             round=effect.round,
             step=effect.step,
-            edges=[[edge.peer, edge.weight, dict(edge.cores)] for edge in effect.edges],
+            edges=[edge.row() for edge in effect.edges],
             corrections=[[peer, round_, step] for peer, (round_, step) in effect.corrections],
             last=effect.last,
             closing=effect.closing,

@@ -347,7 +347,8 @@ class Runs:
         graph = dict(topology or settings.topology or self._default_topology)
         total = rounds or settings.training.rounds
         shares = {peer: 1 / len(self._roster.members) for peer in self._roster.peer_ids}
-        Schedule(graph, self._roster.peer_ids, shares, total, settings.training.closing_rounds).round(0)
+        closing, staleness = settings.training.closing_rounds, settings.training.late_rounds
+        Schedule(graph, self._roster.peer_ids, shares, total, closing, staleness).round(0)
         worker, facts = await ready_worker(plan, self._home)
         try:
             proposal, initial = await self._proposal(plan, worker, graph, total, patience, seed)
@@ -378,6 +379,7 @@ class Runs:
             nonce=secrets.token_bytes(16), initial=self._services.contents.put_file(initial),
             initial_size=len(initial), channels=channels, seed=seed, topology=graph, rounds=rounds,
             closing_rounds=training.closing_rounds, deadline=float(training.deadline), patience=float(patience),
+            staleness=training.late_rounds,
         )  # fmt: skip
         return proposal, initial
 
@@ -406,6 +408,8 @@ class Runs:
         proposal = runner.machine.context.proposal
         initial = await self._initial(proposal)
         plan = self.plans[proposal.run]
+        if proposal.staleness != plan.settings.training.late_rounds:
+            raise PlanError("the proposal names another policy or staleness than its plan; refuse this run")
         worker, facts = await ready_worker(plan, self._home)
         try:
             if await _channels(worker, initial) != proposal.channels:

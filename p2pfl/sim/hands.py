@@ -143,7 +143,7 @@ def _mix(site: Site, effect: effects.Mix) -> None:
     value = site.trainer.mix(
         round=effect.round,
         step=effect.step,
-        edges=[[edge.peer, edge.weight, dict(edge.cores)] for edge in effect.edges],
+        edges=[edge.row() for edge in effect.edges],
         corrections=[[peer, *place] for peer, place in effect.corrections],
         last=effect.last,
         closing=effect.closing,

@@ -22,7 +22,7 @@ from torch import Tensor
 from p2pfl.crypto import pack, sha256, unpack
 from p2pfl.errors import IllegalStep, MalformedMessage
 from p2pfl.sim.draws import raw
-from p2pfl.train.exchange import Exchange
+from p2pfl.train.exchange import Exchange, read_edges
 from p2pfl.train.model_files import vector_digest
 
 CHANNEL = "model"
@@ -113,8 +113,8 @@ def _place(folder: Path | None) -> Path:
 class StubTraining:
     """Small vectors in place of a model. Same calls as a Session; ``displacements`` is the ledger of its own steps."""
 
-    def __init__(self, seed: int, site: int, size: int = 4) -> None:
-        self.seed, self.site, self.size = seed, site, size
+    def __init__(self, seed: int, site: int, size: int = 4, staleness: int = 0) -> None:
+        self.seed, self.site, self.size, self.staleness = seed, site, size, staleness
         self.displacements: dict[int, Tensor] = {}  # round -> what the local step added, as far as it is in x
         self.start = torch.zeros(size, dtype=torch.float64)
         self._x: Tensor | None = None
@@ -180,6 +180,10 @@ class StubTraining:
         answers = self._exchange.encode({CHANNEL: x} if first else dict(self._exchange.own))
         if first:
             self._x = self._exchange.own[CHANNEL]
+        if closing:
+            self._exchange.drop_past()
+        else:
+            self._exchange.keep_own((round, step))
         self._encoded = (round, step)
         return answers
 
@@ -200,8 +204,7 @@ class StubTraining:
         last: bool, closing: bool,
     ) -> dict[str, Any]:  # fmt: skip
         """As Session.mix."""
-        named = [(str(peer), float(weight), dict(keys)) for peer, weight, keys in edges]
-        tags = [(peer, round, step) for peer, _, _ in named]
+        tags, named = read_edges(edges, (round, step))
         taken_back = [(str(peer), int(round_), int(step_)) for peer, round_, step_ in corrections]
         if taken_back and not last:
             raise IllegalStep(f"corrections in step {step} of round {round}; give them with the round's last mixing")
@@ -232,6 +235,9 @@ class StubTraining:
                 "kept": [[*tag, [[name, _bytes(v)] for name, v in row.items()]] for tag, row in exchange._kept.items()],
                 "own": [[name, _bytes(value)] for name, value in exchange._own.items()],
                 "total": [[name, _bytes(value)] for name, value in exchange._total.items()],
+                "past": [
+                    [*place, [[name, _bytes(v)] for name, v in row.items()]] for place, row in exchange.past.items()
+                ],
                 "trained": self._trained,
                 "encoded": self._encoded,
             }
@@ -254,6 +260,9 @@ class StubTraining:
         }
         exchange._own = {name: _vector(row) for name, row in value["own"]}
         exchange._total = {name: _vector(row) for name, row in value["total"]}
+        exchange._past = {
+            (round_, step): {name: _vector(row) for name, row in rows} for round_, step, rows in value["past"]
+        }
         self._trained = value["trained"]
         self._encoded = None if value["encoded"] is None else (value["encoded"][0], value["encoded"][1])
 
@@ -268,7 +277,7 @@ class StubTraining:
         self.restore_bytes(Path(path).read_bytes(), initial, run, key, share, digest)
 
     def _new_exchange(self) -> Exchange:
-        return Exchange({CHANNEL: self.start}, self.size, torch.float64)
+        return Exchange({CHANNEL: self.start}, self.size, torch.float64, self.staleness)
 
 
 def _doubles(size: int, seed: int, *place: object) -> Tensor:

@@ -38,10 +38,10 @@ class VirtualConsortium:
 
     The same arguments give the same run, byte for byte (with real signatures: event for event, since content keys are
     random). ``training`` is "stub" or makes a loaded trainer for a site number. ``linked``: "all" pairs keep links, or
-    only those of the "graph". ``content_bytes``: simulated size of each delta, which is then pulled; 0 sends the real
-    bytes, inside announcements where they fit. ``argument_problem`` and ``tolerance`` are
-    what the plan says about a change of arguments (by default: all is allowed) and about distances at the end.
-    ``folder`` takes audit logs (``audited``) and real sessions' files.
+    only those of the "graph". ``staleness`` above 0: an asynchronous run. ``content_bytes``: simulated size of each
+    delta, which is then pulled; 0 sends the real bytes, inside announcements where they fit. ``argument_problem`` and
+    ``tolerance`` are what the plan says about a change of arguments (by default: all is allowed) and about distances at
+    the end. ``folder`` takes audit logs (``audited``) and real sessions' files.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class VirtualConsortium:
         patience: float = 60.0,
         approve_after: float = 0.5,
         local_steps: int = 1,
+        staleness: int = 0,
         content_bytes: int = 0,
         minimum_contributors: int = 1,
         argument_problem: ArgumentProblem = lambda arguments: None,
@@ -71,7 +72,7 @@ class VirtualConsortium:
     ) -> None:
         _check(signatures, training, linked)
         self.seed, self.approve_after, self.local_steps = seed, approve_after, local_steps
-        self.content_bytes, self.audited = content_bytes, audited
+        self.content_bytes, self.audited, self.staleness = content_bytes, audited, staleness
         self.argument_problem, self.tolerance = argument_problem, tolerance
         self.compute, self.clock = compute or ComputeModel(), Clock()
         self.kit: Kit = KITS[signatures]()
@@ -103,6 +104,7 @@ class VirtualConsortium:
             proposer=self.peers[0], nonce=raw(16, self.seed, "nonce"), initial=sha256(initial),
             initial_size=len(initial), channels=channels, seed=self.seed % 2**31, topology=topology,
             rounds=rounds, closing_rounds=closing_rounds, deadline=float(deadline), patience=float(patience),
+            staleness=self.staleness,
         )  # fmt: skip
         return proposal, initial
 
@@ -119,7 +121,9 @@ class VirtualConsortium:
 
     def new_trainer(self, number: int) -> Trainer:
         """A worker for a site, before any run."""
-        return self._training(number) if callable(self._training) else StubTraining(self.seed, number)
+        if callable(self._training):
+            return self._training(number)
+        return StubTraining(self.seed, number, staleness=self.staleness)
 
     # --- what happens
 

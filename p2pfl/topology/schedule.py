@@ -13,6 +13,7 @@ from typing import Any
 import networkx as nx
 
 from p2pfl.errors import ConfigError, IllegalStep
+from p2pfl.topology.delays import with_delays
 from p2pfl.topology.graphs import Pair, build_graph, clusters_of, full_pairs, ring_pairs
 from p2pfl.topology.mixing import Mixing, stationary_weights
 from p2pfl.topology.spectral import contraction
@@ -44,13 +45,17 @@ class Schedule:
         shares: Mapping[PeerId, float],
         rounds: int,
         closing_rounds: int,
+        staleness: int = 0,
     ) -> None:
-        """``shares`` are sample shares, one per site. ConfigError for whatever does not fit together."""
+        """``shares`` are sample shares, one per site. ConfigError for whatever does not fit together.
+
+        ``staleness``: rounds that an edge may be mixed late; the weights of training rounds are smaller then.
+        """
         if rounds < 1 or closing_rounds < 0:
             raise ConfigError(
                 f"{rounds} rounds and {closing_rounds} closing rounds; give at least one round and no negative number"
             )
-        self._spec = spec
+        self._spec, self._staleness = spec, staleness
         self.nodes = tuple(nodes)
         self.rounds = rounds
         self.closing_rounds = closing_rounds
@@ -61,12 +66,18 @@ class Schedule:
         self._rounds: dict[tuple[bool, tuple[int, ...]], Round] = {}
         self._contraction: float | None = None
         self._clusters: tuple[tuple[int, ...], ...] = ()
+        if staleness and spec["kind"] == "hierarchical":
+            raise ConfigError(
+                "asynchronous runs mix once per round, on the same graph in all rounds; a hierarchical topology mixes "
+                "twice, with heads that change: choose another topology, or the synchronous policy"
+            )
         if spec["kind"] == "hierarchical":
             self._clusters = clusters_of(spec, len(self.nodes))
             inside = [pair for cluster in self._clusters for pair in full_pairs(cluster)]
             self._static = self._mixing(inside)
         else:
             self._static = Mixing(self.nodes, stationary_weights(self.graph, self._shares))
+        self._late = with_delays(self._static, staleness)  # the training rounds' mixing; the same one if staleness is 0
 
     @property
     def total(self) -> int:
@@ -85,7 +96,7 @@ class Schedule:
 
     def stopped(self, rounds: int) -> Schedule:
         """The same with fewer training rounds, the closing rounds right after them."""
-        return Schedule(self._spec, self.nodes, self._shares, rounds, self.closing_rounds)
+        return Schedule(self._spec, self.nodes, self._shares, rounds, self.closing_rounds, self._staleness)
 
     def round(self, t: int) -> Round:
         """Round ``t``, from 0; equal rounds share their objects. IllegalStep unless 0 <= t < total."""
@@ -97,12 +108,12 @@ class Schedule:
         if key not in self._rounds:
             if len(self._rounds) >= 2 * HEAD_MIXINGS_KEPT:
                 self._rounds.clear()
-            self._rounds[key] = Round(self._active, self._mixings(heads), training)
+            self._rounds[key] = Round(self._active, self._mixings(heads, training), training)
         return self._rounds[key]
 
-    def _mixings(self, heads: tuple[int, ...]) -> tuple[Mixing, ...]:
+    def _mixings(self, heads: tuple[int, ...], training: bool) -> tuple[Mixing, ...]:
         if len(heads) < 2:
-            return (self._static,)
+            return (self._late if training else self._static,)
         if heads not in self._heads:
             if len(self._heads) >= HEAD_MIXINGS_KEPT:
                 self._heads.popitem(last=False)

@@ -2,8 +2,9 @@
 
 Tensors: ``x`` [P]; ``state/NAME`` of the update rule and its optimiser; ``buffer/NAME`` of the module; ``own/CHANNEL``
 and ``total/CHANNEL`` [S] of the round in work; ``kept/NUMBER/CHANNEL`` [S], the displacements that may have to be taken
-back. The facts are JSON under one metadata key: a file has one order of bytes for one state. Neither received messages
-(whoever wants them mixed gives them again) nor the site's sampling key are in it.
+back; ``past/NUMBER/CHANNEL`` [S], in asynchronous runs, the own messages that may still be mixed with. The facts are
+JSON under one metadata key: a file has one order of bytes for one state. Neither received messages (whoever wants them
+mixed gives them again) nor the site's sampling key are in it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from p2pfl.errors import DataError
 from p2pfl.files import write_atomic
-from p2pfl.train.exchange import Tag, tag_of
+from p2pfl.train.exchange import Place, Tag, tag_of
 from p2pfl.train.rules import Context
 from p2pfl.types import Digest
 
@@ -46,10 +47,11 @@ class Checkpoint:
     kept: Mapping[Tag, Mapping[str, Tensor]] = field(default_factory=dict)
     trained: Context | None = None
     encoded: tuple[int, int] | None = None
+    past: Mapping[Place, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def vectors(self) -> Iterator[Mapping[str, Tensor]]:
         """Every group of tensors [S] by channel."""
-        yield from (self.own, self.total, *self.kept.values())
+        yield from (self.own, self.total, *self.kept.values(), *self.past.values())
 
 
 def plan_identity(plan_source: bytes, settings: Mapping[str, Any]) -> Digest:
@@ -93,6 +95,7 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     tensors = {"x": checkpoint.x}
     groups = {"state": checkpoint.state, "buffer": checkpoint.buffers, "own": checkpoint.own, "total": checkpoint.total}
     groups |= {f"kept/{number}": values for number, values in enumerate(checkpoint.kept.values())}
+    groups |= {f"past/{number}": values for number, values in enumerate(checkpoint.past.values())}
     for group, values in groups.items():
         tensors |= {f"{group}/{name}": value for name, value in values.items()}
     return tensors
@@ -105,6 +108,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "kept": [list(tag) for tag in checkpoint.kept],
         "trained": None if trained is None else [trained.round, trained.lr, trained.steps],
         "encoded": None if checkpoint.encoded is None else list(checkpoint.encoded),
+        "past": [list(place) for place in checkpoint.past],
     }
 
 
@@ -143,6 +147,7 @@ def _parse(data: bytes) -> Checkpoint:
         kept={tag: part(f"kept/{number}") for number, tag in enumerate(tags)},
         trained=None if trained is None else Context(int(trained[0]), float(trained[1]), int(trained[2])),
         encoded=None if encoded is None else (int(encoded[0]), int(encoded[1])),
+        past={(int(row[0]), int(row[1])): part(f"past/{number}") for number, row in enumerate(facts.get("past", ()))},
     )
     if _tensors(found).keys() != tensors.keys():
         raise ValueError("tensors that no fact names")

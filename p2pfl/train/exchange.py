@@ -2,6 +2,9 @@
 
 The displacement of edge j in step s is d = w_ij (m_j - m_i), per channel. It is kept under (origin, round,
 step) until the edge is settled: either forgotten (both ends counted it) or taken back (only this end did).
+
+In asynchronous runs an edge may be mixed some own rounds late, against the own message of its own round; so the own
+messages of the newest rounds are kept.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from p2pfl.train import deltas
 
 Tag = tuple[str, int, int]  # origin, round, step
 Edge = tuple[str, float, Mapping[str, str]]  # origin, weight, channel -> key of the received message
+Place = tuple[int, int]  # round, step
 
 # 16 unsettled rounds (DESIGN.md, "Flows settle") of 50 members with two steps each.
 KEPT_LIMIT = 16 * 50 * 2
@@ -31,6 +35,12 @@ def tag_of(row: Sequence[Any]) -> Tag:
     return str(origin), int(round), int(step)
 
 
+def read_edges(rows: Sequence[Sequence[Any]], place: Place) -> tuple[list[Tag], list[Edge]]:
+    """Rows (origin, weight, {channel: key}) or (origin, weight, {channel: key}, round, step); without, of ``place``."""
+    edges: list[Edge] = [(str(row[0]), float(row[1]), dict(row[2])) for row in rows]
+    return [tag_of([row[0], *(row[3:] or place)]) for row in rows], edges
+
+
 @dataclass(frozen=True, slots=True)
 class _Received:
     channel: str
@@ -38,9 +48,14 @@ class _Received:
 
 
 class Exchange:
-    """Messages [S] of each channel against their bases (None = zero)."""
+    """Messages [S] of each channel against their bases (None = zero).
 
-    def __init__(self, bases: Mapping[str, Tensor | None], size: int, dtype: torch.dtype) -> None:
+    ``staleness``: own rounds that an edge may be mixed late; so many own messages besides the newest one are kept.
+    """
+
+    def __init__(self, bases: Mapping[str, Tensor | None], size: int, dtype: torch.dtype, staleness: int = 0) -> None:
+        self._staleness = staleness
+        self._past: dict[Place, dict[str, Tensor]] = {}
         self._bases = bases
         self._size = size
         self._dtype = dtype
@@ -63,6 +78,31 @@ class Exchange:
     def kept(self) -> Mapping[Tag, Mapping[str, Tensor]]:
         """The displacements [S] per channel that are not settled."""
         return self._kept
+
+    @property
+    def past(self) -> Mapping[Place, Mapping[str, Tensor]]:
+        """The own messages [S] per channel of the newest rounds, oldest first; empty in synchronous runs."""
+        return self._past
+
+    def keep_own(self, place: Place) -> None:
+        """Edges of this place may be mixed late: keep the own messages as they are now. Nothing if none may."""
+        if self._staleness:
+            self._past[place] = dict(self._own)
+            for old in list(self._past)[: -(self._staleness + 1)]:
+                del self._past[old]
+
+    def drop_past(self) -> None:
+        """The closing rounds begin: nothing is mixed late any more."""
+        self._past = {}
+
+    def _own_at(self, tag: Tag) -> Mapping[str, Tensor]:
+        if not self._staleness or not self._past:
+            return self._own
+        if tag[1:] not in self._past:
+            raise IllegalStep(
+                f"the own message of round {tag[1]}, step {tag[2]} is not kept; mix within {self._staleness} own rounds"
+            )
+        return self._past[tag[1:]]
 
     def start_round(self) -> None:
         """Leave the messages of a round that was never finished; what it mixed counts with the next one."""
@@ -97,13 +137,18 @@ class Exchange:
             self._kept.pop(tag, None)
 
     def restore(
-        self, own: Mapping[str, Tensor], total: Mapping[str, Tensor], kept: Mapping[Tag, Mapping[str, Tensor]]
+        self,
+        own: Mapping[str, Tensor],
+        total: Mapping[str, Tensor],
+        kept: Mapping[Tag, Mapping[str, Tensor]],
+        past: Mapping[Place, Mapping[str, Tensor]] | None = None,
     ) -> None:
-        """Take over `own`, `total` and `kept` of an exchange that was ended. Nothing is received then."""
+        """Take over `own`, `total`, `kept` and `past` of an exchange that was ended. Nothing is received then."""
         # in the order of the channels, as they were: the distance is that of the first one
         self._own = self._in_order(own)
         self._total = self._in_order(total)
         self._kept = {tag: self._in_order(values) for tag, values in kept.items()}
+        self._past = {place: self._in_order(values) for place, values in (past or {}).items()}
         self._received = {}
 
     def _in_order(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,7 +164,7 @@ class Exchange:
                 )
             if not 0.0 < weight <= 1.0:
                 raise IllegalStep(f"weight {weight} for {origin}; take it from the mixing matrix")
-            if set(keys) != set(self._own):
+            if set(keys) != set(self._own_at(tag)):
                 raise IllegalStep(f"channels {sorted(keys)} from {origin}, own {sorted(self._own)}; encode first")
             for channel, key in keys.items():
                 if key in used:
@@ -143,7 +188,7 @@ class Exchange:
         totals: dict[str, Tensor] = {}
         for tag, (_, weight, keys) in zip(tags, edges, strict=True):
             kept = self._kept.setdefault(tag, {})
-            for channel, own in self._own.items():
+            for channel, own in self._own_at(tag).items():
                 gap = self._received.pop(keys[channel]).value - own
                 if channel == next(iter(self._own)):
                     squares.append(float(gap.square().mean()))

@@ -18,7 +18,7 @@ from p2pfl.errors import ConfigError, DataError, IllegalStep, PlanError
 from p2pfl.train import checkpoints, model_files
 from p2pfl.train.checkpoints import Checkpoint
 from p2pfl.train.checks import plan_problems
-from p2pfl.train.exchange import Edge, Exchange, Tag, tag_of
+from p2pfl.train.exchange import Exchange, read_edges, tag_of
 from p2pfl.train.layout import Layout
 from p2pfl.train.mixing import PeerGraph, PeerInbox
 from p2pfl.train.oracle import ModuleOracle, put
@@ -90,7 +90,7 @@ class Session:
         self._state = self._rule.init(self._x, graph)
         base = self._layout.select_shared(self._x)
         bases = {c.name: base if c.base == "model" else None for c in self._rule.channels}
-        self._exchange = Exchange(bases, self._layout.shared_size, self._settings.dtype)
+        self._exchange = Exchange(bases, self._layout.shared_size, self._settings.dtype, self._settings.staleness)
         self._trained, self._encoded = None, None
         digests = {
             "model": model_files.vector_digest(base),
@@ -106,7 +106,7 @@ class Session:
         x, exchange = self._begun()
         now = Checkpoint(
             self._origin, x, self._state, dict(self._module.named_buffers()),
-            exchange.own, exchange.total, exchange.kept, self._trained, self._encoded,
+            exchange.own, exchange.total, exchange.kept, self._trained, self._encoded, exchange.past,
         )  # fmt: skip
         return checkpoints.write(path, now)
 
@@ -124,7 +124,7 @@ class Session:
         like = Checkpoint(self._origin_of(initial, run), x, state, dict(self._module.named_buffers()), own)
         found = checkpoints.read(path, digest, like)
         channels = self.begin(initial, run, key, share)
-        self._begun()[1].restore(found.own, found.total, found.kept)
+        self._begun()[1].restore(found.own, found.total, found.kept, found.past)
         with torch.no_grad():
             for name, buffer in self._module.named_buffers():
                 buffer.copy_(found.buffers[name])
@@ -183,6 +183,10 @@ class Session:
         if first:
             name = self._model_channel
             self._x = self._layout.replace_shared(x, exchange.own[name])
+        if closing:
+            exchange.drop_past()
+        else:
+            exchange.keep_own((round, step))
         self._encoded = (round, step)
         return answers
 
@@ -212,6 +216,7 @@ class Session:
     ) -> dict[str, Any]:
         """m_i + sum_j w_ij (m_j - m_i) per channel, over ``edges`` (origin, weight, {channel: key}).
 
+        In asynchronous runs a row may go on with a round and step of its own: both ends' messages are of that one.
         ``corrections`` (origin, round, step) are taken back with the round's last mixing. On the last one the
         rule merges; in a closing round its state moves by corrections only. A mix with corrections alone, and
         no training or encoding before it, is allowed. Returns the digest of the own parameters and the root
@@ -219,8 +224,7 @@ class Session:
         unknown key or correction.
         """
         x, exchange = self._begun()
-        named: list[Edge] = [(str(origin), float(weight), dict(keys)) for origin, weight, keys in edges]
-        tags: list[Tag] = [(origin, round, step) for origin, _, _ in named]
+        tags, named = read_edges(edges, (round, step))
         taken_back = [tag_of(pair) for pair in corrections]
         if taken_back and not last:
             raise IllegalStep(f"corrections in step {step} of round {round}; give them with the round's last mixing")

@@ -14,6 +14,7 @@ from p2pfl.train.layout import DTYPES
 from p2pfl.train.optimisers import Optimiser, optimiser_named
 from p2pfl.train.rules import Rule, check_combination, rule_named
 
+MAX_STALENESS = 8  # as in proposals (p2pfl.gossip.statements)
 _REQUIRED = ("rule", "learning_rate", "local_steps", "batch_size")
 _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "dtype": tuple(DTYPES),
@@ -34,11 +35,12 @@ class Settings:
     dtype: torch.dtype
     batch_norm: Literal["private", "shared"] | None
     buffers: Literal["exclude", "share"]
+    staleness: int = 0  # own rounds that an edge may be mixed late; 0: synchronous
 
 
 def read_settings(values: Mapping[str, Any]) -> Settings:
     """Settings from plain values; ConfigError names the first wrong one and what to write instead."""
-    known = {*_REQUIRED, "optimiser", *_CHOICES}
+    known = {*_REQUIRED, "optimiser", "staleness", *_CHOICES}
     for name in values:
         if name not in known:
             raise ConfigError(f"unknown training setting {name!r}; known ones are {', '.join(sorted(known))}")
@@ -57,7 +59,10 @@ def read_settings(values: Mapping[str, Any]) -> Settings:
         raise ConfigError(f"training setting learning_rate is {rate!r}; write a positive number such as 0.1")
     optimiser = _optimiser(values.get("optimiser", {"name": "sgd"}))
     rule = rule_named(str(values["rule"]), optimiser)
-    check_combination(rule.name, optimiser.name, peers=True)
+    staleness = values.get("staleness", 0)
+    if type(staleness) is not int or not 0 <= staleness <= MAX_STALENESS:
+        raise ConfigError(f"training setting staleness is {staleness!r}; write a whole number of 0 to {MAX_STALENESS}")
+    check_combination(rule.name, optimiser.name, peers=True, staleness=staleness)
     return Settings(
         rule=rule,
         optimiser=optimiser,
@@ -67,6 +72,7 @@ def read_settings(values: Mapping[str, Any]) -> Settings:
         dtype=DTYPES[values.get("dtype", "float32")],
         batch_norm=values.get("batch_norm"),
         buffers=values.get("buffers", "exclude"),
+        staleness=staleness,
     )
 
 

@@ -56,12 +56,19 @@ def rule_named(name: str, optimiser: Optimiser) -> Rule:
 
 
 def check_combination(
-    rule: str, optimiser: str, *, sites: int | None = None, edges: int | None = None, peers: bool = False
+    rule: str,
+    optimiser: str,
+    *,
+    sites: int | None = None,
+    edges: int | None = None,
+    peers: bool = False,
+    staleness: int = 0,
 ) -> None:
     """Refuse what does not go together; ConfigError gives the reason.
 
     ``sites`` and ``edges`` (undirected) of the connected graph are checked where they are known; ``peers``
-    is True for a run through real peers, which need messages that one displacement can take back.
+    is True for a run through real peers, which need messages that one displacement can take back. ``staleness``
+    above 0 is an asynchronous run, whose edges may be mixed so many own rounds late.
     """
     needs = _known(rule).needs
     if optimiser not in needs.optimisers:
@@ -72,6 +79,12 @@ def check_combination(
         raise ConfigError(
             f"rule {rule} needs a tree, and {edges} edges between {sites} sites make cycles; "
             f"choose a spanning tree of the graph, or another rule"
+        )
+    if staleness and not needs.delays:
+        why = f": {needs.delays_reason}" if needs.delays_reason else ""
+        raise ConfigError(
+            f"rule {rule} does not go with the asynchronous policy{why}; choose the synchronous policy or "
+            f"{' or '.join(name for name, kind in RULES.items() if kind.needs.delays)}"
         )
     if peers and not needs.linear:
         raise ConfigError(

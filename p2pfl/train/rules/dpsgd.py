@@ -21,7 +21,7 @@ class DPSGD:
     """
 
     name: str = "dpsgd"
-    needs: Needs = Needs(mixing="doubly", optimisers=frozenset({"sgd", "momentum", "adam"}), linear=True)
+    needs: Needs = Needs(mixing="doubly", optimisers=frozenset({"sgd", "momentum", "adam"}), linear=True, delays=True)
     channels: tuple[Channel, ...] = (Channel("x", "model"),)
 
     def __init__(self, optimiser: Optimiser) -> None:

@@ -23,6 +23,8 @@ class Needs:
     mixing: Literal["doubly", "tree"]  # "doubly": pi_i w_ij = pi_j w_ji; "tree": a graph without cycles
     optimisers: frozenset[str]
     linear: bool  # ``merge`` adds the pulls and nothing else: a displacement can be taken back later
+    delays: bool = False  # whether edges may be mixed late; ``delays_reason``: why not
+    delays_reason: str = ""
     reason: str = ""  # why an optimiser outside ``optimisers`` is refused
 
 

@@ -28,6 +28,7 @@ class KGT:
         mixing="doubly",
         optimisers=frozenset({"sgd"}),
         linear=True,
+        delays_reason="how its correction reacts to displacements that come late is neither proven nor measured",
         reason="z is the mean gradient only if every local step is lr times a gradient",
     )
     channels: tuple[Channel, ...] = (Channel("x", "model"), Channel("z", "zero"))

@@ -24,7 +24,12 @@ class RelaySGD:
     """
 
     name: str = "relaysgd"
-    needs: Needs = Needs(mixing="tree", optimisers=frozenset({"sgd", "momentum", "adam"}), linear=False)
+    needs: Needs = Needs(
+        mixing="tree",
+        optimisers=frozenset({"sgd", "momentum", "adam"}),
+        linear=False,
+        delays_reason="it counts each site once per round, and a late message would be counted twice or never",
+    )
     channels: tuple[Channel, ...] = (Channel("relay", "zero", per_edge=True),)
 
     def __init__(self, optimiser: Optimiser) -> None:
