@@ -302,7 +302,7 @@ class Bottle:
             charter=self.roster.charter, plan=sha256(plan.encode()), bundle=pack(plan), proposer=self.order[0],
             nonce=bytes(16), initial=sha256(self.initial), initial_size=len(self.initial), channels=channels, seed=1,
             topology=dict(topology or {"kind": "ring"}), rounds=rounds, closing_rounds=closing_rounds,
-            deadline=deadline, patience=60.0,
+            deadline=deadline, patience=60.0, staleness=int(self.settings.get("staleness", 0)),
         )  # fmt: skip
         for site in self.sites.values():
             site.machine = Machine(site.peer_id, self.roster, self.proposal)

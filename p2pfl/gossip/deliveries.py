@@ -150,9 +150,13 @@ class Deliveries:
         self.fetch_due()
         return core
 
-    def _alike(self, origin: PeerId, core: Core) -> bool:
+    def _like_ours(self, core: Core) -> bool:
         """Whether a core was made under the arguments of its round, as this peer knows them."""
-        alike = core.arguments == self.context.arguments_at(core.round)
+        return core.arguments == self.context.arguments_at(core.round)
+
+    def _alike(self, origin: PeerId, core: Core) -> bool:
+        """The same; where not, one of the two lacks the proposer's newest word."""
+        alike = self._like_ours(core)
         if not alike and core.round >= self.context.position[0]:
             self.context.unlike.add(origin)
         return alike
@@ -292,12 +296,26 @@ class Deliveries:
     def fetch_due(self) -> None:
         """Fetch what is held for the round in work and the next one."""
         horizon = self.context.position[0] + LOOK_AHEAD
-        for held in self.incoming.values():
-            alike = held.core.arguments == self.context.arguments_at(held.core.round)
-            if held.content is Content.HELD and held.core.round <= horizon and alike:
-                held.content = Content.FETCHING
-                self.context.emit(Fetch(held.origin, held.digest, held.core, held.wrapped_key, held.inline))
-                held.inline = b""
+        due = [
+            held
+            for held in self.incoming.values()
+            if held.content is Content.HELD and held.core.round <= horizon and self._like_ours(held.core)
+        ]
+        for held in self._newest(due) if self.context.asynchronous(self.context.position[0]) else due:
+            held.content = Content.FETCHING
+            self.context.emit(Fetch(held.origin, held.digest, held.core, held.wrapped_key, held.inline))
+            held.inline = b""
+
+    def _newest(self, due: list[Incoming]) -> list[Incoming]:
+        """Of each origin the newest position, and only if nothing of it is on its way.
+
+        Nobody waits in asynchronous runs: on a slow link all would be fetched beside each other, each of them too late.
+        """
+        busy = {held.origin for held in self.incoming.values() if held.content is Content.FETCHING}
+        newest: dict[PeerId, Position] = {}
+        for held in due:
+            newest[held.origin] = max(newest.get(held.origin, (0, 0)), held.core.position)
+        return [held for held in due if held.origin not in busy and held.core.position == newest[held.origin]]
 
     def received(self, digest: Digest, problem: str | None, again: bool) -> bool:
         """The shell's answer to a Fetch; False if the core is no longer wanted."""
@@ -312,6 +330,8 @@ class Deliveries:
         else:
             held.content = Content.REFUSED
             self.context.refuse(held.origin, problem)
+        if not again and self.context.asynchronous(self.context.position[0]):
+            self.fetch_due()  # the next of this origin had to wait
         return True
 
     def ready(self, origin: PeerId, position: Position) -> dict[str, Digest] | None:

@@ -605,7 +605,7 @@ class Machine:
         context.position = position_of(kept["position"])
         context.missing = {PeerId(peer): (row[0], row[1]) for peer, row in kept["missing"].items()}
         context.gone = {PeerId(peer) for peer in kept["gone"]}
-        context.versions = {round_: version for round_, version in kept["arguments"]}
+        context.versions = dict(kept["arguments"])
         context.arguments = next(reversed(context.versions.values()), 0)
         if kept["training_rounds"] < context.running.rounds:
             context.schedule = context.running_schedule.stopped(kept["training_rounds"])

@@ -1,0 +1,62 @@
+"""Plans with a policy: what may be combined, and the sentence for what may not."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2pfl.errors import PlanError
+from p2pfl.governance.plan_settings import parse_settings
+
+PLAN = """
+[plan]
+name = "points"
+[data]
+tag = "points"
+[topology]
+kind = "{kind}"
+[training]
+rule = "{rule}"
+learning_rate = 0.1
+local_steps = 1
+batch_size = 8
+rounds = 5
+{more}
+"""
+
+
+def text(more: str = "", rule: str = "dpsgd", kind: str = "ring") -> bytes:
+    extra = "\nclusters = 2" if kind == "hierarchical" else ""
+    return PLAN.format(more=more, rule=rule, kind=kind).replace(f'"{kind}"', f'"{kind}"{extra}').encode()
+
+
+def test_a_plan_is_synchronous_unless_it_says_otherwise() -> None:
+    settings = parse_settings(text())
+    assert settings.training.late_rounds == 0
+    assert "staleness" not in settings.session_settings()
+    assert parse_settings(text(rule="kgt", kind="hierarchical")).training.late_rounds == 0
+
+
+@pytest.mark.parametrize(("more", "staleness"), [("", 2), ("staleness = 1", 1), ("staleness = 8", 8)])
+def test_an_asynchronous_plan_tells_worker_and_proposal_its_staleness(more: str, staleness: int) -> None:
+    settings = parse_settings(text(f'policy = "asynchronous"\n{more}'))
+    assert settings.training.late_rounds == settings.session_settings()["staleness"] == staleness
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (text("staleness = 2"), ["staleness", 'policy = "asynchronous"']),
+        (text('policy = "asynchronous"\nstaleness = 0'), ["training.staleness is 0", "1 or more"]),
+        (text('policy = "asynchronous"\nstaleness = 9'), ["training.staleness is 9", "8 or less"]),
+        (text('policy = "asynchronous"\nstaleness = 2.0'), ["training.staleness is 2.0", "whole number"]),
+        (text('policy = "late"'), ["training.policy is 'late'", "asynchronous"]),
+        (text('policy = "asynchronous"', rule="kgt"), ["rule kgt", "neither proven nor measured", "dpsgd"]),
+        (text('policy = "asynchronous"', rule="relaysgd"), ["rule relaysgd", "counted twice"]),
+        (text('policy = "asynchronous"', kind="hierarchical"), ["hierarchical", "once per round", "choose another"]),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_the_reason(source: bytes, words: list[str]) -> None:
+    with pytest.raises(PlanError) as caught:
+        parse_settings(source)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "{" not in str(caught.value), "no dump of the table"
