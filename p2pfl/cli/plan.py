@@ -30,6 +30,10 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 RunName = Annotated[str, typer.Argument(help="The run's id or its beginning.", metavar="RUN")]
 
 
+def _policy(staleness: int) -> str:
+    return f", asynchronous with staleness {staleness}" if staleness else ""
+
+
 @app.command("check")
 def check(
     plan: PlanFolder,
@@ -47,7 +51,7 @@ def check(
         f"hash         {read.digest}",
         f"parameters   {facts['parameters']} of {facts['dtype']}",
         f"training     {read.settings.training.rule}, {read.settings.training.rounds} rounds of "
-        f"{read.settings.training.local_steps} local steps",
+        f"{read.settings.training.local_steps} local steps{_policy(read.settings.training.late_rounds)}",
     ]
     if facts.get("examples") is not None:
         lines.append(
