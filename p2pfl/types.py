@@ -15,6 +15,8 @@ Digest = NewType("Digest", str)
 RunId = NewType("RunId", str)
 """The digest that names a run: over charter, plan, proposer and nonce."""
 
+CATCH_UP_ROUNDS = 16  # a plan's default: the window in which edges settle exactly
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -87,6 +89,7 @@ class StartRecord:
     closing_rounds: int
     deadline: float  # seconds a round waits for a neighbour at most
     staleness: int = 0  # own rounds that an edge may be mixed late; 0: synchronous rounds
+    catch_up_rounds: int = CATCH_UP_ROUNDS  # missed rounds after which a peer keeps its own parameters whole
 
     @property
     def shares(self) -> dict[PeerId, float]:

@@ -31,7 +31,7 @@ from p2pfl.errors import RemoteError
 from p2pfl.gossip import Machine, Proposal, Restored, State, effects, events
 from p2pfl.gossip.messages import TO_ALL, Announcement, Core, Cover, sealing_context
 from p2pfl.train.session import Session
-from p2pfl.types import ChannelSpec, Digest, Member, PeerId, Roster
+from p2pfl.types import CATCH_UP_ROUNDS, ChannelSpec, Digest, Member, PeerId, Roster
 
 QUADRATIC_PLAN = textwrap.dedent(
     '''
@@ -172,6 +172,8 @@ class Site:
                 bottle.after(0.0, self, lambda: self.fetch(effect))
             case effects.Mix():
                 bottle.after(0.0, self, lambda: self.mix(effect))
+            case effects.Adopt():
+                bottle.after(0.0, self, lambda: self.adopt(effect))
             case effects.Forget(edges=edges, cores=cores):
                 self.session.forget([[peer, *position] for peer, position in edges])
                 self.session.drop(list(cores))
@@ -237,11 +239,11 @@ class Site:
             opener = Opener(core.manifest, key, context)
             payload = opener.open(0, effect.inline)
             opener.finish()
-            self.session.receive(effect.digest, core.channel, payload, core.result)
+            self.session.receive(effect.name, core.channel, payload, core.result)
         except RemoteError as error:
-            self.post(events.Received(self.bottle.now, effect.digest, str(error)))
+            self.post(events.Received(self.bottle.now, effect.name, str(error)))
             return
-        self.post(events.Received(self.bottle.now, effect.digest))
+        self.post(events.Received(self.bottle.now, effect.name))
 
     def mix(self, effect: effects.Mix) -> None:
         value = self.session.mix(
@@ -253,6 +255,11 @@ class Site:
             closing=effect.closing,
         )
         self.post(events.Mixed(self.bottle.now, effect.round, effect.step, Digest(value["digest"]), value["distance"]))
+
+    def adopt(self, effect: effects.Adopt) -> None:
+        states = [[state.peer, state.weight, dict(state.cores)] for state in effect.states]
+        value = self.session.adopt(round=effect.round, own=effect.own, states=states)
+        self.post(events.Adopted(self.bottle.now, effect.round, Digest(value["digest"]), value["distance"]))
 
 
 class Bottle:
@@ -268,6 +275,7 @@ class Bottle:
         rounds: int = 3,
         closing_rounds: int = 0,
         deadline: float = 10.0,
+        catch_up_rounds: int = CATCH_UP_ROUNDS,
         lost: Loss = lambda kind, source, target, data: False,
         identities: Sequence[Identity] | None = None,
         roster: Roster | None = None,
@@ -303,6 +311,7 @@ class Bottle:
             nonce=bytes(16), initial=sha256(self.initial), initial_size=len(self.initial), channels=channels, seed=1,
             topology=dict(topology or {"kind": "ring"}), rounds=rounds, closing_rounds=closing_rounds,
             deadline=deadline, patience=60.0, staleness=int(self.settings.get("staleness", 0)),
+            catch_up_rounds=catch_up_rounds,
         )  # fmt: skip
         for site in self.sites.values():
             site.machine = Machine(site.peer_id, self.roster, self.proposal)

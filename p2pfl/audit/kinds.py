@@ -36,6 +36,7 @@ class Kind(StrEnum):
     EQUIVOCATION = "equivocation"
     MIXED = "mixed"
     EDGE_UNSETTLED = "edge_unsettled"
+    CAUGHT_UP = "caught_up"
     ABSENT = "absent"
     ACKNOWLEDGED = "acknowledged"
     STATE_STORED = "state_stored"
@@ -91,6 +92,11 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
         Kind.MIXED: KindNote("the model was mixed over these edges", ("run", "round", "step", "edges", "taken_back")),
         Kind.EDGE_UNSETTLED: KindNote(
             "an edge left the window unsettled: recorded bias", ("run", "peer", "round", "step")
+        ),
+        Kind.CAUGHT_UP: KindNote(
+            "before round, after away rounds without this site: own parameters times own, the rest from states [peer, "
+            "weight, round, core]; distance is the norm of the jump, moved that times the site's share",
+            ("run", "round", "away", "own", "states", "distance", "moved"),
         ),
         Kind.ABSENT: KindNote(
             "a site (without the field peer: this one) takes no part",

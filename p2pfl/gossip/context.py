@@ -18,7 +18,7 @@ from p2pfl.types import PeerId, Roster, StartRecord
 if TYPE_CHECKING:
     from p2pfl.gossip.directives import Directive
 
-FRESH = ("begun", "sent", "mixed", "closed")  # stages at which the worker holds something new
+FRESH = ("begun", "sent", "mixed", "adopted", "closed")  # stages at which the worker holds something new
 NO_CHANGES = "the plan allows no change of arguments; give its plan.toml a table [arguments]"
 ArgumentProblem = Callable[[Mapping[str, int | float]], str | None]
 """What is wrong with new values of arguments under the approved plan; None if nothing is."""
@@ -63,6 +63,7 @@ class Context:
     argument_problem: ArgumentProblem = lambda arguments: NO_CHANGES
     tolerance: float | None = None  # of the consensus distances at the end, as the plan states it; None: not judged
     unlike: set[PeerId] = field(default_factory=set)  # whose messages show another argument version than ours
+    adopt: Callable[[], bool] = lambda: False  # before a round: whether neighbours' states are taken in first
     away_for_good: str | None = None  # why we take no part in the rest of the run
 
     @property
@@ -156,7 +157,7 @@ class Context:
 
     def give_up(self, reason: str) -> None:
         """Take no further part, for a reason that the user must see; the machine states the absence."""
-        for timer in ("deadline", "nudge", "absent", "standing", "few"):
+        for timer in ("deadline", "nudge", "absent", "standing", "few", "states"):
             self.cancel_timer(timer)
         self.away_for_good = reason
         self.state = State.ABSENT

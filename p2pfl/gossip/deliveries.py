@@ -7,7 +7,7 @@ of which core each origin signed for which place (equivocation).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -85,6 +85,7 @@ class Deliveries:
     newest: dict[PeerId, tuple[int, bytes]] = field(default_factory=dict)  # each origin's core of the highest sequence
     decided_until: Position = (0, 0)  # positions below are mixed, or are being mixed
     open_edges: OpenEdges = field(default_factory=OpenEdges)
+    states: dict[PeerId, Incoming] = field(default_factory=dict)  # each neighbour's newest signed parameters
 
     # --- in
 
@@ -125,6 +126,7 @@ class Deliveries:
         newest = self.newest.get(origin)
         if newest is None or newest[0] < core.sequence:
             self.newest[origin] = (core.sequence, announcement.core)
+        self._keep_state(held)
         # only what would be accepted in its own round may say how far its origin is
         window = self.context.position[0] + SETTLING_WINDOW
         self.reached[origin] = max(self.reached.get(origin, (0, 0)), core.position)
@@ -185,6 +187,13 @@ class Deliveries:
                 self._owe(held)
                 if round_ > window:
                     del self.signed[(origin, held.core.key)]
+
+    def _keep_state(self, held: Incoming) -> None:
+        """Also of a round that is over, or far ahead: uncompressed, each model core is a whole state."""
+        known = self.states.get(held.origin)
+        newer = known is None or known.core.sequence < held.core.sequence
+        if newer and held.core.channel == self.context.running.channels[0].name:
+            self.states[held.origin] = replace(held)
 
     def _check_place(self, origin: PeerId, core: Core) -> None:
         start = self.context.running

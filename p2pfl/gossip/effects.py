@@ -84,6 +84,12 @@ class Fetch(Effect):
     core: Core
     wrapped_key: bytes
     inline: bytes
+    key: Digest | None = None  # what the worker keeps it under, and Received names, if not the core's digest
+
+    @property
+    def name(self) -> Digest:
+        """What the worker keeps it under."""
+        return self.key or self.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +116,18 @@ class Mix(Effect):
     corrections: tuple[tuple[PeerId, Position], ...]
     last: bool
     closing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt(Effect):
+    """Before ``round``: own parameters times ``own``, plus the rest times the weighted mean; answer with Adopted.
+
+    ``states`` name their worker keys; their weights sum to 1.
+    """
+
+    round: int
+    own: float
+    states: tuple[Edge, ...]
 
 
 @dataclass(frozen=True, slots=True)

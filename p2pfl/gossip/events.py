@@ -122,6 +122,15 @@ class Mixed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Adopted(Event):
+    """The own parameters took the neighbours' states in before ``round``; ``digest`` is theirs afterwards."""
+
+    round: int
+    digest: Digest
+    distance: float  # Euclidean norm of what they moved by, in parameter units
+
+
+@dataclass(frozen=True, slots=True)
 class Committed(Event):
     """The commit named ``token`` is durable; ``cores`` are the digests of its cores, in their order."""
 

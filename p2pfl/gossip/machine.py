@@ -21,6 +21,7 @@ from p2pfl.errors import (
     StoreError,
 )
 from p2pfl.gossip import events as ev
+from p2pfl.gossip.adopting import Adopting
 from p2pfl.gossip.beat_rate import BeatRate
 from p2pfl.gossip.closing import ClosingPart
 from p2pfl.gossip.context import ArgumentProblem, Context
@@ -110,6 +111,8 @@ class Machine:
         self.context.remember = self._remember
         self.context.too_few = self.presence.too_few
         self.context.never_enough = self.presence.never_enough
+        self.adopting = Adopting(self.context, self.deliveries, self.rounds)
+        self.context.adopt = self.adopting.begin
         self._early: dict[PeerId, list[bytes]] = {}
         self._early_closings: dict[PeerId, bytes] = {}  # by member, so not many
         self._early_standings: dict[PeerId, bytes] = {}
@@ -128,6 +131,7 @@ class Machine:
             ev.Encoded: self._encoded,
             ev.Received: self._received,
             ev.Mixed: self._mixed,
+            ev.Adopted: self._adopted,
             ev.Committed: self._committed,
             ev.Approve: self._approve,
             ev.Pause: self._pause,
@@ -201,8 +205,9 @@ class Machine:
         context = self.context
         if context.start is None:
             early = self._early.setdefault(event.peer, [])
-            if context.roster.member(event.peer) is not None and len(early) < EARLY_LIMIT:
+            if context.roster.member(event.peer) is not None:
                 early.append(event.data)
+                del early[:-EARLY_LIMIT]  # one that joins late needs the newest
             return
         if context.away_for_good:
             context.counters["while absent"] += 1
@@ -309,6 +314,8 @@ class Machine:
             self.rounds.collect()
         elif context.state is State.CLOSING:
             self.closing.finish_when_settled()
+        elif context.state is State.CATCHING_UP:
+            self.adopting.look()
         elif (
             context.state is State.ABSENT and not context.away_for_good and self.rounds.horizon() > context.position[0]
         ):
@@ -364,6 +371,8 @@ class Machine:
             self.closing.finish_when_settled()
         elif event.name == "completion" and context.state is State.DONE:
             self.closing.check_complete(late=True)
+        elif event.name == "states" and context.state is State.CATCHING_UP:
+            self.adopting.patience_over()
         elif event.name == "standing":
             self.returning.patience_over()
             self.closing.state_absence()
@@ -429,6 +438,13 @@ class Machine:
         self._in_work(event.round, event.step)
         self.rounds.mixed(event)
 
+    def _adopted(self, event: ev.Adopted) -> None:
+        if self.context.state in OUT_OF_ROUNDS:
+            return
+        if self.adopting.asked is None or self.adopting.asked.round != event.round:
+            raise IllegalStep("no states are being taken in")
+        self.adopting.adopted(event)
+
     def _in_work(self, round_: int, step: int) -> None:
         if (round_, step) != self.context.position:
             raise IllegalStep(f"round {round_}, step {step} is not in work; {self.context.position} is")
@@ -436,6 +452,8 @@ class Machine:
     def _received(self, event: ev.Received) -> None:
         if self.context.start is None:
             raise IllegalStep("nothing was to be fetched before the run began")
+        if self.adopting.received(event):
+            return
         held = self.deliveries.incoming.get(event.core)
         if self.deliveries.received(event.core, event.problem, event.again):
             if held is not None:
@@ -457,7 +475,7 @@ class Machine:
             self.rounds.committed(event.cores)
         elif name == "mixed":
             self.deliveries.acknowledge()
-        elif name == "caught-up" and context.state is State.CATCHING_UP and self.returning.stage is None:
+        elif name in ("caught-up", "adopted") and context.state is State.CATCHING_UP and self.returning.stage is None:
             if context.pause_wanted:
                 context.state = State.PAUSED
             else:
@@ -487,7 +505,7 @@ class Machine:
         context.commit("begun", stage="begun")
         self._hear_early()
         if context.state is State.PROPOSING and not self.returning.signed_before(self._early_standings):
-            self.rounds.enter(0)
+            self.returning.join()
         early, self._early = self._early, {}
         for peer, announcements in early.items():
             for data in announcements:

@@ -47,6 +47,7 @@ MAX_ROUNDS = 1_000_000
 MAX_STEPS = 16  # mixings inside one round; hierarchical schedules need 2
 MAX_PARTICIPANTS = 64  # DESIGN: consortia of some 2 to 50 hospitals
 SETTLING_WINDOW = 16  # rounds an edge stays listed (DESIGN "Flows settle")
+MAX_CATCH_UP_ROUNDS = 1000  # of a plan's `catch_up_rounds`; at that, a peer keeps its own parameters whole
 MAX_TEXT = 400
 
 TO_ALL = "all"

@@ -175,6 +175,14 @@ class Returning:
             self._skip()
         return context.state is not State.PROPOSING
 
+    def join(self) -> None:
+        """The first round, or the one that the others are in already."""
+        horizon, total = self.rounds.horizon(), self.context.running_schedule.total
+        if horizon > 0:
+            self.rounds.catch_up(0, min(horizon + 1, total), reason="the run has begun without this peer")
+        else:
+            self.rounds.enter(0)
+
     def go_on_when_told(self, *, late: bool = False) -> None:
         """Once every neighbour of the run has told its standing, or they had the time to."""
         if self.stage is None or self.context.state is not State.CATCHING_UP:

@@ -53,6 +53,7 @@ class Rounds:
     missed: Counter[PeerId] = field(default_factory=Counter)  # deadlines in a row each neighbour let pass
     biased: int = 0
     chases: int = 0  # how often in a row the others were caught up with, and nobody mixed with
+    finished: int = -1  # the last round that was done to its end here, with whoever was there
     pace: Pace = field(default_factory=Pace)
     due: dict[PeerId, float] = field(default_factory=dict)  # until when each awaited neighbour is waited for
     loss: float | None = None
@@ -292,6 +293,7 @@ class Rounds:
         self._forget_settled()
         last = step == context.own_steps(round_)[-1]
         self.rounds_done += last
+        self.finished = round_ if last else self.finished
         if last and context.running_schedule.round(round_).training:
             self.contributed[context.me].add(round_)
         context.commit(f"mixed:{round_}:{step}", stage="mixed")
@@ -345,7 +347,7 @@ class Rounds:
             self._pause_until(context.few)
             return
         if context.asynchronous(round_):
-            if not OnArrival(self).skip_to_closing(round_):
+            if not OnArrival(self).skip_to_closing(round_) and not context.adopt():
                 self.enter(round_)
             return
         horizon = self.horizon()
@@ -356,7 +358,7 @@ class Rounds:
         if horizon > round_ and round_ < context.running_schedule.total:
             self.chases += 1
             self.catch_up(round_, target)
-        else:
+        elif not context.adopt():
             self.enter(round_)
 
     def _pause_until(self, why: str) -> None:
@@ -527,6 +529,7 @@ class Rounds:
             "contributed": {peer: [list(item) for item in rounds.ranges] for peer, rounds in self.contributed.items()},
             "missed": dict(self.missed),
             "biased": self.biased,
+            "finished": self.finished,
             "loss": self.loss,
             "digest": self.digest,
             "distance": self.distance,
@@ -543,6 +546,7 @@ class Rounds:
         self.last_mixed = {PeerId(peer): round_ for peer, round_ in kept["last_mixed"].items()}
         for peer, ranges in kept["contributed"].items():
             self.contributed[PeerId(peer)] = RoundSet([position_of(item) for item in ranges])
+        self.finished = kept["finished"]
         self.missed = Counter({PeerId(peer): count for peer, count in kept["missed"].items()})
         self.loss, self.distance = kept["loss"], kept["distance"]
         self.digest = None if kept["digest"] is None else Digest(kept["digest"])

@@ -27,6 +27,7 @@ from p2pfl.gossip.contributions import RANGES, Range
 from p2pfl.gossip.messages import (
     DIRECT_LIMIT,
     FLOOD_LIMIT,
+    MAX_CATCH_UP_ROUNDS,
     MAX_PARTICIPANTS,
     MAX_ROUNDS,
     MAX_TEXT,
@@ -38,7 +39,7 @@ from p2pfl.gossip.messages import (
     encode_edge_list,
     run_id,
 )
-from p2pfl.types import ChannelSpec, Digest, Participant, PeerId, RunId, StartRecord
+from p2pfl.types import CATCH_UP_ROUNDS, ChannelSpec, Digest, Participant, PeerId, RunId, StartRecord
 
 MAX_BUNDLE = 256 * 1024  # bytes of plan code and settings; a plan is a few hundred lines
 MAX_INITIAL = 2**32  # bytes of the initial parameters' file
@@ -67,6 +68,7 @@ class Proposal:
     deadline: float
     patience: float  # seconds the proposer waits for approvals
     staleness: int = 0  # own rounds that an edge may be mixed late; 0: synchronous rounds
+    catch_up_rounds: int = CATCH_UP_ROUNDS
 
     @property
     def run(self) -> RunId:
@@ -92,6 +94,7 @@ class Proposal:
                 "deadline": self.deadline,
                 "patience": self.patience,
                 "staleness": self.staleness,
+                "catch_up_rounds": self.catch_up_rounds,
             }
         )
 
@@ -112,6 +115,7 @@ class Proposal:
             closing_rounds=self.closing_rounds,
             deadline=self.deadline,
             staleness=self.staleness,
+            catch_up_rounds=self.catch_up_rounds,
         )
 
 
@@ -131,6 +135,7 @@ _PROPOSAL_FIELDS: dict[str, type | tuple[type, ...]] = {
     "deadline": float,
     "patience": float,
     "staleness": int,
+    "catch_up_rounds": int,
 }
 
 
@@ -152,6 +157,8 @@ def open_proposal(data: bytes, verify: Verify = verify_signature) -> tuple[Envel
         raise LimitExceeded("proposal: rounds or closing rounds out of range")
     if not 0 <= fields["staleness"] <= MAX_STALENESS:
         raise LimitExceeded(f"proposal: staleness must be 0 (synchronous) to {MAX_STALENESS} rounds")
+    if not 1 <= fields["catch_up_rounds"] <= MAX_CATCH_UP_ROUNDS:
+        raise LimitExceeded(f"proposal: catch_up_rounds must be between 1 and {MAX_CATCH_UP_ROUNDS}")
     for name, top in (("deadline", MAX_DEADLINE), ("patience", 30 * MAX_DEADLINE)):
         if not (math.isfinite(fields[name]) and 0 < fields[name] <= top):
             raise LimitExceeded(f"proposal: {name} must be between 0 and {top:.0f} seconds")

@@ -8,7 +8,7 @@ States of one peer in one run:
     collecting    waiting for the neighbours' messages, until the round's deadline at most
     mixing        the worker mixes what came
     absent        takes no part in this round (training failed), or in the rest of the run (restart, not a participant)
-    catching up   the others are further; the skipped rounds are being written down
+    catching up   the others are further; skipped rounds are written down, neighbours' states are taken
     paused        the user stopped the peer between two rounds
     closing       the last rounds settle, the closing statement is written
     done          the own statement is out; late neighbours are still answered
@@ -132,6 +132,7 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
             events.TrainingFailed: _stay(_S.ABSENT),
             events.Encoded: _stay(_S.ABSENT),
             events.Mixed: _stay(_S.ABSENT),
+            events.Adopted: _stay(_S.ABSENT),
             events.Pause: _stay(_S.ABSENT),
             events.Resume: _stay(_S.ABSENT),
             events.Leave: _stay(_S.ABSENT),
@@ -142,6 +143,7 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
         _S.CATCHING_UP,
         {
             events.Committed: _stay(_S.CATCHING_UP, _S.CLOSING, _S.PAUSED, *_ROUND_START),
+            events.Adopted: _stay(_S.CATCHING_UP),
             # back from a restart: the last neighbour's word, or the end of the patience for it
             events.Resumed: _BACK,
             events.StatementReceived: _BACK | {_S.ABSENT, _S.DONE},
@@ -180,6 +182,7 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
             events.TrainingFailed: _stay(_S.DONE),
             events.Encoded: _stay(_S.DONE),
             events.Mixed: _stay(_S.DONE),
+            events.Adopted: _stay(_S.DONE),
         },
     ),
 }

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from p2pfl.errors import PlanError
 from p2pfl.governance.topologies import DEFAULT_TOPOLOGY, topology_problem
+from p2pfl.types import CATCH_UP_ROUNDS
 
 TOML_LIMIT = 64 * 1024  # bytes; the longest list of edges (2016 pairs) takes 24 KiB
 TAG_FORM = "1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
@@ -24,6 +25,7 @@ NO_DELAYS = {
     "relaysgd": "it counts each site once per round, and a late message would be counted twice or never",
 }
 MAX_DEADLINE = 24 * 3600.0  # seconds; gossip refuses more: nobody waits longer than a day for one round
+MAX_CATCH_UP_ROUNDS = 1000  # gossip refuses more
 
 _TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SHOWN = 60  # characters of a wrong value that an error repeats
@@ -96,6 +98,7 @@ class TrainingTable(_Table):
     dtype: Literal["float32", "float64"] = "float32"
     batch_norm: Literal["private", "shared"] | None = None
     buffers: Literal["exclude", "share"] | None = None
+    catch_up_rounds: int = Field(default=CATCH_UP_ROUNDS, ge=1, le=MAX_CATCH_UP_ROUNDS)
     deadline: float = Field(default=30.0, gt=0, le=MAX_DEADLINE)  # seconds a round waits for a neighbour at most
     policy: Literal["synchronous", "asynchronous"] = "synchronous"
     staleness: Annotated[int, Field(ge=1, le=MAX_STALENESS)] | None = None  # own rounds; only if asynchronous

@@ -182,6 +182,8 @@ class Runner:
                 self._spawn(self._fetch(effect))
             case effects.Mix():
                 self._spawn(self._mix(effect))
+            case effects.Adopt():
+                self._spawn(self._adopt(effect))
             case effects.Forget():
                 self._spawn(self._forget(effect))
             case effects.Begin(start=start):
@@ -319,6 +321,11 @@ class Runner:
             events.Mixed(self.now(), effect.round, effect.step, Digest(value["digest"]), float(value["distance"]))
         )
 
+    async def _adopt(self, effect: effects.Adopt) -> None:
+        states = [[state.peer, state.weight, dict(state.cores)] for state in effect.states]
+        value = await self._call("adopt", round=effect.round, own=effect.own, states=states)
+        self.post(events.Adopted(self.now(), effect.round, Digest(value["digest"]), float(value["distance"])))
+
     async def _forget(self, effect: effects.Forget) -> None:
         if self.worker is None:
             return
@@ -448,15 +455,15 @@ class Runner:
         core = effect.core
         try:
             payload = await self._open(effect)
-            await self._call("receive", key=effect.digest, channel=core.channel, payload=payload, result=core.result)
+            await self._call("receive", key=effect.name, channel=core.channel, payload=payload, result=core.result)
         except RemoteError as error:
-            self.post(events.Received(self.now(), effect.digest, str(error)))
+            self.post(events.Received(self.now(), effect.name, str(error)))
             return
         except (LinkError, TimeoutError) as error:
-            self.post(events.Received(self.now(), effect.digest, f"couldn't fetch: {error}", again=True))
+            self.post(events.Received(self.now(), effect.name, f"couldn't fetch: {error}", again=True))
             return
         self.timings.fetching += self.now() - started
-        self.post(events.Received(self.now(), effect.digest))
+        self.post(events.Received(self.now(), effect.name))
 
     async def _open(self, effect: effects.Fetch) -> bytes:
         assert self.keys.prekey is not None

@@ -380,6 +380,7 @@ class Runs:
             initial_size=len(initial), channels=channels, seed=seed, topology=graph, rounds=rounds,
             closing_rounds=training.closing_rounds, deadline=float(training.deadline), patience=float(patience),
             staleness=training.late_rounds,
+            catch_up_rounds=training.catch_up_rounds,
         )  # fmt: skip
         return proposal, initial
 

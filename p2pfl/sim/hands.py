@@ -64,6 +64,8 @@ def _with_worker(site: Site, effect: effects.Effect) -> None:
             _worker(site, handling, lambda: _encode(site, effect))
         case effects.Mix():
             _worker(site, handling, lambda: _mix(site, effect))
+        case effects.Adopt():
+            _worker(site, handling, lambda: _adopt(site, effect))
         case effects.Forget(edges=edges, cores=cores):
             if edges:
                 _worker(site, 0.0, lambda: site.trainer.forget([[peer, *place] for peer, place in edges]))
@@ -151,6 +153,12 @@ def _mix(site: Site, effect: effects.Mix) -> None:
     site.post(events.Mixed(site.now, effect.round, effect.step, Digest(value["digest"]), float(value["distance"])))
 
 
+def _adopt(site: Site, effect: effects.Adopt) -> None:
+    states = [[state.peer, state.weight, dict(state.cores)] for state in effect.states]
+    value = site.trainer.adopt(round=effect.round, own=effect.own, states=states)
+    site.post(events.Adopted(site.now, effect.round, Digest(value["digest"]), float(value["distance"])))
+
+
 def _fetch(site: Site, effect: effects.Fetch) -> None:
     if effect.inline:
         site.work(0.0, lambda: _receive(site, effect, [effect.inline]))
@@ -167,7 +175,7 @@ def _fetch(site: Site, effect: effects.Fetch) -> None:
         if problem is None:
             site.work(0.0, lambda: _receive(site, effect, chunks))
         else:
-            site.post(events.Received(site.now, effect.digest, f"couldn't fetch: {problem}", again=True))
+            site.post(events.Received(site.now, effect.name, f"couldn't fetch: {problem}", again=True))
 
     site.world.network.pull(site.number, origin.number, read, site.guarded(done))
 
@@ -179,12 +187,12 @@ def _receive(site: Site, effect: effects.Fetch, chunks: list[bytes]) -> None:
     context = sealing_context(core.run, effect.peer, core.position, core.channel, core.recipient)
     try:
         payload = site.world.kit.open(core.manifest, effect.wrapped_key, site.prekey[0], context, chunks)
-        site.trainer.receive(key=effect.digest, channel=core.channel, payload=payload, result=core.result)
+        site.trainer.receive(key=effect.name, channel=core.channel, payload=payload, result=core.result)
     except RemoteError as error:
-        site.post(events.Received(site.now, effect.digest, str(error)))
+        site.post(events.Received(site.now, effect.name, str(error)))
         return
     except P2PFLError as error:
         site.problems.append(f"{error}")
         site.post(events.Leave(site.now, f"{error}"))
         return
-    site.post(events.Received(site.now, effect.digest))
+    site.post(events.Received(site.now, effect.name))

@@ -22,6 +22,7 @@ from torch import Tensor
 from p2pfl.crypto import pack, sha256, unpack
 from p2pfl.errors import IllegalStep, MalformedMessage
 from p2pfl.sim.draws import raw
+from p2pfl.train.adopting import adopt, read_states
 from p2pfl.train.exchange import Exchange, read_edges
 from p2pfl.train.model_files import vector_digest
 
@@ -67,6 +68,10 @@ class Trainer(Protocol):
         last: bool, closing: bool,
     ) -> dict[str, Any]:  # fmt: skip
         """Mix; "digest" and "distance"."""
+        ...
+
+    def adopt(self, round: int, own: float, states: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """Take neighbours' states in; "digest" and "distance"."""
         ...
 
     def digest(self) -> str:
@@ -117,6 +122,7 @@ class StubTraining:
         self.seed, self.site, self.size, self.staleness = seed, site, size, staleness
         self.displacements: dict[int, Tensor] = {}  # round -> what the local step added, as far as it is in x
         self.start = torch.zeros(size, dtype=torch.float64)
+        self.jumped = torch.zeros(size, dtype=torch.float64)  # what catching up moved x by, measured
         self._x: Tensor | None = None
         self._run = b""
         self._exchange = self._new_exchange()
@@ -136,8 +142,8 @@ class StubTraining:
         return len(self._exchange._kept)
 
     def expected(self) -> Tensor:
-        """x_0 plus the own displacements: what this site put into the sum."""
-        total = self.start.clone()
+        """x_0 plus the own displacements and jumps: what this site put into the sum."""
+        total = self.start + self.jumped
         for _, value in sorted(self.displacements.items()):
             total += value
         return total
@@ -152,7 +158,7 @@ class StubTraining:
             raise MalformedMessage(f"initial vector of {len(initial)} bytes where {8 * self.size} were agreed")
         self.start = _vector(initial)
         self._x, self._run = self.start.clone(), run
-        self.displacements = {}
+        self.displacements, self.jumped = {}, torch.zeros_like(self.start)
         self._exchange = self._new_exchange()
         self._trained, self._encoded = None, None
         return [{"name": CHANNEL, "size": 8 * self.size, "base": vector_digest(self.start)}]
@@ -217,6 +223,17 @@ class StubTraining:
             self._trained = None
         return {"digest": self.digest(), "distance": distance}
 
+    def adopt(self, round: int, own: float, states: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """As Session.adopt."""
+        named = read_states(states, float(own), CHANNEL)
+        found = self._exchange.take([(state.channel, state.key) for state in named])
+        before = self.vector
+        self._x = adopt(before, float(own), [(state.weight, m) for state, m in zip(named, found, strict=True)])
+        self.jumped = self.jumped + (self._x - before)
+        self._exchange.start_round()
+        self._trained = None
+        return {"digest": self.digest(), "distance": float(torch.linalg.vector_norm(self._x - before))}
+
     def digest(self) -> str:
         """SHA-256 of the own vector."""
         return vector_digest(self.vector)
@@ -231,6 +248,7 @@ class StubTraining:
                 "run": self._run,
                 "x": _bytes(self.vector),
                 "start": _bytes(self.start),
+                "jumped": _bytes(self.jumped),
                 "steps": [[round_, _bytes(value)] for round_, value in self.displacements.items()],
                 "kept": [[*tag, [[name, _bytes(v)] for name, v in row.items()]] for tag, row in exchange._kept.items()],
                 "own": [[name, _bytes(value)] for name, value in exchange._own.items()],
@@ -251,7 +269,7 @@ class StubTraining:
         if value["run"] != run:
             raise MalformedMessage("a checkpoint belongs to another run; it cannot be used")
         self.begin(initial, run, key, share)
-        self._x, self.start = _vector(value["x"]), _vector(value["start"])
+        self._x, self.start, self.jumped = (_vector(value[name]) for name in ("x", "start", "jumped"))
         self.displacements = {round_: _vector(row) for round_, row in value["steps"]}
         exchange = self._exchange
         exchange._kept = {

@@ -27,7 +27,7 @@ from p2pfl.sim.trace import Trace
 from p2pfl.sim.training import StubTraining, Trainer
 from p2pfl.sim.triggers import Triggers, When
 from p2pfl.topology import build_graph
-from p2pfl.types import ChannelSpec, Digest, PeerId, Roster
+from p2pfl.types import CATCH_UP_ROUNDS, ChannelSpec, Digest, PeerId, Roster
 from p2pfl.types import Member as RosterMember
 
 KITS: Mapping[str, type[CheapKit] | type[RealKit]] = {"cheap": CheapKit, "real": RealKit}
@@ -60,6 +60,7 @@ class VirtualConsortium:
         samples: Sequence[int] | None = None,
         deadline: float = 30.0,
         patience: float = 60.0,
+        catch_up_rounds: int = CATCH_UP_ROUNDS,
         approve_after: float = 0.5,
         local_steps: int = 1,
         staleness: int = 0,
@@ -88,12 +89,18 @@ class VirtualConsortium:
         self.numbers = {peer: number for number, peer in enumerate(self.peers)}
         self.roster = _roster(self.peers, minimum_contributors)
         spec = {"kind": topology} if isinstance(topology, str) else dict(topology)
-        self.proposal, self.initial = self._propose(spec, rounds, closing_rounds, deadline, patience)
+        self.proposal, self.initial = self._propose(spec, rounds, closing_rounds, deadline, patience, catch_up_rounds)
         self.sites = self._sites(samples, folder)
         self._wire(spec if linked == "graph" else {"kind": "full"})
 
     def _propose(
-        self, topology: dict[str, Any], rounds: int, closing_rounds: int, deadline: float, patience: float
+        self,
+        topology: dict[str, Any],
+        rounds: int,
+        closing_rounds: int,
+        deadline: float,
+        patience: float,
+        catch_up_rounds: int,
     ) -> tuple[Proposal, bytes]:
         trainer = self.new_trainer(0)
         initial = trainer.initial(self.seed)
@@ -105,6 +112,7 @@ class VirtualConsortium:
             initial_size=len(initial), channels=channels, seed=self.seed % 2**31, topology=topology,
             rounds=rounds, closing_rounds=closing_rounds, deadline=float(deadline), patience=float(patience),
             staleness=self.staleness,
+            catch_up_rounds=catch_up_rounds,
         )  # fmt: skip
         return proposal, initial
 

@@ -131,6 +131,13 @@ class Exchange:
         for key in keys:
             self._received.pop(key, None)
 
+    def take(self, named: Sequence[tuple[str, str]]) -> list[Tensor]:
+        """The received messages [S] of these (channel, key), which are gone then. Raises IllegalStep first."""
+        for place, (channel, key) in enumerate(named):
+            if key not in self._received or self._received[key].channel != channel or (channel, key) in named[:place]:
+                raise IllegalStep(f"no message of channel {channel} under {key!r}; receive it first, take it once")
+        return [self._received.pop(key).value for _, key in named]
+
     def forget(self, tags: Sequence[Tag]) -> None:
         """These edges are settled: both ends counted them, so their displacements stay."""
         for tag in tags:

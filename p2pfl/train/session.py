@@ -16,6 +16,7 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError, DataError, IllegalStep, PlanError
 from p2pfl.train import checkpoints, model_files
+from p2pfl.train.adopting import adopt, read_states
 from p2pfl.train.checkpoints import Checkpoint
 from p2pfl.train.checks import plan_problems
 from p2pfl.train.exchange import Exchange, read_edges, tag_of
@@ -238,6 +239,26 @@ class Session:
             self._state, self._x = self._rule.merge(self._state, x, context, PeerInbox(pulls))
             self._trained = None
         return {"digest": self.digest(), "distance": distance}
+
+    def adopt(self, round: int, own: float, states: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """Before ``round``, after rounds without this site: own x + (1 - own) sum_j weight_j m_j.
+
+        ``states`` (origin, weight, {channel: key}) name received messages of the model channel; their weights sum to
+        1. Private buffers and the rule's state stay; a local training that was not mixed stays in x. Returns the
+        digest of the own parameters and the Euclidean norm of what they moved by. Raises IllegalStep, with nothing
+        changed, for an unknown key, weights out of range, or a rule whose state does not allow it.
+        """
+        x, exchange = self._begun()
+        if not self._rule.needs.adopts:
+            raise IllegalStep(f"{self._rule.name} cannot go on from other sites' parameters; start a new run")
+        named = read_states(states, float(own), self._model_channel)
+        found = exchange.take([(state.channel, state.key) for state in named])
+        before = self._layout.select_shared(x)
+        moved = adopt(before, float(own), [(state.weight, m) for state, m in zip(named, found, strict=True)])
+        self._x = self._layout.replace_shared(x, moved)
+        exchange.start_round()
+        self._trained = None
+        return {"digest": self.digest(), "distance": float(torch.linalg.vector_norm(moved - before))}
 
     def evaluate(self, part: str) -> dict[str, float]:
         """The plan's metrics of the current model on "train" or "test", with "loss" and "examples"."""

@@ -26,7 +26,7 @@ from p2pfl.train.frames import read_frame, write_frame
 
 OPERATIONS = frozenset(
     {
-        "begin", "check", "describe", "digest", "drop", "encode", "evaluate", "forget", "initial",
+        "adopt", "begin", "check", "describe", "digest", "drop", "encode", "evaluate", "forget", "initial",
         "load_data", "mix", "receive", "restore", "result", "save", "train",
     }
 )  # fmt: skip

@@ -160,6 +160,7 @@ def cases(world: Bottle, machine: Machine) -> Iterator[tuple[str, events.Event]]
     for timer in (
         "approvals",
         "deadline",
+        "states",
         "nudge",
         "absent",
         "ask",
@@ -185,6 +186,7 @@ def cases(world: Bottle, machine: Machine) -> Iterator[tuple[str, events.Event]]
         yield "received, world failed", events.Received(now, fetching, "link lost", again=True)
     yield "mixed", events.Mixed(now, here, 0, sha256(b"m"), 0.1)
     yield "mixed, other round", events.Mixed(now, here + 7, 0, sha256(b"m"), 0.1)
+    yield "adopted", events.Adopted(now, here, sha256(b"a"), 0.1)
     for token in (
         "approved",
         "start-signed",

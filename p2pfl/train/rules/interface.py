@@ -25,6 +25,7 @@ class Needs:
     linear: bool  # ``merge`` adds the pulls and nothing else: a displacement can be taken back later
     delays: bool = False  # whether edges may be mixed late; ``delays_reason``: why not
     delays_reason: str = ""
+    adopts: bool = True  # the state stays right when x moves to what other sites have (catching up)
     reason: str = ""  # why an optimiser outside ``optimisers`` is refused
 
 

@@ -28,6 +28,7 @@ class RelaySGD:
         mixing="tree",
         optimisers=frozenset({"sgd", "momentum", "adam"}),
         linear=False,
+        adopts=False,
         delays_reason="it counts each site once per round, and a late message would be counted twice or never",
     )
     channels: tuple[Channel, ...] = (Channel("relay", "zero", per_edge=True),)
