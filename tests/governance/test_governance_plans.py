@@ -44,6 +44,7 @@ def test_settings_and_their_defaults() -> None:
     assert settings.topology_spec() == {"kind": "hierarchical", "clusters": 2}
     training = settings.training
     assert (training.rounds, training.closing_rounds, training.deadline) == (20, 5, 30.0)
+    assert training.catch_up_rounds == 16
     assert settings.session_settings() == {
         "rule": "kgt",
         "optimiser": {"name": "sgd"},
@@ -116,6 +117,8 @@ BAD = [
     ("batch_size = 32", "batch_size = -1", ["training.batch_size is -1", "1 or more"]),
     ("rounds = 20", "rounds = 1000000", ["training.rounds is 1000000", "100000 or less"]),
     ("rounds = 20", "rounds = 20\nclosing_rounds = -1", ["training.closing_rounds is -1", "0 or more"]),
+    ("rounds = 20", "rounds = 20\ncatch_up_rounds = 0", ["training.catch_up_rounds is 0", "1 or more"]),
+    ("rounds = 20", "rounds = 20\ncatch_up_rounds = 1001", ["training.catch_up_rounds is 1001", "1000 or less"]),
     ("rounds = 20", "rounds = 20\ndeadline = 0", ["training.deadline is 0", "above 0"]),
     ("rounds = 20", "rounds = 20\ndeadline = 1e6", ["training.deadline", "86400.0 or less"]),
     (
