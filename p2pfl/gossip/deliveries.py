@@ -132,7 +132,7 @@ class Deliveries:
         self.reached[origin] = max(self.reached.get(origin, (0, 0)), core.position)
         self.believe(origin, core.round)
         if self.context.asynchronous(self.context.position[0]):
-            self._drop_overtaken(origin, core.round)
+            self._drop_overtaken(origin, self.reached[origin][0])
         elif core.round > window:
             # its delta is of no use here, but it is there: the rounds it is ahead of us are caught up only with it
             if self.context.missing.pop(origin, None) is not None:

@@ -102,11 +102,29 @@ class TrainingTable(_Table):
     deadline: float = Field(default=30.0, gt=0, le=MAX_DEADLINE)  # seconds a round waits for a neighbour at most
     policy: Literal["synchronous", "asynchronous"] = "synchronous"
     staleness: Annotated[int, Field(ge=1, le=MAX_STALENESS)] | None = None  # own rounds; only if asynchronous
+    steps_range: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None  # what sites may choose from
 
     @property
     def late_rounds(self) -> int:
         """Own rounds that an edge may be mixed late; 0 in synchronous runs."""
         return 0 if self.policy == "synchronous" else self.staleness or DEFAULT_STALENESS
+
+    @property
+    def allowed_steps(self) -> tuple[int, int]:
+        """The fewest and the most local steps that a site may take in a round."""
+        low, high = self.steps_range or (self.local_steps, self.local_steps)
+        return low, high
+
+    @model_validator(mode="after")
+    def _range_fits(self) -> TrainingTable:
+        if self.steps_range is not None and self.policy == "synchronous":
+            raise ValueError(
+                'steps_range is for policy = "asynchronous" only: in synchronous rounds all sites take local_steps'
+            )
+        low, high = self.allowed_steps
+        if not low <= self.local_steps <= high:
+            raise ValueError(f"steps_range is {self.steps_range}; write [fewest, most] with local_steps between them")
+        return self
 
     @model_validator(mode="after")
     def _policy_fits(self) -> TrainingTable:

@@ -33,6 +33,7 @@ class HomeSettings(BaseModel):
     listen: str | None = None  # a multiaddr such as /ip4/10.1.2.3/tcp/4101; absent: no listening port
     tell: list[str] | None = Field(default=None, max_length=8)  # addresses for partners: a forwarded port, a name
     discover: str | None = None  # IPv4 of the interface for zeroconf; absent: no discovery
+    local_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)  # in asynchronous runs whose plan allows it
     webrtc: WebRtcSettings = WebRtcSettings()
 
     def to_toml(self) -> str:
@@ -48,6 +49,8 @@ class HomeSettings(BaseModel):
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')

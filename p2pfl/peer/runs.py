@@ -37,7 +37,7 @@ from p2pfl.gossip.statements import Approval
 from p2pfl.gossip.table import State
 from p2pfl.governance import Plan, plan_from_bundle
 from p2pfl.peer.home import Home
-from p2pfl.peer.plan_checks import ready_worker
+from p2pfl.peer.plan_checks import local_steps_of, ready_worker
 from p2pfl.peer.restore import RestoredRun, restored_run
 from p2pfl.peer.runner import FLOOD, RunKeys, Runner, Services
 from p2pfl.peer.states import States, StoredState
@@ -222,8 +222,7 @@ class Runs:
             argument_problem=plan.settings.argument_problem,
             tolerance=plan.settings.training.tolerance,
         )
-        keys = RunKeys(local_steps=plan.settings.training.local_steps)
-        runner = Runner(machine, self._services, keys, States(folder / "state"))
+        runner = Runner(machine, self._services, RunKeys(), States(folder / "state"))
         for digest, announcement in restored.announcements if restored else ():
             runner.restore_announcement(digest, announcement)
         for digest, _, waiting in restored.state.outgoing if restored else ():
@@ -427,6 +426,7 @@ class Runs:
         runner.worker = worker
         runner.keys.prekey = self._prekey(run)
         runner.keys.initial = initial
+        runner.keys.local_steps = local_steps_of(self.plans[run], self._home)
         runner.keys.examples = facts["train"]
         runner.keys.has_test = facts["test"] > 0
         runner.keys.sampling = self._services.identity.derive("p2pfl sampling", bytes.fromhex(run))

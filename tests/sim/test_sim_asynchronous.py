@@ -12,6 +12,8 @@ from matrix import FAULTS, FORGETFUL, HOSTILE, Case, Played, cases, play
 from test_sim_matrix import WORKERS, _one_thread, told
 
 from p2pfl.gossip import State
+from p2pfl.gossip.messages import SETTLING_WINDOW
+from p2pfl.gossip.statements import MAX_STALENESS
 from p2pfl.sim import At, ComputeModel, Crash, InState, LinkModel, Loss, VirtualConsortium, training
 
 ROUNDS = 40
@@ -81,6 +83,19 @@ def test_sites_of_any_speed_settle(factors: dict[int, float]) -> None:
     assert world.settled() and world.imbalance() < 1e-12
     record = world.machines[0].closing.record()
     assert all(record[peer]["rounds"] >= 2 for peer in world.peers)
+
+
+def test_a_very_slow_site_keeps_only_what_it_can_still_mix() -> None:
+    """A hundred rounds of two neighbours come in while it trains once; it refuses none of them, and holds few."""
+    world = world_of("ring", slow=150.0, rounds=200)
+    world.begin()
+    world.run(lambda: world.machines[0].context.position[0] >= 100, limit_seconds=1000)
+    slow = world.machines[SLOW]
+    assert slow.context.position[0] == 0 and slow.state is State.TRAINING
+    assert max(slow.deliveries.reached.values()) >= (99, 0)
+    assert len(slow.deliveries.incoming) <= 2 * (MAX_STALENESS + 4)
+    assert len(slow.deliveries.signed) <= 2 * (SETTLING_WINDOW + MAX_STALENESS + 4)
+    assert not world.entries(SLOW, "refused")
 
 
 def test_every_edge_is_mixed_once_and_within_the_own_newest_rounds() -> None:
