@@ -186,6 +186,10 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
         ),
         Kind.MIXED: _mixed,
         Kind.EDGE_UNSETTLED: lambda w: f"edge with {w.peer()} stays unsettled, {w.place()}",
+        Kind.CAUGHT_UP: lambda w: (
+            f"took in {w.count('states')} neighbours' states after {w['away']} rounds away, {w.place()}; "
+            f"own weight {w['own']}"
+        ),
         Kind.ABSENT: _absent,
         Kind.ACKNOWLEDGED: lambda w: f"{w.peer()} acknowledged {w.count('cores')} deltas",
         Kind.STATE_STORED: lambda w: f"state stored for a restart ({w['stage']}), {w.place()}",
