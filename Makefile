@@ -27,8 +27,12 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# what only computes runs in two processes; what has real processes, links and screens runs alone
+COMPUTED := tests/data tests/gossip tests/governance tests/sim tests/topology tests/train
+
 test: lint
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(COMPUTED) $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(addprefix --ignore=,$(COMPUTED)) $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
