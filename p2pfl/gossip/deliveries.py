@@ -33,6 +33,7 @@ from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 
 LOOK_AHEAD = 1  # rounds for which content is fetched before its round has begun
+OUTSIDE_WINDOW = "outside the window"
 OTHER_ARGUMENTS = "made under other arguments"  # why a delta is ignored
 SMALL_LEAD = 2  # rounds that one message of a single neighbour is believed to be ahead
 EVIDENCE_LOGGED = 16  # places per origin whose two cores are kept; one is proof enough
@@ -116,10 +117,8 @@ class Deliveries:
             return core
         oldest = self.context.position[0] - 2 * SETTLING_WINDOW  # one more window: a neighbour may be that far behind
         if core.round < oldest:
-            raise LimitExceeded(
-                f"round {core.round} is outside the window that begins at round {oldest}; nobody can use it any more",
-                peer=peer,
-            )
+            self.context.counters[OUTSIDE_WINDOW] += 1  # nobody can use it any more; being late is no offence
+            return None
         self._check_content(core)
         held = Incoming(origin, envelope.digest, core, announcement.core, b"", b"")
         self._cover(held, envelope, announcement)
@@ -137,10 +136,8 @@ class Deliveries:
             # its delta is of no use here, but it is there: the rounds it is ahead of us are caught up only with it
             if self.context.missing.pop(origin, None) is not None:
                 self.context.tell("back", peer=origin, round=core.round)
-            raise LimitExceeded(
-                f"round {core.round} is outside the window that ends at round {window}; this peer catches up first",
-                peer=peer,
-            )
+            self.context.counters[OUTSIDE_WINDOW] += 1
+            return None
         self.signed[(origin, core.key)] = held
         if self._late(origin, core.position):
             self.context.ignore(origin, core.round, "late")

@@ -16,7 +16,6 @@ from typing import Any
 from p2pfl.crypto import Envelope, Verify, open_envelope, pack, read_fields, unpack, verify_signature
 from p2pfl.errors import (
     ConfigError,
-    Equivocation,
     IllegalStep,
     LimitExceeded,
     MalformedMessage,
@@ -24,6 +23,7 @@ from p2pfl.errors import (
     SignatureRefused,
 )
 from p2pfl.gossip.context import Context
+from p2pfl.gossip.deliveries import EVIDENCE_LOGGED
 from p2pfl.gossip.effects import Flood
 from p2pfl.gossip.events import Direct
 from p2pfl.gossip.messages import DIRECTIVE_LIMIT, MAX_CHANGES, MAX_DIRECTIVES, MAX_ROUNDS
@@ -131,7 +131,7 @@ class Directives:
     envelope: bytes = b""  # the newest one as it was signed
     early: bytes = b""  # one that came before the start record was valid here
     waiting: Directive | None = None  # the own one, until its commit
-    told: dict[str, int] = field(default_factory=dict)  # the version at which each peer was last told ours
+    contradictions: set[bytes] = field(default_factory=set)  # payloads of those that are kept as evidence
 
     @property
     def newest(self) -> Directive | None:
@@ -153,6 +153,8 @@ class Directives:
         context = self.context
         if context.proposal.proposer != context.me:
             raise PolicyRefusal("only the run's proposer directs it; pause or leave this site's own part, or ask them")
+        if not context.asked:
+            raise IllegalStep("just back from a restart, and no neighbour has told yet what it heard; try again soon")
         if self.waiting is not None:
             raise IllegalStep("the last word is just being written down; give the next one in a moment")
         last = self.newest or Directive(context.running.run, 0)
@@ -215,20 +217,11 @@ class Directives:
         context = self.context
         envelope, directive = self._open(data)
         known = self.newest
-        if known is not None and directive.version < known.version:
-            return False
-        if known is not None and known != directive and not directive.follows(known):
-            context.log_now(
-                "equivocation",
-                {"peer": envelope.signer, "round": context.position[0], "step": 0, "channel": "directive"},
-                ("evidence", self.envelope),
-                ("evidence", data),
-            )
-            raise Equivocation(
-                f"directive {directive.version} contradicts directive {known.version}; both are kept as evidence",
-                peer=envelope.signer,
-            )
         if known == directive:
+            return False
+        if known is not None and not (directive.follows(known) or known.follows(directive)):
+            self._keep_evidence(envelope, directive, known, data)
+        if known is not None and _rank(directive) < _rank(known):
             return False
         for change in directive.changes:
             problem = context.argument_problem(dict(change.arguments))
@@ -243,12 +236,28 @@ class Directives:
         context.tell("directive", version=directive.version, **directive_facts(directive))
         return True
 
+    def _keep_evidence(self, envelope: Envelope, directive: Directive, known: Directive, data: bytes) -> None:
+        """The proposer contradicts itself. All keep both, and heed the same one: whichever ranks higher."""
+        context = self.context
+        if directive.encode() in self.contradictions or len(self.contradictions) >= EVIDENCE_LOGGED:
+            return
+        self.contradictions.add(directive.encode())
+        context.counters["equivocation"] += 1
+        body = {"peer": envelope.signer, "round": context.position[0], "step": 0, "channel": "directive"}
+        context.log_now("equivocation", body, ("evidence", self.envelope), ("evidence", data))
+        context.tell("equivocation", peer=envelope.signer, round=context.position[0])
+
     def status(self) -> dict[str, Any] | None:
         """What `p2pfl status` shows."""
         if self.newest is None:
             return None
         now = self.newest.arguments(self.context.arguments)
         return {"version": self.newest.version, **directive_facts(self.newest), "in_force": now}
+
+
+def _rank(directive: Directive) -> tuple[int, bytes]:
+    """All peers heed the same one of two that contradict each other."""
+    return directive.version, directive.encode()
 
 
 def directive_from_entry(run: RunId, body: Mapping[str, Any]) -> Directive:
