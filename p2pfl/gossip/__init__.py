@@ -7,7 +7,8 @@ from p2pfl.gossip import effects, events
 from p2pfl.gossip.context import ArgumentProblem
 from p2pfl.gossip.directives import directive_facts
 from p2pfl.gossip.flood import Flood
-from p2pfl.gossip.machine import Machine, Restored, readable_state
+from p2pfl.gossip.machine import Machine
+from p2pfl.gossip.memory import Restored, readable_state
 from p2pfl.gossip.restoring import read_log
 from p2pfl.gossip.statements import Proposal, open_proposal, record_digest
 from p2pfl.gossip.table import TABLE, State

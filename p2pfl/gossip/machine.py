@@ -7,10 +7,9 @@ shell, the virtual clock and the tests drive this same machine. What is legal wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from p2pfl.crypto import Envelope, Verify, open_envelope, pack, sha256, unpack, verify_signature
+from p2pfl.crypto import Envelope, Verify, open_envelope, verify_signature
 from p2pfl.errors import (
     IllegalStep,
     MalformedMessage,
@@ -18,18 +17,18 @@ from p2pfl.errors import (
     P2PFLError,
     RemoteError,
     SignatureRefused,
-    StoreError,
 )
 from p2pfl.gossip import events as ev
 from p2pfl.gossip.adopting import Adopting
 from p2pfl.gossip.beat_rate import BeatRate
 from p2pfl.gossip.closing import ClosingPart
 from p2pfl.gossip.context import ArgumentProblem, Context
-from p2pfl.gossip.deliveries import Deliveries, Outgoing
+from p2pfl.gossip.deliveries import Deliveries
 from p2pfl.gossip.directives import Directives
 from p2pfl.gossip.effects import Begin, Effect, StoreStatement
 from p2pfl.gossip.flood import SAME_KIND, SAME_KIND_OF
-from p2pfl.gossip.messages import FLOOD_LIMIT, Core, position_of
+from p2pfl.gossip.memory import Memory, Restored
+from p2pfl.gossip.messages import FLOOD_LIMIT
 from p2pfl.gossip.presence import Presence
 from p2pfl.gossip.returning import SHARE_AFTER, Returning
 from p2pfl.gossip.rounds import Rounds
@@ -48,28 +47,12 @@ from p2pfl.gossip.statements import (
     run_of,
 )
 from p2pfl.gossip.table import TABLE, State
-from p2pfl.types import Digest, PeerId, Roster, RunId, StartRecord
+from p2pfl.types import Digest, PeerId, Roster
 
-STATE_FORMAT = 2
-STATE_LIMIT = 64 << 20  # bytes; what 50 neighbours signed within the window is some 2 MB
-STATE_ITEMS = 1 << 20
 EARLY_LIMIT = 8  # announcements kept per neighbour before the start record is valid here: one round's channels
 FLOODED = frozenset({"approval", "start", "start-signature", "closing", "heartbeat", "directive"})
 STATEMENTS = (*sorted(FLOODED), "settle", "acknowledgement", "away", "standing")
 OUT_OF_ROUNDS = (State.ABSENT, State.DONE)  # the worker may still answer for a round that was left
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """What a restarted peer knows of a run from its log: it stays absent for the rest of a run it had begun."""
-
-    signed: Digest | None = None
-    start: StartRecord | None = None
-    rounds_done: int = 0
-    outgoing: tuple[tuple[Digest, Core, frozenset[PeerId]], ...] = ()
-    closed: bool = False
-    state: bytes = b""  # what the machine remembered with its last commit; without it, it stays absent
-    untouched: bool = False  # the run had begun, but nothing was stored or sent: it begins again
 
 
 class Machine:
@@ -108,7 +91,6 @@ class Machine:
         self.returning = Returning(self.context, self.deliveries, self.rounds, self.closing, self.directives)
         self.presence = Presence(self.context, self.deliveries)
         self.beat_rate = BeatRate(len(roster.members))
-        self.context.remember = self._remember
         self.context.too_few = self.presence.too_few
         self.context.never_enough = self.presence.never_enough
         self.adopting = Adopting(self.context, self.deliveries, self.rounds)
@@ -116,7 +98,6 @@ class Machine:
         self._early: dict[PeerId, list[bytes]] = {}
         self._early_closings: dict[PeerId, bytes] = {}  # by member, so not many
         self._early_standings: dict[PeerId, bytes] = {}
-        self._state_digest: Digest | None = None
         self._kept: dict[tuple[PeerId, str], set[Digest]] = {}
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.Proposed: self._proposed,
@@ -139,8 +120,12 @@ class Machine:
             ev.Leave: self._leave,
             ev.Direct: self._direct,
         }
+        self.memory = Memory(
+            self.context, self.starting, self.deliveries, self.rounds, self.closing, self.returning, self.presence
+        )
+        self.context.remember = self.memory.remember
         if restored is not None:
-            self._restore(restored)
+            self.memory.restore(restored)
 
     @property
     def state(self) -> State:
@@ -576,82 +561,14 @@ class Machine:
         context.give_up(event.reason)
         self.closing.state_absence()
 
-    def _restore(self, restored: Restored) -> None:
-        self.starting.signed = restored.signed
-        if restored.start is None:
-            return
-        context = self.context
-        context.start, context.schedule = restored.start, schedule_of(restored.start)
-        context.asked = False
-        self.rounds.prepare()
-        self.rounds.rounds_done = restored.rounds_done
-        for digest, core, waiting in restored.outgoing:
-            self.deliveries.outgoing[digest] = Outgoing(core, set(waiting))
-        goes_on = bool(restored.state) or restored.untouched
-        context.away_for_good = None if goes_on else "this peer was restarted without its stored state"
-        context.state = State.DONE if restored.closed else State.CATCHING_UP if goes_on else State.ABSENT
-        self.closing.begun = self.closing.stated = restored.closed
-        if restored.state:
-            self._recall(restored.state)
-        elif restored.untouched:
-            self.returning.stage = "begun"
-
-    def _remember(self, stage: str) -> bytes:
-        context = self.context
-        return pack(
-            {
-                "format": STATE_FORMAT,
-                "run": context.proposal.run,
-                "stage": stage,
-                "position": list(context.position),
-                "missing": {peer: list(row) for peer, row in context.missing.items()},
-                "gone": sorted(context.gone),
-                "arguments": [[round_, version] for round_, version in context.versions.items()],
-                "training_rounds": context.running_schedule.rounds,
-                "pause_wanted": context.pause_wanted,
-                "rounds": self.rounds.remember(),
-                "deliveries": self.deliveries.remember(),
-                "presence": self.presence.remember(),
-            }
-        )
-
-    def _recall(self, data: bytes) -> None:
-        context = self.context
-        if not readable_state(data, context.proposal.run):
-            raise StoreError("the stored state of a run was written by another version; the peer stays absent from it")
-        kept = unpack(data, what="stored state", limit=STATE_LIMIT, max_items=STATE_ITEMS)
-        context.position = position_of(kept["position"])
-        context.missing = {PeerId(peer): (row[0], row[1]) for peer, row in kept["missing"].items()}
-        context.gone = {PeerId(peer) for peer in kept["gone"]}
-        context.versions = dict(kept["arguments"])
-        context.arguments = next(reversed(context.versions.values()), 0)
-        if kept["training_rounds"] < context.running.rounds:
-            context.schedule = context.running_schedule.stopped(kept["training_rounds"])
-        context.pause_wanted = kept["pause_wanted"]
-        self.rounds.recall(kept["rounds"])
-        self.deliveries.recall(kept["deliveries"])
-        self.presence.recall(kept["presence"])
-        if context.state is State.CATCHING_UP:
-            self.returning.stage = kept["stage"]
-            self._state_digest = sha256(data)
-
     def _resumed(self, event: ev.Resumed) -> None:
         if self.returning.stage is None:
             raise IllegalStep("this machine was not made from a stored state")
-        if self._state_digest is not None:
+        if self.memory.digest is not None:
             # the count of heartbeats grows with each restart, also if the next one comes before anything else is stored
             self.context.commit("note:resumed", stage=self.returning.stage)
         self.presence.begin()
-        self.returning.begin(self._state_digest)
-
-
-def readable_state(data: bytes, run: RunId) -> bool:
-    """Whether stored bytes are a state of this run that this version can take up; if not, the peer stays absent."""
-    try:
-        kept = unpack(data, what="stored state", limit=STATE_LIMIT, max_items=STATE_ITEMS)
-    except RemoteError:
-        return False
-    return isinstance(kept, dict) and kept.get("format") == STATE_FORMAT and kept.get("run") == run
+        self.returning.begin(self.memory.digest)
 
 
 def _verified(peer_id: str, message: bytes, signature: bytes) -> None:

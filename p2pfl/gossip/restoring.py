@@ -8,7 +8,7 @@ from typing import Any
 
 from p2pfl.crypto import Verify, verify_signature
 from p2pfl.gossip.directives import Directive, directive_from_entry
-from p2pfl.gossip.machine import Restored
+from p2pfl.gossip.memory import Restored
 from p2pfl.gossip.messages import Core, decode_announcement, open_core
 from p2pfl.gossip.starting import record_from_payload
 from p2pfl.gossip.statements import Proposal, StartSignature, closing_from_entry

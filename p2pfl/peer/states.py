@@ -14,7 +14,7 @@ from p2pfl.errors import MalformedMessage, RemoteError, StoreError
 from p2pfl.files import write_atomic
 from p2pfl.types import Digest
 
-STATE_FILE_LIMIT = 64 << 20  # bytes; see p2pfl.gossip.machine.STATE_LIMIT
+STATE_FILE_LIMIT = 64 << 20  # bytes; see p2pfl.gossip.memory.STATE_LIMIT
 _OVERHEAD = 1024
 
 

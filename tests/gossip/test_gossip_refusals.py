@@ -403,23 +403,17 @@ def test_a_message_after_its_round_is_ignored(tmp_path: Path, lost_model: np.nda
     assert not refusals(run.me)
 
 
-@pytest.mark.parametrize(
-    ("round_", "claimed", "reason"),
-    [
-        (ROUND, ROUND + SETTLING_WINDOW + 1, "window that ends at"),
-        (2 * SETTLING_WINDOW + 3, 2, "window that begins at"),
-    ],
-)
-def test_a_round_outside_the_window_is_refused(tmp_path: Path, round_: int, claimed: int, reason: str) -> None:
+@pytest.mark.parametrize(("round_", "claimed"), [(ROUND, ROUND + SETTLING_WINDOW + 1), (2 * SETTLING_WINDOW + 3, 2)])
+def test_a_round_outside_the_window_changes_nothing(tmp_path: Path, round_: int, claimed: int) -> None:
+    """An honest peer that was stopped for long sends and gets such messages: counted, no offence."""
     clean = scene(tmp_path, round_=round_, rounds=40, steal=False)
     run = scene(tmp_path, round_=round_, rounds=40, steal=False)
     clean.until_caught()
     run.until_caught()
     run.send(run.seen[HOSTILE, claimed] if claimed < round_ else run.forge(round=claimed))
     np.testing.assert_array_equal(run.until_mixed(), clean.until_mixed())
-    assert [(entry["peer"], reason in entry["reason"]) for entry in refusals(run.me)] == [
-        (run.world.order[HOSTILE], True)
-    ]
+    assert refusals(run.me) == []
+    assert run.me.machine is not None and run.me.machine.context.counters["outside the window"] == 1
     others_went_on(run)
     for site in run.world.sites.values():  # a lie about its own round may cost the others a small lead once, no more
         assert site.machine is not None and site.machine.rounds.rounds_done >= 40 - SMALL_LEAD
