@@ -54,14 +54,27 @@ class ClosingPart:
 
     def record(self) -> dict[PeerId, dict[str, Any]]:
         """Who contributed when, as far as the statements known here say; it grows as they come in."""
-        return completion_record(self.statements, self.context.running.shares, self.context.running_schedule.rounds)
+        return completion_record(self.statements, self.context.running.shares, self.training_rounds)
+
+    @property
+    def training_rounds(self) -> int:
+        """As planned, or up to a directed stop; where that came late, to the round that half of the sites reached."""
+        planned, directive = self.context.running.rounds, self.context.directive
+        if directive is None or directive.stop_at is None:
+            return planned
+        reached = dict.fromkeys(self.context.running.shares, 0)
+        for statement in self.statements.values():
+            for peer, ranges in statement.contributed:
+                reached[peer] = max([reached.get(peer, 0), *(last + 1 for _, last in ranges)])
+        half = sorted(reached.values())[len(reached) // 2]
+        return min(planned, max(directive.stop_at, half))
 
     def outcome(self) -> str | None:
         """How the run ended, in one sentence; None before the own end. Never plain "finished" if somebody missed."""
         if not self.stated:
             return None
         names = {member.peer_id: member.name for member in self.context.roster.members}
-        rounds, planned = self.context.running_schedule.rounds, self.context.running.rounds
+        rounds, planned = self.training_rounds, self.context.running.rounds
         stopped = "" if rounds == planned else f"stopped by the proposer after {rounds} of {planned} rounds; "
         agreement = self.agreement()
         apart = ""
@@ -271,6 +284,8 @@ class ClosingPart:
         if signer not in self.envelopes and self.complete:
             self.context.tell("late statement", peer=signer)
         self.envelopes[signer] = data
+        if statement.finished:
+            self.context.closed.add(signer)
         if not statement.finished and signer != self.context.me:
             self.context.gone.add(signer)
             if signer in self.rounds.ledgers and self.context.state is not State.DONE:

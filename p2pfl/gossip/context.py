@@ -52,6 +52,7 @@ class Context:
         True  # after a restart False until a neighbour told what it has of ours: nothing final is signed before
     )
     gone: set[PeerId] = field(default_factory=set)  # said in a signed statement that they take no further part
+    closed: set[PeerId] = field(default_factory=set)  # finished, by their signed statements: they beat no more
     remember: Callable[[str], bytes] = lambda stage: b""  # the whole machine's state, for a restart
     too_few: Callable[[], str | None] = lambda: None  # why no further round may begin; None: enough contribute
     never_enough: Callable[[], bool] = lambda: False  # whether too few of the participants will ever contribute again
@@ -86,12 +87,16 @@ class Context:
 
     def enter(self, round_: int) -> None:
         """A round begins under what is directed now; after a directed stop the closing rounds follow."""
+        self.heed_stop()
+        self.arguments = self.arguments_at(round_)
+        self.sign_under(round_)
+
+    def heed_stop(self) -> None:
+        """The schedule is the stopped one from now on, if the proposer has stopped the run."""
         if self.directive is not None:
             stop = self.directive.stop_at
             if stop is not None and stop < self.running_schedule.rounds:
                 self.schedule = self.running_schedule.stopped(stop)
-        self.arguments = self.arguments_at(round_)
-        self.sign_under(round_)
 
     def sign_under(self, round_: int) -> None:
         """The round in work has this number from now on; its arguments are those that it was entered with."""

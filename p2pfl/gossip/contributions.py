@@ -109,7 +109,7 @@ def summary(record: Mapping[PeerId, Mapping[str, Any]], names: Mapping[PeerId, s
     for peer, row in record.items():
         name = names.get(peer) or peer[-6:]
         for first, last in row["missed"]:
-            if last >= rounds - 1:
+            if last >= rounds - 1 and not row["finished"]:  # else it was only behind at the end, and closed with all
                 parts.append(f"without {name} from round {first}")
             elif first == last:
                 parts.append(f"without {name} in round {first}")

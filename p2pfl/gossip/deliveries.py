@@ -110,7 +110,8 @@ class Deliveries:
             self.context.ignore(origin, core.round, "duplicate")
             self._renew(known, announcement)
             return core
-        if not self._alike(origin, core) and core.round >= self.context.running_schedule.total:
+        self._compare_arguments(origin, core)
+        if core.round >= self.context.running_schedule.total:
             # it does not know yet that the proposer stopped the run
             self.reached[origin] = max(self.reached.get(origin, (0, 0)), core.position)
             self.context.ignore(origin, core.round, OTHER_ARGUMENTS)
@@ -153,12 +154,10 @@ class Deliveries:
         """Whether a core was made under the arguments of its round, as this peer knows them."""
         return core.arguments == self.context.arguments_at(core.round)
 
-    def _alike(self, origin: PeerId, core: Core) -> bool:
-        """The same; where not, one of the two lacks the proposer's newest word."""
-        alike = self._like_ours(core)
-        if not alike and core.round >= self.context.position[0]:
+    def _compare_arguments(self, origin: PeerId, core: Core) -> None:
+        """Where they differ, one of the two lacks the proposer's newest word."""
+        if not self._like_ours(core) and core.round >= self.context.position[0]:
             self.context.unlike.add(origin)
-        return alike
 
     def _late(self, origin: PeerId, position: Position) -> bool:
         if self.context.asynchronous(position[0]) and position[0] in self.open_edges.rounds:
@@ -380,6 +379,8 @@ class Deliveries:
     def channels(self, position: Position) -> tuple[str, ...]:
         """The channels in use at a position: all in training rounds, the model's alone while closing."""
         names = tuple(channel.name for channel in self.context.running.channels)
+        if position[0] >= self.context.running_schedule.total:
+            return names[:1]
         return names if self.context.running_schedule.round(position[0]).training else names[:1]
 
     def finish(self, position: Position) -> list[Incoming]:

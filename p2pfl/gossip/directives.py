@@ -153,33 +153,33 @@ class Directives:
         context = self.context
         if context.proposal.proposer != context.me:
             raise PolicyRefusal("only the run's proposer directs it; pause or leave this site's own part, or ask them")
-        if not context.asked:
-            raise IllegalStep("just back from a restart, and no neighbour has told yet what it heard; try again soon")
         if self.waiting is not None:
             raise IllegalStep("the last word is just being written down; give the next one in a moment")
         last = self.newest or Directive(context.running.run, 0)
         if last.version >= MAX_DIRECTIVES:
             raise ConfigError(f"a run takes {MAX_DIRECTIVES} directives at most; propose a new one")
         round_ = furthest + LEAD if event.from_round is None else event.from_round
-        self.waiting = replace(self._changed(last, event, round_), version=last.version + 1)
+        self.waiting = replace(self._changed(last, event, round_, furthest), version=last.version + 1)
         context.log("directive_signed", {"version": self.waiting.version, **directive_facts(self.waiting)})
         context.commit(f"directive:{self.waiting.version}")
 
-    def _changed(self, last: Directive, event: Direct, round_: int) -> Directive:
-        if not 0 <= round_ <= MAX_ROUNDS:
-            raise ConfigError(f"round {round_} is no round of this run; name one from 0 on")
-        if event.word == "pause":
-            return replace(last, paused_from=round_)
+    def _changed(self, last: Directive, event: Direct, round_: int, furthest: int) -> Directive:
         if event.word == "resume":
             if last.paused_from is None:
                 raise ConfigError("the run is not paused for everybody; there is nothing to resume")
             return replace(last, paused_from=None)
         if last.stop_at is not None:
             raise ConfigError(f"the run was stopped at round {last.stop_at}; a stop is final")
+        rounds = self.context.running.rounds
+        if round_ >= rounds:
+            raise ConfigError(f"the run ends by itself after round {rounds - 1}; name a round before, or let it end")
+        if round_ <= furthest:
+            raise ConfigError(f"the run is in round {furthest} already; name a later round, or none")
+        if event.word == "pause":
+            if last.paused_from is not None:
+                raise ConfigError(f"the run is paused for everybody from round {last.paused_from} already")
+            return replace(last, paused_from=round_)
         if event.word == "stop":
-            rounds = self.context.running.rounds
-            if round_ >= rounds:
-                raise ConfigError(f"the run ends by itself after round {rounds - 1}; it takes no earlier stop any more")
             return replace(last, stop_at=max(round_, 1), paused_from=None)
         problem = self.context.argument_problem(event.arguments)
         if problem is not None:
@@ -198,7 +198,8 @@ class Directives:
 
     # --- everybody's
 
-    def _open(self, data: bytes) -> tuple[Envelope, Directive]:
+    def open(self, data: bytes) -> tuple[Envelope, Directive]:
+        """A directive of this run's proposer. Raises RemoteError: whoever passed another thing on is to blame."""
         envelope, directive = open_directive(data, self.context.verify)
         if envelope.signer != self.context.proposal.proposer:
             raise SignatureRefused("directive by another member than the run's proposer", peer=envelope.signer)
@@ -208,14 +209,14 @@ class Directives:
 
     def hear_early(self, data: bytes) -> None:
         """Before the start record is valid here: the newest one is kept until then. Raises RemoteError."""
-        version = self._open(data)[1].version
-        if not self.early or version > self._open(self.early)[1].version:
+        version = self.open(data)[1].version
+        if not self.early or version > self.open(self.early)[1].version:
             self.early = data
 
     def hear(self, data: bytes) -> bool:
         """Somebody brought a directive; whether it is news. Raises RemoteError."""
         context = self.context
-        envelope, directive = self._open(data)
+        envelope, directive = self.open(data)
         known = self.newest
         if known == directive:
             return False

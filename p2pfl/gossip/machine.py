@@ -49,6 +49,7 @@ from p2pfl.gossip.statements import (
 from p2pfl.gossip.table import TABLE, State
 from p2pfl.types import Digest, PeerId, Roster
 
+USER_PAUSED = "this site's user paused it; `p2pfl plan resume` lets it take part again"
 EARLY_LIMIT = 8  # announcements kept per neighbour before the start record is valid here: one round's channels
 FLOODED = frozenset({"approval", "start", "start-signature", "closing", "heartbeat", "directive"})
 STATEMENTS = (*sorted(FLOODED), "settle", "acknowledgement", "away", "standing")
@@ -176,7 +177,7 @@ class Machine:
             "outcome": self.closing.outcome(),
             "usual_seconds": dict(rounds.pace.shown()),
             "contributors": self.presence.contributors() if context.start else [],
-            "paused_because": (context.few or context.held) if context.state is State.PAUSED else None,
+            "paused_because": (context.few or context.held or USER_PAUSED) if context.state is State.PAUSED else None,
             "directive": self.directives.status(),
             "unacknowledged": len(self.deliveries.outgoing),
             "unsettled": rounds.biased,
@@ -266,6 +267,7 @@ class Machine:
             return self._heed(data)
         elif kind == "closing":
             self.closing.hear_closing(signer, open_closing(data, _verified)[1], data)
+            self._enough_again()
         elif kind == "heartbeat":
             beat = open_heartbeat(data, _verified)[1]
             self.presence.hear(signer, beat, data)
@@ -279,7 +281,7 @@ class Machine:
         elif kind == "standing":
             standing = open_standing(data, _verified)[1]
             if standing.directive:
-                self._hear_shared(standing.directive)
+                self._hear_shared(signer, standing.directive)
             self.returning.hear(signer, standing)
             self.closing.state_absence()
         elif kind == "away":
@@ -482,6 +484,7 @@ class Machine:
         if context.me not in record.shares:
             context.away_for_good = "not among the participants"
             context.state = State.ABSENT
+            self.presence.listen(context.now)
             self._hear_early()
             return
         context.emit(Begin(record))
@@ -520,10 +523,19 @@ class Machine:
             self.rounds.proceed()
 
     def _direct(self, event: ev.Direct) -> None:
+        if self.closing.complete:
+            raise IllegalStep("the run is over at all sites; there is nothing to direct any more")
+        if not self.context.asked or self.returning.stage is not None or self.presence.alone():
+            raise IllegalStep("this peer does not know yet where the run is: no other site told; try again in a moment")
         self.directives.direct(event, self.presence.furthest())
 
-    def _hear_shared(self, data: bytes) -> None:
+    def _hear_shared(self, sender: PeerId, data: bytes) -> None:
         """A directive that a neighbour passes on with its standing; the proposer is to blame for what it says."""
+        try:
+            self.directives.open(data)
+        except RemoteError as error:
+            self.context.refuse(sender, str(error))
+            return
         try:
             news = self._heed(data)
         except RemoteError as error:
@@ -538,7 +550,8 @@ class Machine:
         if not self.directives.hear(data):
             return False
         assert context.directive is not None
-        waits = context.state is State.PAUSED and context.held is not None and not context.pause_wanted
+        stopped = context.few is not None and context.directive.stop_at is not None
+        waits = context.state is State.PAUSED and (context.held or stopped) and not context.pause_wanted
         if waits and not context.directive.holds_back(context.position[0]):
             context.cancel_timer("few")
             self.rounds.proceed()

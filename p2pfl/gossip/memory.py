@@ -60,13 +60,16 @@ class Memory:
         self.rounds.rounds_done = restored.rounds_done
         for digest, core, waiting in restored.outgoing:
             self.deliveries.outgoing[digest] = Outgoing(core, set(waiting))
-        goes_on = bool(restored.state) or restored.untouched
-        context.away_for_good = None if goes_on else "this peer was restarted without its stored state"
+        takes_part = context.me in restored.start.shares
+        goes_on = takes_part and (bool(restored.state) or restored.untouched)
+        why_not = "this peer was restarted without its stored state" if takes_part else "not among the participants"
+        context.away_for_good = None if goes_on else why_not
+        self.presence.listen(context.now)
         context.state = State.DONE if restored.closed else State.CATCHING_UP if goes_on else State.ABSENT
         self.closing.begun = self.closing.stated = restored.closed
-        if restored.state:
+        if restored.state and takes_part:
             self._recall(restored.state)
-        elif restored.untouched:
+        elif restored.untouched and takes_part:
             self.returning.stage = "begun"
 
     def remember(self, stage: str) -> bytes:

@@ -79,9 +79,18 @@ class OnArrival:
         """The local steps are done, and the others are further: go to their round. True if that ends the training."""
         rounds = self.rounds
         context = rounds.context
-        round_, horizon = context.position[0], rounds.horizon()
-        closing = horizon >= context.running_schedule.rounds
-        if horizon - round_ < context.staleness and not closing:
+        context.heed_stop()
+        round_ = context.position[0]
+        if not context.asynchronous(round_):  # the stop came while it trained: nothing of this round is signed yet
+            context.versions.pop(round_, None)
+            context.arguments = context.arguments_at(round_)
+            context.sign_under(round_)
+            self.decide_rest()
+            if round_ >= context.running_schedule.total:
+                rounds.catch_up(round_, round_, reason="the proposer stopped the run")
+                return True
+        horizon = rounds.horizon()
+        if horizon - round_ < context.staleness:
             return False
         if horizon >= context.running_schedule.total:
             rounds.catch_up(round_, context.running_schedule.total, reason="the others had finished first")
@@ -96,6 +105,8 @@ class OnArrival:
         context.log("absent", {"round": round_, "until": target, "reason": reason})
         context.tell("catching up", round=round_, until=target)
         context.position = (target, context.own_steps(target)[0])
+        if not context.asynchronous(target):
+            context.arguments = context.arguments_at(target)
         context.sign_under(target)
         rounds.pace.start(context.position, context.now)
         rounds.expire(target)

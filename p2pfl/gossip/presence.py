@@ -46,15 +46,20 @@ class Presence:
     context: Context
     deliveries: Deliveries
     count: int = 0
+    since: float = 0.0  # when listening began
     own: dict[Place, Digest] = field(default_factory=dict)  # newest own cores, not yet told or told lately
     heard: dict[PeerId, Heard] = field(default_factory=dict)
     claims: dict[tuple[PeerId, Place], tuple[Digest, bytes]] = field(default_factory=dict)  # with the signed envelope
 
     def begin(self) -> None:
         """The run begins, or goes on after a restart: everybody has the time of a silence to be heard."""
-        now = self.context.now
-        self.heard = {peer: Heard(now) for peer in self.context.running.shares if peer != self.context.me}
+        self.listen(self.context.now)
         self.context.set_timer("heartbeat", BEAT)
+
+    def listen(self, since: float) -> None:
+        """Hear the participants; also a member that is none does, to direct the run that it proposed."""
+        self.since = since
+        self.heard = {peer: Heard(since) for peer in self.context.running.shares if peer != self.context.me}
 
     def beat(self) -> None:
         """Flood the own heartbeat, and again after a while."""
@@ -125,9 +130,18 @@ class Presence:
     # --- the estimate
 
     def furthest(self) -> int:
-        """The furthest round that any participant, this one included, was heard to be in."""
+        """Where the run is: the upper median of the participants' rounds as heard, or the own one if that is further.
+
+        No single member can pretend that the run is further than it is.
+        """
         own = 0 if self.context.away_for_good is not None else self.context.position[0]
-        return max([own, *(item.round for item in self.heard.values())])
+        rounds = sorted(item.round for item in self.heard.values() if item.count >= 0)
+        return max(own, rounds[len(rounds) // 2] if rounds else 0)
+
+    def alone(self) -> bool:
+        """Whether no other participant was heard of lately: what is known of the run may be old."""
+        heard = [item.at for item in self.heard.values() if item.at > self.since]
+        return bool(self.heard) and (not heard or self.context.now - max(heard) > SILENT)
 
     def contributors(self) -> list[PeerId]:
         """Participants that take part and were heard lately, this peer included: an estimate."""
@@ -135,7 +149,8 @@ class Presence:
         there = [
             peer
             for peer, item in self.heard.items()
-            if item.taking_part and peer not in context.gone and context.now - item.at <= SILENT
+            if peer in context.closed
+            or (item.taking_part and peer not in context.gone and context.now - item.at <= SILENT)
         ]
         return sorted([*there, context.me])
 

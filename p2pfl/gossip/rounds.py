@@ -31,7 +31,6 @@ from p2pfl.types import Digest, PeerId
 
 MAX_MISSED = 3  # deadlines in a row that a neighbour may let pass before its announcements alone count for nothing
 PAUSE_LIMIT = 7 * 24 * 3600.0  # seconds; after a week too few will not become enough by themselves
-FURTHEST_AHEAD = 8  # rounds beyond the others that a peer goes to meet them there
 EARLY = 1e-3  # seconds that a timer may fire before its time: clocks round
 MAX_FAILURES = 3  # local trainings that fail one after the other before the peer leaves the run
 
@@ -52,7 +51,7 @@ class Rounds:
     last_mixed: dict[PeerId, int] = field(default_factory=dict)
     missed: Counter[PeerId] = field(default_factory=Counter)  # deadlines in a row each neighbour let pass
     biased: int = 0
-    chases: int = 0  # how often in a row the others were caught up with, and nobody mixed with
+    was_away: bool = False  # neighbours may believe that they need not wait for this peer
     finished: int = -1  # the last round that was done to its end here, with whoever was there
     pace: Pace = field(default_factory=Pace)
     due: dict[PeerId, float] = field(default_factory=dict)  # until when each awaited neighbour is waited for
@@ -83,6 +82,7 @@ class Rounds:
             context.state = State.CLOSING
             return
         context.position = (round_, context.own_steps(round_)[0])
+        self.tell_back()
         self.pace.start(context.position, context.now)
         plan = context.running_schedule.round(round_)
         context.log(
@@ -162,6 +162,7 @@ class Rounds:
             OnArrival(self).mix()
             return
         context.state = State.COLLECTING
+        self.tell_back()
         upper = context.running.deadline
         self.due = {peer: self.pace.due(peer, context.position, context.now, upper) for peer in self.awaited()}
         if self.due:
@@ -229,7 +230,6 @@ class Rounds:
             self._apply(peer, self.ledgers[peer].decide(position, mixed))
         round_, step = position
         self.mixing = tuple(edges)
-        self.chases = 0 if edges else self.chases
         self.deliveries.decided_until = (round_, step + 1)
         for peer in self.deliveries.unlike(position):
             context.ignore(peer, round_, OTHER_ARGUMENTS)
@@ -342,7 +342,10 @@ class Rounds:
             self._pause_until(context.held)
             return
         context.held = None
-        context.few = context.too_few() if round_ < context.running_schedule.total else None
+        # a directed stop ends also a run that waits for contributors: its closing rounds take whoever is there
+        stopped = directive is not None and directive.stop_at is not None
+        asks = round_ < context.running_schedule.total and not stopped
+        context.few = context.too_few() if asks else None
         if context.few is not None:
             self._pause_until(context.few)
             return
@@ -351,12 +354,9 @@ class Rounds:
                 self.enter(round_)
             return
         horizon = self.horizon()
-        # rounds shorter than a message's way would be chased for ever: from the third chase in a row it aims further
-        ahead = min(max(self.chases, 1), FURTHEST_AHEAD)
-        target = min(horizon + ahead, context.running_schedule.total)
+        target = min(horizon + 1, context.running_schedule.total)
         # one round ahead is normal: a neighbour that has mixed our message begins the next round before we do
         if horizon > round_ and round_ < context.running_schedule.total:
-            self.chases += 1
             self.catch_up(round_, target)
         elif not context.adopt():
             self.enter(round_)
@@ -402,6 +402,7 @@ class Rounds:
         """Skip to ``target``: take no part in the rounds between, say so to the neighbours and to the log."""
         context = self.context
         context.state = State.CATCHING_UP
+        self.was_away = True
         context.log("absent", {"round": from_round, "until": target, "reason": reason})
         context.tell("catching up", round=from_round, until=target)
         self.expire(target)
@@ -495,16 +496,40 @@ class Rounds:
 
     def tell_away(self, reason: str) -> None:
         """Tell the neighbours that nobody need wait for this peer."""
-        context = self.context
-        payload = Away(context.running.run, context.position[0], reason[:MAX_TEXT]).encode()
+        self.was_away = True
+        self._tell(Away(self.context.running.run, self.context.position[0], reason[:MAX_TEXT]))
+
+    def tell_back(self) -> None:
+        """Tell the neighbours that this peer takes part again.
+
+        Else rounds shorter than a message's way are never met: whoever is missing is not waited for, and what it sends
+        comes after the round.
+        """
+        if self.was_away:
+            self.was_away = False
+            self._tell(Away(self.context.running.run, self.context.position[0], "", back=True))
+
+    def _tell(self, word: Away) -> None:
         for peer in self.ledgers:
-            if peer in context.linked:
-                context.emit(SendStatement(peer, "away", payload))
+            if peer in self.context.linked:
+                self.context.emit(SendStatement(peer, "away", word.encode()))
 
     def hear_away(self, peer: PeerId, away: Away) -> None:
-        """A neighbour says that it takes no part for a while."""
-        if peer in self.ledgers and away.round >= self.context.position[0] - 1:
-            self.mark_missing(peer, f"it says: {away.reason}")
+        """A neighbour says that it takes no part for a while, or that it takes part again."""
+        context = self.context
+        if peer not in self.ledgers:
+            return
+        if not away.back:
+            if away.round >= context.position[0] - 1:
+                self.mark_missing(peer, f"it says: {away.reason}")
+            return
+        near = context.position[0] - SETTLING_WINDOW <= away.round <= context.position[0] + SETTLING_WINDOW
+        late = peer in context.missing and peer in context.linked and self.missed[peer] < MAX_MISSED
+        if near and late:
+            self.deliveries.believe(peer, away.round)
+            self._back(peer, away.round)
+            if context.state is State.COLLECTING:
+                self._set_deadline()
 
     def mark_missing(self, peer: PeerId, reason: str) -> None:
         """Nobody waits for this neighbour until it is heard again."""

@@ -330,24 +330,28 @@ def open_acknowledgement(data: bytes, verify: Verify = verify_signature) -> tupl
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """Direct: the author takes no part from this round on until it is heard again; nobody need wait for it."""
+    """Direct: the author takes no part from this round on until it is heard again; nobody need wait for it.
+
+    Or, with ``back``, it takes part again from this round on.
+    """
 
     run: RunId
     round: int
     reason: str
+    back: bool = False
 
     def encode(self) -> bytes:
         """The payload to sign."""
-        return pack({"run": self.run, "round": self.round, "reason": self.reason})
+        return pack({"run": self.run, "round": self.round, "reason": self.reason, "back": self.back})
 
 
 def open_away(data: bytes, verify: Verify = verify_signature) -> tuple[Envelope, Away]:
     """Verify and decode a message of absence."""
     envelope = open_envelope(data, kinds=("away",), limit=DIRECT_LIMIT, verify=verify)
-    fields = _fields(envelope, "away", {"run": str, "round": int, "reason": str}, DIRECT_LIMIT)
+    fields = _fields(envelope, "away", {"run": str, "round": int, "reason": str, "back": bool}, DIRECT_LIMIT)
     if not 0 <= fields["round"] <= 2 * MAX_ROUNDS or len(fields["reason"]) > MAX_TEXT:
         raise MalformedMessage("away: round or reason out of range", peer=envelope.signer)
-    return envelope, Away(RunId(fields["run"]), fields["round"], _shown(fields["reason"]))
+    return envelope, Away(RunId(fields["run"]), fields["round"], _shown(fields["reason"]), fields["back"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,6 +177,8 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
         {
             events.TimerFired: _stay(_S.DONE),
             events.Leave: _stay(_S.DONE),
+            # the own part is over, the others' may be paused
+            events.Direct: _stay(_S.DONE),
             # a site that left a round and closed: the worker's answer comes when it comes
             events.Trained: _stay(_S.DONE),
             events.TrainingFailed: _stay(_S.DONE),

@@ -125,7 +125,7 @@ class Run:
         down and told to all members. Returns what was directed. Raises PolicyRefusal at any other site, IllegalStep
         while the run is not under way, ConfigError for what the plan or an earlier stop does not allow.
         """
-        if self.state in (State.PROPOSING, State.DONE):
+        if self.state is State.PROPOSING:
             raise IllegalStep(f"run {self.id[:12]} is {self.state}; only a run that is under way can be directed")
         self._runner.do(events.Direct(self._runner.now(), word, arguments or {}, from_round))
         waiting = self._runner.machine.directives.waiting

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from p2pfl.crypto import sign_envelope
+from p2pfl.crypto import sha256, sign_envelope
 from p2pfl.errors import ConfigError, IllegalStep, P2PFLError, PolicyRefusal
 from p2pfl.gossip import State, events
 from p2pfl.gossip.directives import Change, Directive
-from p2pfl.sim import At, Crash, LinkModel, Loss, Pause, StubTraining, VirtualConsortium
+from p2pfl.gossip.statements import Heartbeat, Standing
+from p2pfl.sim import At, Crash, LinkModel, Loss, Partition, Pause, SlowSite, StubTraining, VirtualConsortium
 
 TWO_CLUSTERS = {"kind": "hierarchical", "clusters": 2}
 PROPOSER = 0
@@ -127,15 +128,21 @@ def test_a_site_that_was_away_hears_the_word_before_it_contributes() -> None:
 
 def test_two_arguments_in_one_round_are_never_mixed() -> None:
     """The word comes too late for the round that it names: who heard it in time does not mix with who did not."""
-    world = VirtualConsortium(6, rounds=20, links=LinkModel(latency=0.4), linked="graph")
-    direct(world, 14.0, "change", arguments={"learning_rate": 0.5}, from_round=0)
+    world = VirtualConsortium(8, rounds=20, links=LinkModel(latency=0.6), linked="graph")
+    proposer = world.sites[PROPOSER]
+
+    def speak() -> None:
+        next_round = proposer.running.presence.furthest() + 1
+        proposer.post(events.Direct(proposer.now, "change", {"learning_rate": 0.5}, next_round))
+
+    world.clock.at(20.0, speak)
     ended(world)
     mixed = versions(world)
     split = [round_ for round_, found in mixed.items() if len(found) == 2]
     assert split, "the word must have come in the middle of a round"
-    version = {(number, core.round): core.arguments for number in range(6) for core in world.cores(number)}
+    version = {(number, core.round): core.arguments for number in range(8) for core in world.cores(number)}
     kept_apart = 0
-    for number in range(6):
+    for number in range(8):
         for row in world.entries(number, "mixed"):
             for peer, _ in row["edges"]:
                 other = world.numbers[peer]
@@ -253,3 +260,92 @@ def test_a_proposer_from_a_backup_does_not_say_two_words_of_one_version() -> Non
     assert any(isinstance(error, IllegalStep) for error in refused), "it was asked while it did not know"
     versions = [row["version"] for row in world.entries(2, "directive_heard")]
     assert versions == sorted(set(versions)) and len(versions) >= 2
+
+
+def test_a_stop_in_the_past_of_some_harms_nobody() -> None:
+    """A site that was cut off while the others stopped trains on, comes back, and all close; the record is one."""
+    for seed in range(4):
+        world = VirtualConsortium(6, rounds=40, closing_rounds=3, seed=seed)
+        world.inject(Partition(((0, 1, 2, 4, 5), (3,)), heal_after=25.0), At(8.0))
+        direct(world, 10.0, "stop")
+        world.begin()
+        assert world.run(world.done, limit_seconds=4000), world.states()
+        assert world.run()
+        records = [machine.closing.record() for machine in world.machines]
+        assert all(row == records[0] for row in records)
+        assert len({machine.closing.outcome() for machine in world.machines}) == 1
+        stop = world.entries(PROPOSER, "directive_signed")[0]["stop_at"]
+        assert (world.machines[3].closing.outcome() or "").startswith(
+            f"stopped by the proposer after {stop} of 40 rounds"
+        )
+        assert not world.contradictions()
+        assert not any(site.disk.rows("refused") for site in world.sites)
+
+
+def test_a_stop_ends_an_asynchronous_run_with_its_sum_conserved() -> None:
+    for seed in range(6):
+        world = VirtualConsortium(6, topology="full", rounds=60, closing_rounds=3, seed=seed, staleness=2)
+        world.inject(Loss(0.2, 40.0), At(0.0))
+        world.inject(SlowSite(5, 6.0), At(4.0))
+        direct(world, 15.0, "stop")
+        world.begin()
+        assert world.run(world.done, limit_seconds=4000), world.states()
+        assert world.run()
+        assert world.imbalance() < 1e-9 or not world.settled()
+        records = [machine.closing.record() for machine in world.machines]
+        assert all(row == records[0] for row in records)
+        assert not world.contradictions()
+
+
+def test_nobody_is_called_missing_at_the_end_of_an_undisturbed_asynchronous_run() -> None:
+    """Sites that were a round or two behind the fastest skip those, and close with all."""
+    for seed in range(4):
+        world = ended(VirtualConsortium(4, rounds=20, closing_rounds=3, seed=seed, staleness=2))
+        assert all(machine.closing.finished_here for machine in world.machines)
+        assert "from round" not in (world.machines[0].closing.outcome() or "from round")
+        assert all(row["rounds"] >= 17 for row in world.machines[0].closing.record().values())
+
+
+def test_a_member_that_takes_no_part_may_restart() -> None:
+    world = VirtualConsortium(5, rounds=20)
+    world.inject(Crash(4, back_after=3.0), At(9.0))
+    world.begin(approving=[0, 1, 2, 3])
+    assert world.run(lambda: all(site.finished for site in world.sites[:4]), limit_seconds=2000)
+    assert world.run()
+    assert [site.problems for site in world.sites] == [[]] * 5
+    assert world.machines[4].state is State.DONE
+
+
+def test_a_neighbour_that_forges_a_directive_is_blamed_itself() -> None:
+    world = VirtualConsortium(4, rounds=12)
+    forger = world.sites[2]
+    word = Directive(world.proposal.run, 1, stop_at=3)
+
+    def forge() -> None:
+        forged = sign_envelope(forger.identity, "directive", word.encode()).encode()
+        standing = Standing(world.proposal.run, world.peers[1], (3, 0), b"", b"", sha256(b""), forged)
+        data = sign_envelope(forger.identity, "standing", standing.encode()).encode()
+        world.sites[1].receive(2, "direct", data)
+
+    world.clock.at(8.0, forge)
+    world.begin()
+    assert world.run(world.done, limit_seconds=2000) and world.run()
+    assert {row["peer"] for row in world.entries(1, "refused")} == {forger.peer_id}
+    assert world.machines[1].directives.newest is None
+
+
+def test_one_liar_does_not_take_the_word_away_from_the_proposer() -> None:
+    """A heartbeat of round 5000 neither moves what is directed now nor refuses it."""
+    world = VirtualConsortium(5, rounds=30)
+    liar = world.sites[3]
+
+    def lie() -> None:
+        beat = Heartbeat(world.proposal.run, 10**6, (5000, 0), True, ())
+        data = sign_envelope(liar.identity, "heartbeat", beat.encode()).encode()
+        world.sites[PROPOSER].receive(3, "flood", data)
+
+    world.clock.at(9.9, lie)
+    direct(world, 10.0, "change", arguments={"learning_rate": 0.5})
+    world.begin()
+    assert world.run(world.done, limit_seconds=2000) and world.run()
+    assert world.entries(1, "directive_heard")[0]["changes"][0][0] < 20
