@@ -273,7 +273,10 @@ def change(
 
     Example: p2pfl plan change homes/lille 3f2a learning_rate=0.05 local_steps=10
     """
-    _direct(home, run, "change", from_round, as_json, dict(_argument(text) for text in arguments))
+    values = [_argument(text) for text in arguments]
+    if len(dict(values)) < len(values):
+        raise ConfigError("one argument is given twice; say each once")
+    _direct(home, run, "change", from_round, as_json, dict(values))
 
 
 def _argument(text: str) -> tuple[str, int | float]:

@@ -256,6 +256,7 @@ HOME = [
     ("change no peer", nothing, "plan change lille 12 learning_rate=0.1", "no peer is running"),
     ("change no value", nothing, "plan change lille 12 learning_rate", "not an argument and its value"),
     ("change no number", nothing, "plan change lille 12 learning_rate=nan", "not an argument and its value"),
+    ("change twice", nothing, "plan change lille 12 a=1 a=2", "given twice"),
     ("change no name", nothing, "plan change lille 12 =3", "not an argument and its value"),
     ("propose no peer", nothing, "plan propose lille plan", "no peer is running"),
     ("result no run", nothing, "result lille -o m", "no run is known in lille"),
