@@ -99,6 +99,16 @@ class _Words:
             parts.append(f"channel {self['channel']}")
         return ", ".join(parts)
 
+    def changes(self) -> str:
+        """Changed arguments with the round each holds from; what is not of that form is left out."""
+        rows = self._body.get("changes")
+        parts = []
+        for row in rows[:SHOWN_ITEMS] if isinstance(rows, list) else ():
+            if isinstance(row, list) and len(row) == 2 and isinstance(row[1], dict):
+                values = ", ".join(f"{_safe(str(name))} = {self._text(value)}" for name, value in row[1].items())
+                parts.append(f"{values} from round {self._text(row[0])}")
+        return "; ".join(parts)
+
     def because(self, field: str = "reason") -> str:
         return f": {self[field]}" if self.has(field) else ""
 
@@ -148,6 +158,13 @@ def _mixed(words: _Words) -> str:
     return f"mixed {words.place()} with {words.peers('edges')}{taken}"
 
 
+def _directed(words: _Words) -> str:
+    parts = [words.changes()] if words.changes() else []
+    parts += [f"pause from round {words['paused_from']}"] if words.has("paused_from") else []
+    parts += [f"stop at round {words['stop_at']}"] if words.has("stop_at") else []
+    return f"directive {words['version']}: {'; '.join(parts) or 'the run goes on'}"
+
+
 def _closed(words: _Words) -> str:
     missing = f", missing: {words.peers('missing')}" if words.has("missing") else ""
     finished = "finished" if words["finished"] == "True" else "not finished"
@@ -193,6 +210,8 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
         Kind.ABSENT: _absent,
         Kind.ACKNOWLEDGED: lambda w: f"{w.peer()} acknowledged {w.count('cores')} deltas",
         Kind.STATE_STORED: lambda w: f"state stored for a restart ({w['stage']}), {w.place()}",
+        Kind.DIRECTIVE_SIGNED: lambda w: f"signed {_directed(w)}",
+        Kind.DIRECTIVE_HEARD: lambda w: f"the proposer's {_directed(w)}",
         Kind.RUN_CLOSED: _closed,
     }
 )
