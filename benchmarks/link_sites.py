@@ -28,6 +28,7 @@ from p2pfl.crypto import (
     sign_envelope,
     wrap_key,
 )
+from p2pfl.gossip.direct import Acknowledgement, open_acknowledgement
 from p2pfl.gossip.messages import (
     TO_ALL,
     Announcement,
@@ -38,7 +39,6 @@ from p2pfl.gossip.messages import (
     open_cover,
     sealing_context,
 )
-from p2pfl.gossip.statements import Acknowledgement, open_acknowledgement
 from p2pfl.governance import check_charter
 from p2pfl.net import Host, TcpTransport, Transport
 from p2pfl.peer import open_home

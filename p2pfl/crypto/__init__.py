@@ -14,7 +14,16 @@ from p2pfl.crypto.certificates import (
     create_certificate,
 )
 from p2pfl.crypto.digests import DIGEST_BYTES, parse_digest, sha256
-from p2pfl.crypto.envelope import DOMAIN, ENVELOPE_OVERHEAD, Envelope, Signer, Verify, open_envelope, sign_envelope
+from p2pfl.crypto.envelope import (
+    DOMAIN,
+    ENVELOPE_OVERHEAD,
+    Envelope,
+    Signer,
+    Verify,
+    claimed,
+    open_envelope,
+    sign_envelope,
+)
 from p2pfl.crypto.identity import SIGNATURE_BYTES, Identity, verify_signature
 from p2pfl.crypto.keystore import PassphraseCost, is_sealed, read_key, write_key
 from p2pfl.crypto.merkle import leaf_hash, merkle_root, node_hash, root_of_hashes
@@ -64,6 +73,7 @@ __all__ = [
     "certificate_expiry",
     "certificate_pem",
     "ciphertext_size",
+    "claimed",
     "create_certificate",
     "expected_chunks",
     "is_sealed",

@@ -17,7 +17,7 @@ from p2pfl.crypto.key_encodings import KEY_BYTES
 from p2pfl.crypto.packing import pack, unpack
 from p2pfl.crypto.peer_ids import peer_id_from_public_key, public_key_from_peer_id
 from p2pfl.crypto.uvarint import frame
-from p2pfl.errors import IllegalStep, MalformedMessage, SignatureRefused
+from p2pfl.errors import IllegalStep, MalformedMessage, RemoteError, SignatureRefused
 from p2pfl.types import Digest, PeerId
 
 DOMAIN = "p2pfl/1"
@@ -111,6 +111,20 @@ def open_envelope(data: bytes, *, kinds: Collection[str], limit: int, verify: Ve
         # forms, and a stranger could grow any cache that is keyed by bytes
         raise SignatureRefused(f"an envelope of {envelope.signer} was re-encoded on its way; drop it")
     return envelope
+
+
+def claimed(data: bytes, limit: int) -> tuple[bytes, str] | None:
+    """Public key and kind that ``data`` names, nothing verified; None if it is no envelope.
+
+    For deciding whether a signature is worth checking, and for what was verified when it was stored.
+    """
+    try:
+        fields = unpack(data, what="an envelope", limit=limit, max_items=4)
+    except RemoteError:
+        return None
+    if not isinstance(fields, list) or [type(field) for field in fields] != [bytes, str, bytes, bytes]:
+        return None
+    return fields[0], fields[1]
 
 
 def _signed_bytes(kind: str, payload: bytes) -> bytes:

@@ -6,7 +6,7 @@ No I/O, no clock, no thread, no randomness of its own, no tensor.
 from p2pfl.gossip import effects, events
 from p2pfl.gossip.context import ArgumentProblem
 from p2pfl.gossip.directives import directive_facts
-from p2pfl.gossip.flood import Flood
+from p2pfl.gossip.flood import Flood, kind_kept
 from p2pfl.gossip.machine import Machine
 from p2pfl.gossip.memory import Restored, readable_state
 from p2pfl.gossip.restoring import read_log
@@ -24,6 +24,7 @@ __all__ = [
     "directive_facts",
     "effects",
     "events",
+    "kind_kept",
     "open_proposal",
     "read_log",
     "readable_state",

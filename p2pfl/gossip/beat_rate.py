@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from p2pfl.crypto import unpack
-from p2pfl.errors import RemoteError
+from p2pfl.crypto import claimed
 from p2pfl.gossip.messages import FLOOD_LIMIT
 from p2pfl.types import PeerId
 
@@ -26,16 +25,14 @@ class BeatRate:
 
     def exceeded(self, link: PeerId, data: bytes, now: float) -> bool:
         """Whether ``data`` is a heartbeat beyond what its signer may send over this link; counts it if it is not."""
-        try:
-            fields = unpack(data, what="a statement", limit=FLOOD_LIMIT)
-        except RemoteError:
-            return False  # refused with its reason where it is opened
-        if not isinstance(fields, list) or len(fields) != 4 or fields[1] != "heartbeat" or type(fields[0]) is not bytes:
-            return False
+        named = claimed(data, FLOOD_LIMIT)
+        if named is None or named[1] != "heartbeat":
+            return False  # no envelope at all is refused with its reason where it is opened
+        key = named[0]
         known = self.left.setdefault(link, {})
-        if fields[0] not in known and len(known) >= self.signers:
+        if key not in known and len(known) >= self.signers:
             return True  # more signers than the charter has members: some are made up
-        left, since = known.get(fields[0], (BURST, now))
+        left, since = known.get(key, (BURST, now))
         left = min(BURST, left + RATE * max(0.0, now - since))
-        known[fields[0]] = (left - 1.0 if left >= 1.0 else left, now)
+        known[key] = (left - 1.0 if left >= 1.0 else left, now)
         return left < 1.0

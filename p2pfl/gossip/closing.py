@@ -11,12 +11,13 @@ from typing import Any
 
 from p2pfl.crypto import sha256
 from p2pfl.errors import Equivocation, LimitExceeded, SignatureRefused
+from p2pfl.gossip.closing_statement import Closing
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.contributions import completion_record, summary
+from p2pfl.gossip.direct import Settle
 from p2pfl.gossip.effects import Flood, Mix, Release, SendStatement
 from p2pfl.gossip.messages import EdgeList
 from p2pfl.gossip.rounds import Rounds
-from p2pfl.gossip.statements import Closing, Settle
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from p2pfl.types import PeerId
 
 if TYPE_CHECKING:
-    from p2pfl.gossip.statements import Closing
+    from p2pfl.gossip.closing_statement import Closing
 
 RANGES = 64  # kept per site; the shortest gaps are closed beyond that
 Range = tuple[int, int]

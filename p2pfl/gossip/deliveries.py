@@ -14,6 +14,7 @@ from typing import Any
 from p2pfl.crypto import Envelope
 from p2pfl.errors import Equivocation, LimitExceeded, MalformedMessage, SignatureRefused
 from p2pfl.gossip.context import Context
+from p2pfl.gossip.direct import Acknowledgement
 from p2pfl.gossip.effects import Fetch, Forget, Release, SendAnnouncement, SendStatement
 from p2pfl.gossip.messages import (
     MAX_CHANGES,
@@ -28,7 +29,7 @@ from p2pfl.gossip.messages import (
     position_of,
 )
 from p2pfl.gossip.open_edges import OpenEdges
-from p2pfl.gossip.statements import MAX_STALENESS, Acknowledgement
+from p2pfl.gossip.statements import MAX_STALENESS
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 

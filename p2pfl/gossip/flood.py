@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from p2pfl.crypto import Envelope, Verify, open_envelope, verify_signature
+from p2pfl.crypto import Envelope, Verify, claimed, open_envelope, verify_signature
 from p2pfl.errors import LimitExceeded, MalformedMessage, NotAMember
 from p2pfl.gossip.messages import FLOOD_LIMIT, MAX_DIRECTIVES
 from p2pfl.gossip.statements import run_of
@@ -19,6 +19,12 @@ SAME_KIND_OF = {"directive": MAX_DIRECTIVES + 1}  # the proposer speaks more tha
 KINDS = ("proposal", "approval", "start", "start-signature", "closing", "heartbeat", "directive")
 BEATS = 16  # heartbeats of one member remembered: those of the last minute are still under way somewhere
 OFTEN = 0.5  # seconds; heartbeats of one member that come faster are not passed on (they are due every 5)
+
+
+def kind_kept(data: bytes) -> str:
+    """The kind of a statement that was verified before it was kept; empty if it is none."""
+    named = claimed(data, FLOOD_LIMIT)
+    return named[1] if named is not None else ""
 
 
 @dataclass(slots=True)

@@ -22,30 +22,21 @@ from p2pfl.gossip import events as ev
 from p2pfl.gossip.adopting import Adopting
 from p2pfl.gossip.beat_rate import BeatRate
 from p2pfl.gossip.closing import ClosingPart
+from p2pfl.gossip.closing_statement import open_closing
 from p2pfl.gossip.context import ArgumentProblem, Context
 from p2pfl.gossip.deliveries import Deliveries
+from p2pfl.gossip.direct import open_acknowledgement, open_away, open_settle, open_standing
 from p2pfl.gossip.directives import Directives
 from p2pfl.gossip.effects import Begin, Effect, StoreStatement
 from p2pfl.gossip.flood import SAME_KIND, SAME_KIND_OF
+from p2pfl.gossip.heartbeat import open_heartbeat
 from p2pfl.gossip.memory import Memory, Restored
 from p2pfl.gossip.messages import FLOOD_LIMIT
 from p2pfl.gossip.presence import Presence
 from p2pfl.gossip.returning import SHARE_AFTER, Returning
 from p2pfl.gossip.rounds import Rounds
 from p2pfl.gossip.starting import Starting, schedule_of
-from p2pfl.gossip.statements import (
-    Proposal,
-    open_acknowledgement,
-    open_approval,
-    open_away,
-    open_closing,
-    open_heartbeat,
-    open_settle,
-    open_standing,
-    open_start,
-    open_start_signature,
-    run_of,
-)
+from p2pfl.gossip.statements import Proposal, open_approval, open_start, open_start_signature, run_of
 from p2pfl.gossip.table import TABLE, State
 from p2pfl.types import Digest, PeerId, Roster
 

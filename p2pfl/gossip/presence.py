@@ -18,8 +18,8 @@ from p2pfl.errors import Equivocation, LimitExceeded
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.deliveries import EVIDENCE_LOGGED, Deliveries
 from p2pfl.gossip.effects import Flood
+from p2pfl.gossip.heartbeat import MAX_CORES_TOLD, Heartbeat
 from p2pfl.gossip.messages import MAX_STEPS, SETTLING_WINDOW, TO_ALL
-from p2pfl.gossip.statements import MAX_CORES_TOLD, Heartbeat
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pfl.crypto import Verify, verify_signature
+from p2pfl.gossip.closing_statement import closing_from_entry
 from p2pfl.gossip.directives import Directive, directive_from_entry
 from p2pfl.gossip.memory import Restored
 from p2pfl.gossip.messages import Core, decode_announcement, open_core
 from p2pfl.gossip.starting import record_from_payload
-from p2pfl.gossip.statements import Proposal, StartSignature, closing_from_entry
+from p2pfl.gossip.statements import Proposal, StartSignature
 from p2pfl.types import Digest, PeerId, Roster, StartRecord
 
 Entry = tuple[str, Mapping[str, Any], Callable[[], bytes]]

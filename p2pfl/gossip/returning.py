@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 
 from p2pfl.errors import RemoteError, SignatureRefused
 from p2pfl.gossip.closing import ClosingPart
+from p2pfl.gossip.closing_statement import open_closing
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.deliveries import Deliveries
+from p2pfl.gossip.direct import Standing, open_standing
 from p2pfl.gossip.directives import Directives
 from p2pfl.gossip.effects import Begin, Restore, SendStatement, ShareClosings
 from p2pfl.gossip.messages import Position, open_core
 from p2pfl.gossip.rounds import Rounds
-from p2pfl.gossip.statements import Standing, open_closing, open_standing
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 

@@ -19,13 +19,13 @@ from typing import Any
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.contributions import RoundSet
 from p2pfl.gossip.deliveries import OTHER_ARGUMENTS, Deliveries
+from p2pfl.gossip.direct import Away
 from p2pfl.gossip.effects import Edge, Encode, Forget, Mix, SendStatement, Train
 from p2pfl.gossip.events import Encoded, Mixed, TrainingFailed
 from p2pfl.gossip.messages import MAX_TEXT, SETTLING_WINDOW, TO_ALL, Core, Position, position_of
 from p2pfl.gossip.on_arrival import OnArrival
 from p2pfl.gossip.pace import Pace
 from p2pfl.gossip.settling import EdgeLedger, Settled
-from p2pfl.gossip.statements import Away
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 

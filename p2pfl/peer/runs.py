@@ -30,7 +30,7 @@ from p2pfl.errors import (
     StoreError,
 )
 from p2pfl.files import write_atomic
-from p2pfl.gossip import Flood, Machine, Proposal, events, open_proposal, readable_state
+from p2pfl.gossip import Flood, Machine, Proposal, events, kind_kept, open_proposal, readable_state
 from p2pfl.gossip.flood import KINDS
 from p2pfl.gossip.messages import FLOOD_LIMIT, envelope_frame, open_frame
 from p2pfl.gossip.statements import Approval
@@ -40,6 +40,7 @@ from p2pfl.peer.home import Home
 from p2pfl.peer.plan_checks import local_steps_of, ready_worker
 from p2pfl.peer.restore import RestoredRun, restored_run
 from p2pfl.peer.runner import FLOOD, RunKeys, Runner, Services
+from p2pfl.peer.statements import Statements
 from p2pfl.peer.states import States, StoredState
 from p2pfl.peer.worker import START_LIMIT, Worker
 from p2pfl.topology import Schedule, build_graph
@@ -47,15 +48,10 @@ from p2pfl.types import ChannelSpec, Digest, PeerId, Roster, RunId
 
 OPEN_PROPOSALS = 4  # per proposer; a member cannot fill the others' disks with proposals
 RUN_ID_LENGTH = 64  # hexadecimal digits
-STATEMENTS_LIMIT = 256  # kept per run: four per member
 PREFETCH_LIMIT = 64 * 2**20  # bytes of initial parameters fetched before the site has approved
 INITIAL_PATIENCE = 30.0  # seconds; a neighbour may just be fetching them itself
 INITIAL_PAUSE = 0.3  # seconds between two rounds of asking
 PATIENCE = 24 * 3600.0  # seconds a proposer waits for approvals unless told otherwise
-
-
-def _is_directive(data: bytes) -> bool:
-    return open_envelope(data, kinds=KINDS, limit=FLOOD_LIMIT).kind == "directive"
 
 
 class Runs:
@@ -69,7 +65,7 @@ class Runs:
         self._roster = roster
         self._services = services
         self._flood = Flood(roster)
-        self._statements: dict[str, list[bytes]] = {}
+        self._statements = Statements(home)
         self._proposals: dict[str, bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._fetching = asyncio.Lock()
@@ -144,7 +140,7 @@ class Runs:
         for run, runner in self.runners.items():
             if runner.machine.closing.complete:
                 continue
-            for statement in (self._proposals.get(run), *self._statements.get(run, ())):
+            for statement in (self._proposals.get(run), *self._statements.known(run)):
                 if statement is not None:
                     self._background(self._send(peer, envelope_frame(run, statement)))
 
@@ -157,7 +153,7 @@ class Runs:
         if (peer, run) in self._reminded:
             return
         self._reminded.add((peer, run))
-        for data in self._statements.get(run) or self._stored(run):
+        for data in self._statements.all(run):
             self._background(self._send(peer, envelope_frame(run, data)))
 
     def hear_of_over(self, peer: PeerId, run: RunId) -> None:
@@ -167,28 +163,13 @@ class Runs:
 
     def share_closings(self, peer: PeerId, run: RunId) -> None:
         """Send a neighbour the closing statements of a run that are kept here."""
-        for data in self._statements.get(run) or self._stored(run):
-            if open_envelope(data, kinds=KINDS, limit=FLOOD_LIMIT).kind == "closing":
+        for data in self._statements.all(run):
+            if kind_kept(data) == "closing":
                 self._background(self._send(peer, envelope_frame(run, data)))
-
-    def _stored(self, run: str) -> list[bytes]:
-        folder = self._home.path / "runs" / run / "statements"
-        return [file.read_bytes() for file in sorted(folder.glob("????-" + 16 * "?"))]
 
     def store_statement(self, run: str, data: bytes) -> None:
         """Keep a verified statement for neighbours that missed it, and for a restart."""
-        known = self._statements.setdefault(run, [])
-        if data in known or len(known) >= STATEMENTS_LIMIT:
-            return
-        folder = self._home.run_folder(run) / "statements"
-        folder.mkdir(exist_ok=True, mode=0o700)
-        if _is_directive(data):  # the newest one says all that its predecessors did
-            for older in [item for item in known if _is_directive(item)]:
-                known.remove(older)
-                for file in folder.glob(f"????-{sha256(older)[:16]}"):
-                    file.unlink()
-        known.append(data)
-        write_atomic(folder / f"{len(known):04d}-{sha256(data)[:16]}", data)
+        self._statements.keep(run, data)
 
     # --- proposals
 
@@ -277,8 +258,7 @@ class Runs:
                 runner = self._adopt(proposal, statement, plan_from_bundle(proposal.bundle), restored)
             except RemoteError as error:
                 raise StoreError(f"{path} is damaged ({error}); move it away and start again") from error
-            kept = self._stored(proposal.run)
-            self._statements[proposal.run] = list(kept)
+            kept = self._statements.load(proposal.run)
             kept += [data for data in self._on_record(proposal.run, restored) if data not in kept]
             # first the worker, then the statements: they may show at once that the run has begun
             stored = self._stored_state(proposal.run, restored)

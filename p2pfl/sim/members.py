@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from p2pfl.crypto import sign_envelope, unpack
+from p2pfl.gossip.direct import open_settle
 from p2pfl.gossip.messages import (
     FLOOD_LIMIT,
     INLINE_LIMIT,
@@ -23,7 +24,6 @@ from p2pfl.gossip.messages import (
     open_cover,
     sealing_context,
 )
-from p2pfl.gossip.statements import open_settle
 from p2pfl.sim.draws import stream
 from p2pfl.train.exchange import Exchange
 from p2pfl.train.model_files import vector_digest

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from p2pfl.crypto import Envelope, unpack
+from p2pfl.crypto import Envelope
 from p2pfl.errors import RemoteError
 from p2pfl.gossip import Flood, events
-from p2pfl.gossip.messages import FLOOD_LIMIT
+from p2pfl.gossip.flood import kind_kept
 
 if TYPE_CHECKING:
     from p2pfl.sim.site import Site
@@ -33,7 +33,7 @@ class Spreading:
     def hear(self, source: int, data: bytes) -> None:
         """A neighbour's statement: to the machine, and on to the others."""
         site = self._site
-        if site.disk.over and unpack(data, what="statement", limit=FLOOD_LIMIT)[1] != "closing":
+        if site.disk.over and kind_kept(data) != "closing":
             self._remind(source)
         if site.machine is None or data in self._seen:
             return  # the very bytes were checked before; Flood would say the same at a higher price
@@ -81,5 +81,5 @@ class Spreading:
         """Send a neighbour the closing statements that are kept here."""
         site = self._site
         for data in site.disk.statements:
-            if unpack(data, what="statement", limit=FLOOD_LIMIT)[1] == "closing":  # verified when it was kept
+            if kind_kept(data) == "closing":
                 site.send(site.world.peers[source], "flood", data)

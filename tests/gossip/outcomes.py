@@ -20,18 +20,12 @@ from bottle import QUADRATIC_PLAN, Bottle, Quadratic
 from p2pfl.crypto import Identity, Manifest, Prekey, sha256, sign_envelope, wrap_key
 from p2pfl.errors import IllegalStep, PolicyRefusal
 from p2pfl.gossip import Machine, State, events
+from p2pfl.gossip.closing_statement import Closing
+from p2pfl.gossip.direct import Acknowledgement, Away, Settle, Standing
 from p2pfl.gossip.directives import Change, Directive
+from p2pfl.gossip.heartbeat import Heartbeat
 from p2pfl.gossip.messages import Announcement, Core, Cover, EdgeList, decode_announcement, sealing_context
-from p2pfl.gossip.statements import (
-    Acknowledgement,
-    Approval,
-    Away,
-    Closing,
-    Heartbeat,
-    Settle,
-    Standing,
-    StartSignature,
-)
+from p2pfl.gossip.statements import Approval, StartSignature
 from p2pfl.types import PeerId
 
 TABLE = Path(__file__).with_name("outcomes.txt")

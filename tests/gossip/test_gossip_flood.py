@@ -7,7 +7,8 @@ import pytest
 from p2pfl.crypto import Envelope, Identity, sha256, sign_envelope
 from p2pfl.errors import LimitExceeded, NotAMember
 from p2pfl.gossip.flood import BEATS, OFTEN, SAME_KIND, SEEN_LIMIT, Flood
-from p2pfl.gossip.statements import Heartbeat, StartSignature
+from p2pfl.gossip.heartbeat import Heartbeat
+from p2pfl.gossip.statements import StartSignature
 from p2pfl.types import Member, Roster, RunId
 
 RUN = RunId(sha256(b"run"))

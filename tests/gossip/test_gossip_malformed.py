@@ -17,16 +17,10 @@ from bottle import QUADRATIC_PLAN, Bottle, Quadratic
 from p2pfl.crypto import Identity, sha256, sign_envelope
 from p2pfl.errors import MalformedMessage
 from p2pfl.gossip import Flood, State, effects, events
+from p2pfl.gossip.closing_statement import Closing
+from p2pfl.gossip.direct import Acknowledgement, Away, Settle
 from p2pfl.gossip.messages import Cover, EdgeList, decode_announcement, open_core, open_cover
-from p2pfl.gossip.statements import (
-    Acknowledgement,
-    Approval,
-    Away,
-    Closing,
-    Settle,
-    Start,
-    StartSignature,
-)
+from p2pfl.gossip.statements import Approval, Start, StartSignature
 from p2pfl.types import PeerId
 
 SETTINGS = {

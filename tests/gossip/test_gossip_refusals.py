@@ -29,8 +29,10 @@ from p2pfl.crypto import (
 )
 from p2pfl.errors import RemoteError
 from p2pfl.gossip import Machine, State, effects, events
+from p2pfl.gossip.closing_statement import Closing
 from p2pfl.gossip.context import REFUSALS_LOGGED
 from p2pfl.gossip.deliveries import EVIDENCE_LOGGED, SMALL_LEAD
+from p2pfl.gossip.direct import Acknowledgement, Settle
 from p2pfl.gossip.messages import (
     ANNOUNCEMENT_LIMIT,
     SETTLING_WINDOW,
@@ -43,7 +45,7 @@ from p2pfl.gossip.messages import (
     open_cover,
     sealing_context,
 )
-from p2pfl.gossip.statements import Acknowledgement, Approval, Closing, Settle, Start, StartSignature
+from p2pfl.gossip.statements import Approval, Start, StartSignature
 from p2pfl.types import PeerId
 
 SETTINGS = {

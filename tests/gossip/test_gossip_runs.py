@@ -10,8 +10,8 @@ from bottle import QUADRATIC_PLAN, Bottle, Quadratic
 
 from p2pfl.crypto import pack, sha256, sign_envelope, unpack
 from p2pfl.gossip import State, effects, events, readable_state
+from p2pfl.gossip.direct import Standing
 from p2pfl.gossip.messages import open_core
-from p2pfl.gossip.statements import Standing
 from p2pfl.types import RunId
 
 SIZES = (40, 30, 20, 10)

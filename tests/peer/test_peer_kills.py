@@ -28,7 +28,7 @@ from hospitals import (
 )
 
 from p2pfl.errors import ConfigError, P2PFLError
-from p2pfl.gossip.statements import open_closing
+from p2pfl.gossip.closing_statement import open_closing
 
 NAMES = ("lille", "caen", "rouen", "amiens")
 ROUNDS = 100  # the others are still at work when the killed one is back

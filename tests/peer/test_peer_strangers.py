@@ -27,9 +27,10 @@ from p2pfl.crypto import (
 )
 from p2pfl.errors import LinkError, PlanError
 from p2pfl.gossip import Proposal, State, events
+from p2pfl.gossip.closing_statement import Closing
 from p2pfl.gossip.context import REFUSALS_LOGGED
 from p2pfl.gossip.messages import ANNOUNCEMENT_LIMIT, FLOOD_LIMIT, STANDING_LIMIT, Announcement, envelope_frame
-from p2pfl.gossip.statements import Approval, Closing
+from p2pfl.gossip.statements import Approval
 from p2pfl.governance import plan_from_files
 from p2pfl.net import Host, MemoryNetwork, TcpTransport
 from p2pfl.peer import Home, Peer, found_consortium, open_home

@@ -10,8 +10,9 @@ import pytest
 from p2pfl.crypto import sha256, sign_envelope
 from p2pfl.errors import ConfigError, IllegalStep, P2PFLError, PolicyRefusal
 from p2pfl.gossip import State, events
+from p2pfl.gossip.direct import Standing
 from p2pfl.gossip.directives import Change, Directive
-from p2pfl.gossip.statements import Heartbeat, Standing
+from p2pfl.gossip.heartbeat import Heartbeat
 from p2pfl.sim import At, Crash, LinkModel, Loss, Partition, Pause, SlowSite, StubTraining, VirtualConsortium
 
 TWO_CLUSTERS = {"kind": "hierarchical", "clusters": 2}

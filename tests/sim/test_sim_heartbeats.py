@@ -7,8 +7,8 @@ import pytest
 from p2pfl.crypto import sign_envelope
 from p2pfl.gossip import State, events
 from p2pfl.gossip.beat_rate import BURST, RATE, BeatRate
+from p2pfl.gossip.heartbeat import Heartbeat
 from p2pfl.gossip.presence import BEAT
-from p2pfl.gossip.statements import Heartbeat
 from p2pfl.sim import ComputeModel, Crash, InState, Leave, Pause, VirtualConsortium
 
 DAY = 24 * 3600.0
