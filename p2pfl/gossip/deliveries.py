@@ -18,6 +18,7 @@ from p2pfl.gossip.direct import Acknowledgement
 from p2pfl.gossip.effects import Fetch, Forget, Release, SendAnnouncement, SendStatement
 from p2pfl.gossip.messages import (
     MAX_CHANGES,
+    MAX_STEPS,
     SETTLING_WINDOW,
     TO_ALL,
     Announcement,
@@ -172,6 +173,12 @@ class Deliveries:
         """
         lead = SETTLING_WINDOW if self.context.staleness else SMALL_LEAD
         self.believed[origin] = max(self.believed.get(origin, 0), min(round_, self.context.position[0] + lead))
+
+    def begins(self, origin: PeerId, round_: int) -> None:
+        """A neighbour is about to begin this round: nothing more of it comes for the ones before, and no core yet."""
+        if round_ > 0:
+            self.reached[origin] = max(self.reached.get(origin, (0, 0)), (round_ - 1, MAX_STEPS))
+            self.believe(origin, round_ - 1)
 
     def _drop_overtaken(self, origin: PeerId, newest: int) -> None:
         """A site far ahead in an asynchronous run: of its messages for rounds to come only the newest can be mixed."""

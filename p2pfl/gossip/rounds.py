@@ -22,7 +22,7 @@ from p2pfl.gossip.deliveries import OTHER_ARGUMENTS, Deliveries
 from p2pfl.gossip.direct import Away
 from p2pfl.gossip.effects import Edge, Encode, Forget, Mix, SendStatement, Train
 from p2pfl.gossip.events import Encoded, Mixed, TrainingFailed
-from p2pfl.gossip.messages import MAX_TEXT, SETTLING_WINDOW, TO_ALL, Core, Position, position_of
+from p2pfl.gossip.messages import MAX_STEPS, MAX_TEXT, SETTLING_WINDOW, TO_ALL, Core, Position, position_of
 from p2pfl.gossip.on_arrival import OnArrival
 from p2pfl.gossip.pace import Pace
 from p2pfl.gossip.settling import EdgeLedger, Settled
@@ -417,7 +417,7 @@ class Rounds:
                         self._apply(peer, self.ledgers[peer].decide(position, False))
         context.position = (target, 0)
         self.deliveries.decided_until = max(self.deliveries.decided_until, (target, 0))
-        self.deliveries.finish((target - 1, 99))
+        self.deliveries.finish((target - 1, MAX_STEPS))
         context.commit(f"caught-up:{target}", stage="caught up")
 
     # --- edges
@@ -523,10 +523,12 @@ class Rounds:
             if away.round >= context.position[0] - 1:
                 self.mark_missing(peer, f"it says: {away.reason}")
             return
-        near = context.position[0] - SETTLING_WINDOW <= away.round <= context.position[0] + SETTLING_WINDOW
+        if not context.position[0] - SETTLING_WINDOW <= away.round <= context.position[0] + SETTLING_WINDOW:
+            return
+        # it only begins that round: whoever took it to be through would leap past it, and be leapt past in turn
+        self.deliveries.begins(peer, away.round)
         late = peer in context.missing and peer in context.linked and self.missed[peer] < MAX_MISSED
-        if near and late:
-            self.deliveries.believe(peer, away.round)
+        if late:
             self._back(peer, away.round)
             if context.state is State.COLLECTING:
                 self._set_deadline()
