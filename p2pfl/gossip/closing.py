@@ -290,7 +290,7 @@ class ClosingPart:
         if not statement.finished and signer != self.context.me:
             self.context.gone.add(signer)
             if signer in self.rounds.ledgers and self.context.state is not State.DONE:
-                self.rounds.mark_missing(signer, "it takes no further part")
+                self.rounds.attendance.mark_missing(signer, "it takes no further part")
         for peer, since, reason in statement.missing:
             if peer not in self.named_missing and peer in self.context.running.shares:
                 self.named_missing[peer] = (since, reason)

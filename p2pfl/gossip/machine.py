@@ -262,7 +262,7 @@ class Machine:
         elif kind == "heartbeat":
             beat = open_heartbeat(data, _verified)[1]
             self.presence.hear(signer, beat, data)
-            self.rounds.alive(signer, beat.position[0], beat.taking_part)
+            self.rounds.attendance.alive(signer, beat.position[0], beat.taking_part)
             self._enough_again()
             return False  # the next one says all that this one does
         elif kind == "settle":
@@ -276,7 +276,7 @@ class Machine:
             self.returning.hear(signer, standing)
             self.closing.state_absence()
         elif kind == "away":
-            self.rounds.hear_away(signer, open_away(data, _verified)[1])
+            self.rounds.attendance.hear_away(signer, open_away(data, _verified)[1])
         else:
             self.deliveries.acknowledged(signer, open_acknowledgement(data, _verified)[1].cores)
         return True
@@ -321,7 +321,7 @@ class Machine:
         if context.start is None or event.peer not in self.rounds.ledgers or context.state is State.DONE:
             return
         self.returning.told.discard(event.peer)
-        self.rounds.mark_missing(event.peer, f"link lost: {event.reason}")
+        self.rounds.attendance.mark_missing(event.peer, f"link lost: {event.reason}")
         self._progress()
 
     def _timer(self, event: ev.TimerFired) -> None:

@@ -192,7 +192,7 @@ class Returning:
             return
         stage, self.stage = self.stage, None
         context = self.context
-        self.rounds.was_away = True
+        self.rounds.attendance.was_away = True
         context.cancel_timer("standing")
         context.tell("resumed", round=context.position[0], stage=stage)
         if self.behind is not None and self.behind >= context.position:

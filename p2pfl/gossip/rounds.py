@@ -5,8 +5,7 @@ Owns the position in the run and the edge ledgers. A round of (training and) one
     x_i <- local steps;   x_i <- x_i + sum_j w_ij (x_j - x_i)   over the neighbours j whose message is here,
 
 and the ledgers see to it that both ends of an edge count the same rounds (`p2pfl.gossip.settling`).
-Nobody is waited for twice: a neighbour that misses a deadline or loses its link is not awaited again until it is
-heard from at the present position or a later one.
+Who is waited for is `p2pfl.gossip.attendance`'s to know.
 """
 
 from __future__ import annotations
@@ -16,20 +15,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from p2pfl.gossip.attendance import Attendance
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.contributions import RoundSet
 from p2pfl.gossip.deliveries import OTHER_ARGUMENTS, Deliveries
-from p2pfl.gossip.direct import Away
-from p2pfl.gossip.effects import Edge, Encode, Forget, Mix, SendStatement, Train
+from p2pfl.gossip.effects import Edge, Encode, Forget, Mix, Train
 from p2pfl.gossip.events import Encoded, Mixed, TrainingFailed
-from p2pfl.gossip.messages import MAX_STEPS, MAX_TEXT, SETTLING_WINDOW, TO_ALL, Core, Position, position_of
+from p2pfl.gossip.messages import MAX_STEPS, SETTLING_WINDOW, TO_ALL, Core, Position, position_of
 from p2pfl.gossip.on_arrival import OnArrival
 from p2pfl.gossip.pace import Pace
 from p2pfl.gossip.settling import EdgeLedger, Settled
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 
-MAX_MISSED = 3  # deadlines in a row that a neighbour may let pass before its announcements alone count for nothing
 PAUSE_LIMIT = 7 * 24 * 3600.0  # seconds; after a week too few will not become enough by themselves
 EARLY = 1e-3  # seconds that a timer may fire before its time: clocks round
 MAX_FAILURES = 3  # local trainings that fail one after the other before the peer leaves the run
@@ -49,9 +47,7 @@ class Rounds:
     failures: int = 0
     contributed: defaultdict[PeerId, RoundSet] = field(default_factory=lambda: defaultdict(RoundSet))
     last_mixed: dict[PeerId, int] = field(default_factory=dict)
-    missed: Counter[PeerId] = field(default_factory=Counter)  # deadlines in a row each neighbour let pass
     biased: int = 0
-    was_away: bool = False  # neighbours may believe that they need not wait for this peer
     finished: int = -1  # the last round that was done to its end here, with whoever was there
     pace: Pace = field(default_factory=Pace)
     due: dict[PeerId, float] = field(default_factory=dict)  # until when each awaited neighbour is waited for
@@ -62,6 +58,10 @@ class Rounds:
     recipients: tuple[PeerId, ...] = ()
     corrections_used: tuple[tuple[PeerId, Position], ...] = ()  # taken back by the mixing in work
     settled: list[tuple[PeerId, Position]] = field(default_factory=list)  # displacements to forget after the mixing
+    attendance: Attendance = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.attendance = Attendance(self.context, self.deliveries, self._set_deadline)
 
     def prepare(self) -> None:
         """The run begins: one ledger per partner."""
@@ -82,7 +82,7 @@ class Rounds:
             context.state = State.CLOSING
             return
         context.position = (round_, context.own_steps(round_)[0])
-        self.tell_back()
+        self.attendance.tell_back()
         self.pace.start(context.position, context.now)
         plan = context.running_schedule.round(round_)
         context.log(
@@ -113,7 +113,7 @@ class Rounds:
         context.state = State.ABSENT
         context.log_now("absent", {"round": event.round, "reason": event.reason[:400]})
         context.tell("training failed", round=event.round, reason=event.reason)
-        self.tell_away("local training failed")  # not why: a plan's own words may hold data
+        self.attendance.tell_away("local training failed")  # not why: a plan's own words may hold data
         if self.failures >= MAX_FAILURES:
             context.away_for_good = f"local training failed {self.failures} times: {event.reason[:300]}"
             return  # the machine states the absence
@@ -162,7 +162,7 @@ class Rounds:
             OnArrival(self).mix()
             return
         context.state = State.COLLECTING
-        self.tell_back()
+        self.attendance.tell_back()
         upper = context.running.deadline
         self.due = {peer: self.pace.due(peer, context.position, context.now, upper) for peer in self.awaited()}
         if self.due:
@@ -212,8 +212,7 @@ class Rounds:
         began = self.pace.starts.get(context.position, context.now)
         for peer in self.awaited():
             if peer in self.due and self.due[peer] <= context.now + EARLY:
-                self.missed[peer] += 1
-                self.mark_missing(peer, f"no delta {context.now - began:.3g} s after the round began")
+                self.attendance.late(peer, f"no delta {context.now - began:.3g} s after the round began")
         self._set_deadline()
         self.collect()
 
@@ -245,9 +244,7 @@ class Rounds:
         self.last_mixed[peer] = max(self.last_mixed.get(peer, -1), position[0])
         if context.running_schedule.round(position[0]).training:
             self.contributed[peer].add(position[0])
-        self.missed[peer] = 0
-        if peer in context.missing and peer in context.linked:
-            self._back(peer, position[0])
+        self.attendance.mixed(peer, position[0])
 
     def take_corrections(self) -> tuple[tuple[PeerId, Position], ...]:
         """The displacements that the coming mixing takes back, in a fixed order."""
@@ -328,7 +325,7 @@ class Rounds:
             context.log("absent", {"round": round_ + 1, "reason": "paused by the user"})
             context.commit(f"paused:{round_ + 1}", stage="paused")
             context.tell("paused", round=round_ + 1)
-            self.tell_away("paused by the user")
+            self.attendance.tell_away("paused by the user")
             return
         self.proceed()
 
@@ -402,7 +399,7 @@ class Rounds:
         """Skip to ``target``: take no part in the rounds between, say so to the neighbours and to the log."""
         context = self.context
         context.state = State.CATCHING_UP
-        self.was_away = True
+        self.attendance.was_away = True
         context.log("absent", {"round": from_round, "until": target, "reason": reason})
         context.tell("catching up", round=from_round, until=target)
         self.expire(target)
@@ -432,31 +429,10 @@ class Rounds:
     def heard(self, core: Core, origin: PeerId) -> None:
         """A verified core from a neighbour: it is there, and it says what it knows of our edge."""
         context = self.context
-        # One round behind counts as present: it is on its way, and waiting for it brings both back in step. Words do
-        # not help one that let several deadlines pass: it is awaited again once a delta of its was really mixed.
-        near = core.round >= context.position[0] - 1 and self.missed[origin] < MAX_MISSED
-        if near and origin in context.missing and origin in context.linked:
-            self._back(origin, core.round)
+        self.attendance.heard(origin, core.round)
         edges = core.lists.get(context.me)
         if edges is not None:
             self._apply(origin, self.ledgers[origin].hear(edges, core.position, self._undecided))
-
-    def alive(self, peer: PeerId, round_: int, taking_part: bool) -> None:
-        """A heartbeat of a neighbour that is in our round: if it was only late, it is waited for again.
-
-        Or a site that became slow would be left out for ever: what it sends always comes after the round. Its pace
-        says by then how long it takes.
-        """
-        context = self.context
-        late = peer in context.missing and peer in context.linked and self.missed[peer] < MAX_MISSED
-        if late and taking_part and peer in self.ledgers and round_ >= context.position[0]:
-            self._back(peer, round_)
-            if context.state is State.COLLECTING:
-                self._set_deadline()
-
-    def _back(self, peer: PeerId, round_: int) -> None:
-        del self.context.missing[peer]
-        self.context.tell("back", peer=peer, round=round_)
 
     @property
     def _undecided(self) -> Position:
@@ -494,53 +470,6 @@ class Rounds:
         if positions:
             self.context.emit(Forget(edges=tuple((peer, position) for position in positions)))
 
-    def tell_away(self, reason: str) -> None:
-        """Tell the neighbours that nobody need wait for this peer."""
-        self.was_away = True
-        self._tell(Away(self.context.running.run, self.context.position[0], reason[:MAX_TEXT]))
-
-    def tell_back(self) -> None:
-        """Tell the neighbours that this peer takes part again.
-
-        Else rounds shorter than a message's way are never met: whoever is missing is not waited for, and what it sends
-        comes after the round.
-        """
-        if self.was_away:
-            self.was_away = False
-            self._tell(Away(self.context.running.run, self.context.position[0], "", back=True))
-
-    def _tell(self, word: Away) -> None:
-        for peer in self.ledgers:
-            if peer in self.context.linked:
-                self.context.emit(SendStatement(peer, "away", word.encode()))
-
-    def hear_away(self, peer: PeerId, away: Away) -> None:
-        """A neighbour says that it takes no part for a while, or that it takes part again."""
-        context = self.context
-        if peer not in self.ledgers:
-            return
-        if not away.back:
-            if away.round >= context.position[0] - 1:
-                self.mark_missing(peer, f"it says: {away.reason}")
-            return
-        if not context.position[0] - SETTLING_WINDOW <= away.round <= context.position[0] + SETTLING_WINDOW:
-            return
-        # it only begins that round: whoever took it to be through would leap past it, and be leapt past in turn
-        self.deliveries.begins(peer, away.round)
-        late = peer in context.missing and peer in context.linked and self.missed[peer] < MAX_MISSED
-        if late:
-            self._back(peer, away.round)
-            if context.state is State.COLLECTING:
-                self._set_deadline()
-
-    def mark_missing(self, peer: PeerId, reason: str) -> None:
-        """Nobody waits for this neighbour until it is heard again."""
-        context = self.context
-        if peer not in context.missing:
-            context.missing[peer] = (context.position[0], reason)
-            context.log("absent", {"peer": peer, "round": context.position[0], "reason": reason})
-            context.tell("missing", peer=peer, round=context.position[0], reason=reason)
-
     # --- restarts
 
     def remember(self) -> dict[str, Any]:
@@ -554,7 +483,7 @@ class Rounds:
             "rounds_done": self.rounds_done,
             "last_mixed": dict(self.last_mixed),
             "contributed": {peer: [list(item) for item in rounds.ranges] for peer, rounds in self.contributed.items()},
-            "missed": dict(self.missed),
+            "missed": dict(self.attendance.missed),
             "biased": self.biased,
             "finished": self.finished,
             "loss": self.loss,
@@ -574,7 +503,7 @@ class Rounds:
         for peer, ranges in kept["contributed"].items():
             self.contributed[PeerId(peer)] = RoundSet([position_of(item) for item in ranges])
         self.finished = kept["finished"]
-        self.missed = Counter({PeerId(peer): count for peer, count in kept["missed"].items()})
+        self.attendance.missed = Counter({PeerId(peer): count for peer, count in kept["missed"].items()})
         self.loss, self.distance = kept["loss"], kept["distance"]
         self.digest = None if kept["digest"] is None else Digest(kept["digest"])
         self.pace.recall(kept["pace"])
