@@ -38,6 +38,8 @@ class Kind(StrEnum):
     EDGE_UNSETTLED = "edge_unsettled"
     CAUGHT_UP = "caught_up"
     ABSENT = "absent"
+    PAUSE_ASKED = "pause_asked"
+    PAUSE_ENDED = "pause_ended"
     ACKNOWLEDGED = "acknowledged"
     STATE_STORED = "state_stored"
     DIRECTIVE_SIGNED = "directive_signed"
@@ -99,9 +101,11 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
             ("run", "round", "away", "own", "states", "distance", "moved"),
         ),
         Kind.ABSENT: KindNote(
-            "a site (without the field peer: this one) takes no part",
-            ("run", "peer", "round", "until", "reason"),
+            "a site (without the field peer: this one) takes no part; paused: it waits, and goes on from there",
+            ("run", "peer", "round", "until", "reason", "paused"),
         ),
+        Kind.PAUSE_ASKED: KindNote("this site's user pauses its part, from the end of this round on", ("run", "round")),
+        Kind.PAUSE_ENDED: KindNote("this site's user lets it take part again", ("run", "round")),
         Kind.ACKNOWLEDGED: KindNote("a member has these cores in its own log", ("run", "peer", "cores")),
         Kind.STATE_STORED: KindNote(
             "what a restart goes on from; digest is SHA-256 of the machine's state",

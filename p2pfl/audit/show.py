@@ -149,6 +149,8 @@ def _plain(value: Any) -> Any:
 
 def _absent(words: _Words) -> str:
     who = words.peer() if words.has("peer") else "this site"
+    if words.has("paused"):
+        return f"{who} pauses before round {words['round']}{words.because()}"
     until = f" until round {words['until']}" if words.has("until") else ""
     return f"{who} absent from round {words['round']}{until}{words.because()}"
 
@@ -208,6 +210,8 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
             f"own weight {w['own']}"
         ),
         Kind.ABSENT: _absent,
+        Kind.PAUSE_ASKED: lambda w: f"pause asked for, {w.place()}",
+        Kind.PAUSE_ENDED: lambda w: f"pause ended, {w.place()}",
         Kind.ACKNOWLEDGED: lambda w: f"{w.peer()} acknowledged {w.count('cores')} deltas",
         Kind.STATE_STORED: lambda w: f"state stored for a restart ({w['stage']}), {w.place()}",
         Kind.DIRECTIVE_SIGNED: lambda w: f"signed {_directed(w)}",

@@ -155,6 +155,7 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
     ]
     if value["discovery_problem"]:
         lines.append(f"discovery    {value['discovery_problem']}")
+    names = {member["peer"]: member["name"] for member in value["members"]}
     for member in value["members"]:
         lines.append(f"member       {member['name']:<16} {_link(member)}")
     for run in value["runs"]:
@@ -166,7 +167,8 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
         if run["paused_because"]:
             lines.append(f"  paused     {run['paused_because']}")
         lines += [
-            f"  missing    {plain(gone['peer'])} since round {gone['from_round']}: {gone['reason']}"
+            f"  missing    {names.get(gone['peer'], plain(gone['peer']))} since round "
+            f"{gone['from_round']}: {gone['reason']}"
             for gone in run["missing"]
         ]
     lines.append(f"log          {value['log']['entries']} entries, head {value['log']['head'][:16]}")

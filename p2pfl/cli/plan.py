@@ -223,8 +223,8 @@ def pause(
         return
     if from_round is not None:
         raise ConfigError("--from-round is for all sites; give --everybody too, or leave it out")
-    asyncio.run(ask(home, "pause", timeout=30, run=run))
-    note("paused before the next round; go on with `p2pfl plan resume`")
+    done = asyncio.run(ask(home, "pause", timeout=30, run=run))
+    show(done, as_json, ["paused before the next round; go on with `p2pfl plan resume`"])
 
 
 @app.command("resume")
@@ -238,8 +238,9 @@ def resume(home: HomePath, run: RunName, everybody: Everybody = False, as_json: 
     if everybody:
         _direct(home, run, "resume", None, as_json)
         return
-    asyncio.run(ask(home, "resume", timeout=30, run=run))
-    note("taking part again")
+    done = asyncio.run(ask(home, "resume", timeout=30, run=run))
+    held = done["paused_because"]
+    show(done, as_json, [f"this site's own pause is over, but {held}" if held else "taking part again"])
 
 
 @app.command("stop")

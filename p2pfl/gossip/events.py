@@ -21,6 +21,8 @@ class Event:
 class Proposed(Event):
     """The proposal this machine was made for is known here and checked by the shell; comes first."""
 
+    waited: float = 0.0  # seconds since it came, before a restart
+
 
 @dataclass(frozen=True, slots=True)
 class Resumed(Event):

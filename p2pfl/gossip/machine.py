@@ -498,19 +498,24 @@ class Machine:
     # --- the user
 
     def _proposed(self, event: ev.Proposed) -> None:
-        self.starting.proposed()
+        self.starting.proposed(event.waited)
 
     def _approve(self, event: ev.Approve) -> None:
         self.starting.approve(event.samples, event.prekey)
 
     def _pause(self, event: ev.Pause) -> None:
-        self.context.pause_wanted = True
-        self.context.few = self.context.held = None
+        context = self.context
+        context.few = context.held = None
+        if not context.pause_wanted:
+            context.pause_wanted = True
+            context.log_now("pause_asked", {"round": context.position[0]})  # also a restart in mid-round heeds it
 
     def _resume(self, event: ev.Resume) -> None:
-        self.context.pause_wanted = False
-        if self.context.state is State.PAUSED:
-            self.context.commit("resumed", stage="resumed")  # or a restart would find it paused
+        context = self.context
+        if context.pause_wanted:
+            context.pause_wanted = False
+            context.log_now("pause_ended", {"round": context.position[0]})
+        if context.state is State.PAUSED:
             self.rounds.proceed()
 
     def _direct(self, event: ev.Direct) -> None:

@@ -32,6 +32,7 @@ class Restored:
     outgoing: tuple[tuple[Digest, Core, frozenset[PeerId]], ...] = ()
     closed: bool = False
     state: bytes = b""  # what the machine remembered with its last commit; without it, it stays absent
+    paused: bool | None = None  # by the user, as the log has it; None: as the stored state has it
     untouched: bool = False  # the run had begun, but nothing was stored or sent: it begins again
 
 
@@ -55,6 +56,7 @@ class Memory:
             return
         context = self.context
         context.start, context.schedule = restored.start, schedule_of(restored.start)
+        context.pause_wanted = bool(restored.paused)
         context.asked = False
         self.rounds.prepare()
         self.rounds.rounds_done = restored.rounds_done
@@ -69,6 +71,8 @@ class Memory:
         self.closing.begun = self.closing.stated = restored.closed
         if restored.state and takes_part:
             self._recall(restored.state)
+            if restored.paused is not None:
+                context.pause_wanted = restored.paused
         elif restored.untouched and takes_part:
             self.returning.stage = "begun"
 

@@ -29,6 +29,7 @@ class FromLog:
     rounds_done: int = 0
     closed: bool = False
     state_digest: Digest | None = None  # of the newest stored state that a commit names
+    paused: bool | None = None  # by the user; None: never
     approved: tuple[Digest, int] | None = None  # plan and samples
     statements: list[tuple[str, bytes]] = field(default_factory=list)  # (kind, payload) of own ones it vouches for
     directive: Directive | None = None  # the newest own one
@@ -40,7 +41,7 @@ class FromLog:
         outgoing = tuple(row for row in rows if kept(row[0], row[2]))
         begun = self.start is not None and not self.closed
         untouched = begun and self.sequence == 0 and self.state_digest is None
-        return Restored(self.signed, self.start, self.rounds_done, outgoing, self.closed, state, untouched)
+        return Restored(self.signed, self.start, self.rounds_done, outgoing, self.closed, state, self.paused, untouched)
 
 
 def read_log(
@@ -70,6 +71,8 @@ def read_log(
                 found.state_digest = Digest(body["digest"])
             case "mixed" if body["edges"]:
                 found.rounds_done = max(found.rounds_done, body["round"] + 1)
+            case "pause_asked" | "pause_ended":
+                found.paused = kind == "pause_asked"
             case "directive_signed":
                 found.directive = directive_from_entry(proposal.run, body)
             case "run_closed":

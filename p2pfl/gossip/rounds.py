@@ -322,7 +322,7 @@ class Rounds:
         context.position = (round_ + 1, 0)
         if context.pause_wanted:
             context.state = State.PAUSED
-            context.log("absent", {"round": round_ + 1, "reason": "paused by the user"})
+            context.log("absent", {"round": round_ + 1, "reason": "paused by the user", "paused": True})
             context.commit(f"paused:{round_ + 1}", stage="paused")
             context.tell("paused", round=round_ + 1)
             self.attendance.tell_away("paused by the user")
@@ -362,7 +362,7 @@ class Rounds:
         """No round begins until the reason for it is gone, or this peer's patience is over."""
         context = self.context
         context.state = State.PAUSED
-        context.log("absent", {"round": context.position[0], "reason": why})
+        context.log("absent", {"round": context.position[0], "reason": why, "paused": True})
         context.commit(f"paused:{context.position[0]}", stage="paused")
         context.tell("paused", round=context.position[0], reason=why)
         context.set_timer("few", 0.0 if context.never_enough() else PAUSE_LIMIT)

@@ -52,10 +52,15 @@ class Starting:
     committing: bool = False
     waited: bool = False  # the margin for the start record's signatures is under way
 
-    def proposed(self) -> None:
-        """The proposal is known here; the proposer waits for approvals, but not for ever, and nobody for it."""
+    def proposed(self, waited: float = 0.0) -> None:
+        """The proposal is known here; the proposer waits for approvals, but not for ever, and nobody for it.
+
+        A restart does not begin the patience anew, but leaves neighbours the time to bring what came meanwhile.
+        """
+        patience = self.context.proposal.patience
         margin = 0.0 if self.context.proposal.proposer == self.context.me else START_MARGIN
-        self.context.set_timer("approvals", self.context.proposal.patience + margin)
+        least = min(patience, START_MARGIN)
+        self.context.set_timer("approvals", max(patience + margin - waited, least))
 
     # --- approvals
 

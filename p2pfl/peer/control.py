@@ -31,6 +31,7 @@ from p2pfl.peer.hand_links import accept_text, make_offer
 from p2pfl.peer.home import open_home
 from p2pfl.peer.partner_checks import partner_facts
 from p2pfl.peer.peer import Peer
+from p2pfl.peer.run import Run
 
 REQUEST_LIMIT = 64 * 1024  # bytes of one request line
 REQUEST_TIME = 10.0  # seconds until the request line must be there
@@ -90,7 +91,7 @@ async def _pause(peer: Peer, request: dict[str, Any]) -> Any:
         run.pause()
     except IllegalStep as error:
         raise IllegalStep(f"run {run.id[:12]} is {run.state}; only a run that trains can be paused") from error
-    return {}
+    return _pausing(run)
 
 
 async def _resume(peer: Peer, request: dict[str, Any]) -> Any:
@@ -99,7 +100,13 @@ async def _resume(peer: Peer, request: dict[str, Any]) -> Any:
         run.resume()
     except IllegalStep as error:
         raise IllegalStep(f"run {run.id[:12]} is {run.state}; only a paused run can be resumed") from error
-    return {}
+    return _pausing(run)
+
+
+def _pausing(run: Run) -> dict[str, Any]:
+    """Where the run stands after a word of this site's user, and what still holds it."""
+    status = run.status()
+    return {name: status[name] for name in ("run", "state", "round", "paused_because")}
 
 
 async def _direct(peer: Peer, request: dict[str, Any]) -> Any:

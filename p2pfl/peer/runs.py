@@ -213,7 +213,8 @@ class Runs:
         for peer in self._services.host.links:
             runner.post(events.LinkUp(runner.now(), peer))
         if machine.state is State.PROPOSING:
-            runner.do(events.Proposed(runner.now()))
+            waited = max(0.0, time.time() - (folder / "proposal").stat().st_mtime) if restored else 0.0
+            runner.do(events.Proposed(runner.now(), waited))
         self._services.told(run, "proposal", {"proposer": proposal.proposer, "plan": plan.settings.plan.name})
         return runner
 

@@ -30,12 +30,13 @@ class Disk:
     statements: list[bytes] = field(default_factory=list)
     over: bool = False  # the run is complete or expired here: it is not taken up again
     full: bool = False
+    proposed_at: float | None = None  # when the proposal came; its file's time
 
     def copy(self) -> Disk:
         """A backup: later writes to this disk do not reach it."""
         return Disk(
             list(self.entries), dict(self.states), dict(self.checkpoints), dict(self.announcements),
-            dict(self.contents), list(self.statements), self.over, self.full,
+            dict(self.contents), list(self.statements), self.over, self.full, self.proposed_at,
         )  # fmt: skip
 
     def rows(self, kind: str) -> list[Mapping[str, Any]]:

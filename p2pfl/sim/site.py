@@ -119,7 +119,9 @@ class Site(Process):
         )
         self.machine, self.armed = begun.machine, begun.armed
         if self.machine.state is State.PROPOSING:
-            self.post(events.Proposed(self.now))
+            if self.disk.proposed_at is None:
+                self.disk.proposed_at = world.now
+            self.post(events.Proposed(self.now, world.now - self.disk.proposed_at))
         elif self.machine.state is State.CATCHING_UP:
             self.post(events.Resumed(self.now))
         own = [sign_envelope(self.identity, kind, payload).encode() for kind, payload in begun.own]

@@ -302,3 +302,27 @@ def test_a_lie_about_edges_costs_the_liars_edges_only() -> None:
         taken = [peer for body in world.entries(number, "mixed") for peer, _, _ in body["taken_back"]]
         assert set(taken) == {world.peers[1]}
     assert not any(body["taken_back"] for body in world.entries(3, "mixed"))
+
+
+@pytest.mark.parametrize("after", [0.0, 0.3, 0.9])
+def test_a_pause_asked_for_in_mid_round_outlives_a_kill(after: float) -> None:
+    world = VirtualConsortium(4, topology="ring", rounds=30)
+    world.inject(UserPause(2, 12.0), InState(2, State.TRAINING, round=3))
+    world.inject(Crash(2, back_after=1.0), InState(2, State.TRAINING, round=3, after=0.05 + after))
+    world.begin()
+    assert world.run(lambda: any(row.get("paused") for row in world.entries(2, "absent")), limit_seconds=60.0)
+    assert world.states()[2] is State.PAUSED and world.triggers.struck and told(world, 2, "resumed")
+    assert world.run(world.done, limit_seconds=600.0) and world.run()
+    assert set(world.states()) == {State.DONE} and not world.contradictions()
+    assert [row["round"] for row in world.entries(2, "pause_ended")], "its user let it go on"
+    assert world.sites[2].running.rounds.finished >= 30
+
+
+def test_patience_for_approvals_does_not_begin_anew_with_each_restart() -> None:
+    world = VirtualConsortium(4, topology="ring", rounds=4, patience=100.0)
+    world.approving = (0, 1)
+    for time in (20.0, 40.0, 60.0, 80.0):
+        world.inject(Crash(0, back_after=1.0), At(time))
+    world.begin()
+    assert world.run(lambda: bool(world.entries(0, "run_started")), limit_seconds=150.0), "two of four are enough"
+    assert 100.0 <= world.now <= 145.0
