@@ -1,4 +1,7 @@
-"""The audit log: an append-only, hash-chained, signed record of what one peer did. See docs/audit-log.md."""
+"""The audit log: an append-only, hash-chained record of what one peer did, under a signed Merkle tree.
+
+See docs/audit-log.md.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from p2pfl.audit.kinds import NOTES, Kind, KindNote
 from p2pfl.audit.log import AuditLog
 from p2pfl.audit.show import as_dict, describe
 from p2pfl.audit.store import read_entries
+from p2pfl.audit.tree import prove_entry
 from p2pfl.audit.verify import Verification, verify_log
 
 __all__ = [
@@ -24,6 +28,7 @@ __all__ = [
     "Verification",
     "as_dict",
     "describe",
+    "prove_entry",
     "read_entries",
     "verify_log",
 ]

@@ -1,40 +1,31 @@
-"""The bytes that hold the log together: entry hashes, bodies, and signed heads. Nothing here touches a file.
+"""What the log takes and how it is encoded: kinds, bodies, documents, heads. Nothing here touches a file.
 
-Entry hash, for entry i with the hash of entry i - 1 (32 zero bytes before entry 0)::
-
-    hash_i = SHA-256(0x00 || u64 position || u64 time || u16 len(kind) || kind || u32 len(body) || body
-                     || hash_{i-1})
-
-All integers are big-endian. The first byte is the leaf prefix of RFC 6962 section 2.1, so that the same 32
-bytes can become the leaves of a Merkle tree without a new format. Lengths stand before the two variable
-parts, so no two different entries have the same preimage. The body is hashed as the bytes that are stored
-and is never encoded again (msgpack is not canonical).
+The bytes that are hashed are those of `p2pfl.crypto.log_entries`; the body is hashed as it is stored and never encoded
+again (msgpack is not canonical).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from p2pfl.crypto.envelope import Envelope, open_envelope, sign_envelope
-from p2pfl.crypto.identity import Identity
+from p2pfl.crypto.checkpoints import Checkpoint, sign_checkpoint
+from p2pfl.crypto.envelope import Signer
+from p2pfl.crypto.log_entries import DATA_LIMIT, ENTRY_OVERHEAD, entry_data
+from p2pfl.crypto.merkle import leaf_hash
 from p2pfl.crypto.packing import pack, unpack
 from p2pfl.errors import ConfigError, MalformedMessage, P2PFLError
-from p2pfl.types import Digest, PeerId
+from p2pfl.types import Digest
 
-FORMAT = 1
-"""Version of the file format; a reader refuses any other."""
+FORMAT = 2
+"""Version of the file format; a reader refuses any other. Format 1 had no tree."""
 
 HASH_SIZE = 32
 START = bytes(HASH_SIZE)
 """Stands in the place of the previous hash in entry 0."""
-
-MAX_BODY = 65535
-"""Bytes of one body: C2SP tlog-tiles allows entries of 65535 bytes, and ours should fit there one day."""
 
 MAX_DOCUMENT = 8 * 1024 * 1024
 """Bytes of one document: an announcement has at most 64 KiB, a charter of 50 members well below 1 MiB."""
@@ -45,23 +36,20 @@ MAX_DOCUMENTS = 64
 MAX_KIND = 40
 """Characters of a kind: one or two words."""
 
+MAX_BODY = DATA_LIMIT - ENTRY_OVERHEAD - MAX_KIND
+"""Bytes of one body."""
+
 MAX_ENTRIES = 1024
 """Entries of one commit: one round of 50 neighbours with a few channels writes about 200."""
 
 MAX_INTEGER = 2**63 - 1
 """Largest position, size or time: SQLite integers are signed 64-bit."""
 
-HEAD_KIND = "audit-head"
-"""Envelope kind of a head, so that its signature can never pass for another statement of the same key."""
-
 DOCUMENTS = "documents"
 """Body field that binds the documents: a list of [role, SHA-256 digest]. Callers cannot use this name."""
 
-_LEAF = b"\x00"
 _KIND = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_KIND - 1}}}")
 _ROLE = re.compile(r"[a-z][a-z0-9_]{0,19}")
-_HEAD = struct.Struct(">QQQ32s")
-_HEAD_LIMIT = 1024  # an encoded head envelope has about 250 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +75,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A signed statement: ``size`` entries, the last has ``hash``; ``previous`` is the size before."""
+    """What is committed: ``size`` entries under ``root``, the last with ``hash``; ``note`` is the signed checkpoint."""
 
     size: int
+    root: bytes
     hash: bytes
-    time: int
-    signature: bytes
-    previous: int
+    note: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +92,14 @@ class Prepared:
     documents: tuple[tuple[str, bytes, bytes], ...] = field(default=())  # role, digest, content
 
 
-def entry_hash(position: int, time: int, kind: str, body: bytes, previous: bytes) -> bytes:
-    """SHA-256 of one entry, 32 bytes; the equation is in the module docstring."""
-    name = kind.encode()
-    start = _LEAF + struct.pack(">QQH", position, time, len(name)) + name + struct.pack(">I", len(body))
-    return hashlib.sha256(start + body + previous).digest()
+def entry_hash(position: int, time: int, first: int, kind: str, body: bytes, previous: bytes) -> bytes:
+    """The hash of one entry, 32 bytes: also its leaf in the tree."""
+    return leaf_hash(entry_data(position, time, first, kind, body, previous))
+
+
+def sign_head(identity: Signer, origin: str, size: int, root: bytes, last: bytes) -> Head:
+    """A head with the checkpoint's note, signed by the log's owner."""
+    return Head(size, root, last, sign_checkpoint(identity, Checkpoint(origin, size, root)))
 
 
 def prepare(new: NewEntry) -> Prepared:
@@ -171,25 +161,3 @@ def decode_body(body: bytes) -> tuple[dict[str, Any], tuple[tuple[str, bytes], .
             case _:
                 raise MalformedMessage("an audit entry names a document in a form that no version writes")
     return value, tuple(documents)
-
-
-def _head_payload(log: str, previous: int, size: int, time: int, digest: bytes) -> bytes:
-    return _HEAD.pack(previous, size, time, digest) + log.encode()
-
-
-def sign_head(identity: Identity, previous: int, size: int, time: int, digest: bytes) -> Head:
-    """Sign a head as its owner: an envelope of kind ``audit-head`` over
-
-    ``u64 previous || u64 size || u64 time || 32-byte hash || log id (ASCII)``, integers big-endian.
-
-    ``previous`` is the size of the head before (0 for the first): no head can be taken out of the middle.
-    """
-    payload = _head_payload(identity.peer_id, previous, size, time, digest)
-    return Head(size, digest, time, sign_envelope(identity, HEAD_KIND, payload).signature, previous)
-
-
-def check_head(head: Head, log: str) -> None:
-    """Check a head's signature by the log's owner; raises SignatureRefused or MalformedMessage."""
-    payload = _head_payload(log, head.previous, head.size, head.time, head.hash)
-    envelope = Envelope(PeerId(log), HEAD_KIND, payload, head.signature)
-    open_envelope(envelope.encode(), kinds={HEAD_KIND}, limit=_HEAD_LIMIT)

@@ -57,7 +57,7 @@ class KindNote:
 
 NOTES: Mapping[Kind, KindNote] = MappingProxyType(
     {
-        Kind.LOG_CREATED: KindNote("the first entry; binds the log's identity", ("format", "log", "created")),
+        Kind.LOG_CREATED: KindNote("the first entry; binds the log's identity", ("format", "log", "origin", "created")),
         Kind.PEER_STARTED: KindNote("the peer process came up", ("peer", "name")),
         Kind.RECOVERED: KindNote("the peer found work left by a crash and rolled it forward", ("what",)),
         Kind.CHARTER_ACCEPTED: KindNote("this site accepted a charter version", ("charter", "version")),

@@ -19,9 +19,12 @@ from typing import Any
 
 from p2pfl.audit import store
 from p2pfl.audit.format import MAX_ENTRIES, Entry, Head, NewEntry, Prepared, prepare
+from p2pfl.audit.tree import End, prove, prove_growth
 from p2pfl.audit.wal import wal_problem
 from p2pfl.audit.writing import AFTER_FAILURE, WriterLock, build, check_end, damaged, insert, require_time
+from p2pfl.crypto.checkpoints import log_origin
 from p2pfl.crypto.identity import Identity
+from p2pfl.crypto.log_proofs import LogProof
 from p2pfl.errors import ConfigError, IllegalStep, StoreError
 
 LOCK_SECONDS = 60.0
@@ -36,11 +39,14 @@ _ENTRY_OVERHEAD = 16 * 1024  # four pages: what an entry touches in tables and i
 class AuditLog:
     """An open log with its one writer. Use create or open; all calls may come from any thread."""
 
-    def __init__(self, path: Path, identity: Identity, connection: sqlite3.Connection, head: Head, lock: WriterLock):
+    def __init__(
+        self, path: Path, identity: Identity, connection: sqlite3.Connection, origin: str, end: End, lock: WriterLock
+    ) -> None:
         self._path = path
         self._identity = identity
         self._connection = connection
-        self._head = head
+        self._origin = origin
+        self._end = end
         self._writer_lock = lock
         self._mutex = threading.Lock()
         self._broken: str | None = None
@@ -48,8 +54,10 @@ class AuditLog:
         self._unchecked = 0
 
     @classmethod
-    def create(cls, path: Path | str, identity: Identity, now_ms: int) -> AuditLog:
+    def create(cls, path: Path | str, identity: Identity, now_ms: int, consortium: str = "") -> AuditLog:
         """Make a new log with entry 0 and open it; ``now_ms`` is Unix milliseconds.
+
+        ``consortium`` is the name in the charter; it becomes part of the log's origin, for good.
 
         Raises ConfigError when there is one already, StoreError when the disk refuses.
         """
@@ -59,14 +67,14 @@ class AuditLog:
         try:
             if place.exists():
                 raise ConfigError(f"{place} exists already; open it, or choose another home")
-            build(place, identity, now_ms)
+            build(place, identity, log_origin(consortium, identity.peer_id), now_ms)
         finally:
             lock.release()
         return cls.open(place, identity)
 
     @classmethod
     def open(cls, path: Path | str, identity: Identity) -> AuditLog:
-        """Open an existing log for appending; checks the newest head's signature and the last entries' chain.
+        """Open an existing log for appending; checks the newest checkpoint, its tree and the last entries' chain.
 
         Raises ConfigError (missing, in use, another peer's log) or StoreError (damaged).
         """
@@ -74,19 +82,24 @@ class AuditLog:
         store.require_file(place)
         lock = WriterLock(place)
         try:
-            connection, head = _connect(place, identity)
+            connection, origin, end = _connect(place, identity)
         except (sqlite3.Error, OSError) as error:
             lock.release()
             raise damaged(place, str(error)) from error
         except BaseException:
             lock.release()
             raise
-        return cls(place, identity, connection, head, lock)
+        return cls(place, identity, connection, origin, end, lock)
 
     @property
     def head(self) -> Head:
         """The newest committed head."""
-        return self._head
+        return self._end.head
+
+    @property
+    def origin(self) -> str:
+        """The first line of this log's checkpoints, and the name of its key."""
+        return self._origin
 
     @property
     def broken(self) -> str | None:
@@ -110,16 +123,16 @@ class AuditLog:
             self._begin()
             try:
                 self._require_unchanged()
-                head = insert(self._connection, self._identity, self._head, prepared, now_ms)
+                end = insert(self._connection, self._identity, self._origin, self._end, prepared, now_ms)
                 self._connection.execute("COMMIT")
             except (sqlite3.Error, StoreError) as error:
                 raise self._fail("a commit failed", error) from error
             except BaseException as error:
                 self._fail("a commit was interrupted", error)
                 raise
-            self._head = head
+            self._end = end
             self._checkpoint(prepared)
-            return head
+            return end.head
 
     def _begin(self) -> None:
         try:
@@ -135,7 +148,7 @@ class AuditLog:
 
     def _require_unchanged(self) -> None:
         row = self._connection.execute("SELECT position, hash FROM entries ORDER BY position DESC LIMIT 1").fetchone()
-        if row != (self._head.size - 1, self._head.hash):
+        if row != (self.head.size - 1, self.head.hash):
             raise StoreError("somebody else changed the file")
 
     def _checkpoint(self, prepared: Sequence[Prepared]) -> None:
@@ -169,6 +182,18 @@ class AuditLog:
                 return
             yield from page
             start = page[-1].position + 1
+
+    def prove(self, position: int) -> LogProof:
+        """The entry at ``position`` with its way into the newest checkpoint. Raises ConfigError if there is none."""
+        with self._exclusive(), self._readable():
+            return prove(self._connection, position)
+
+    def prove_growth(self, old: int, new: int) -> tuple[bytes, ...]:
+        """The consistency proof from ``old`` to ``new`` entries. Raises IllegalStep unless 0 < old <= new <= size."""
+        with self._exclusive(), self._readable():
+            if new > self.head.size:
+                raise IllegalStep(f"the log has {self.head.size} entries, not {new}; ask for a size that it has had")
+            return prove_growth(self._connection, old, new)
 
     def document(self, digest: str) -> bytes | None:
         """The content with this SHA-256 digest (64 hexadecimal digits), or None."""
@@ -254,14 +279,14 @@ class AuditLog:
         self.close()
 
 
-def _connect(path: Path, identity: Identity) -> tuple[sqlite3.Connection, Head]:
+def _connect(path: Path, identity: Identity) -> tuple[sqlite3.Connection, str, End]:
     # Before SQLite looks: it drops everything behind a damaged frame, and the next commit overwrites it.
     problem = wal_problem(path)
     if problem is not None:
         raise damaged(path, problem)
     connection = store.connect_writer(path)
     try:
-        return connection, check_end(path, connection, identity)
+        return connection, *check_end(path, connection, identity)
     except BaseException:
         connection.close()
         raise

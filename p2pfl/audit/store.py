@@ -23,9 +23,10 @@ from p2pfl.audit.format import (
     MAX_INTEGER,
     MAX_KIND,
     Entry,
-    Head,
     decode_body,
 )
+from p2pfl.crypto.notes import NOTE_LIMIT
+from p2pfl.crypto.proofs import MAX_PROOF
 from p2pfl.errors import ConfigError, RemoteError, StoreError
 from p2pfl.types import Digest
 
@@ -50,23 +51,23 @@ TABLES = {
     "meta": """CREATE TABLE meta (
   one INTEGER PRIMARY KEY CHECK (one = 1),
   log TEXT NOT NULL,
+  origin TEXT NOT NULL,
   format INTEGER NOT NULL,
   created INTEGER NOT NULL
 )""",
     "entries": """CREATE TABLE entries (
   position INTEGER PRIMARY KEY,
   time INTEGER NOT NULL,
+  first INTEGER NOT NULL,
   kind TEXT NOT NULL,
   body BLOB NOT NULL,
   previous BLOB NOT NULL,
-  hash BLOB NOT NULL
+  hash BLOB NOT NULL,
+  subtrees BLOB NOT NULL
 )""",
     "heads": """CREATE TABLE heads (
   size INTEGER PRIMARY KEY,
-  hash BLOB NOT NULL,
-  time INTEGER NOT NULL,
-  signature BLOB NOT NULL,
-  previous INTEGER NOT NULL
+  note BLOB NOT NULL
 )""",
     "documents": """CREATE TABLE documents (
   entry INTEGER NOT NULL REFERENCES entries (position),
@@ -77,6 +78,8 @@ TABLES = {
   PRIMARY KEY (entry, place)
 )""",
 }
+
+ENTRY_COLUMNS = "position, time, first, kind, body, previous, hash, subtrees"
 
 _INDEXES = (
     "CREATE INDEX entries_by_kind ON entries (kind, position)",
@@ -197,6 +200,15 @@ def schema_problem(connection: sqlite3.Connection) -> str | None:
     return None
 
 
+def format_of(connection: sqlite3.Connection) -> Any:
+    """The format that the file names, or None: to be asked first, for another format has other tables."""
+    try:
+        row = connection.execute("SELECT format FROM meta LIMIT 1").fetchone()
+    except sqlite3.OperationalError:  # no such table or column
+        return None
+    return None if row is None else row[0]
+
+
 def is_integer(value: Any) -> bool:
     """SQLite keeps any type in any column; only integers from 0 are ours."""
     return type(value) is int and 0 <= value <= MAX_INTEGER
@@ -208,19 +220,19 @@ def is_hash(value: Any) -> bool:
 
 
 def entry_row_is_sound(row: tuple[Any, ...]) -> bool:
-    """Types and sizes of (position, time, kind, body, previous, hash); the hash itself is not checked."""
-    position, time, kind, body, previous, digest = row
-    sound = is_integer(position) and is_integer(time) and type(kind) is str
+    """Types and sizes of a row of ENTRY_COLUMNS; the hashes themselves are not checked."""
+    position, time, first, kind, body, previous, digest, subtrees = row
+    sound = is_integer(position) and is_integer(time) and is_integer(first) and type(kind) is str
     sound = sound and kind.isascii() and len(kind) <= MAX_KIND
-    return sound and type(body) is bytes and len(body) <= MAX_BODY and is_hash(previous) and is_hash(digest)
+    sound = sound and type(body) is bytes and len(body) <= MAX_BODY and is_hash(previous) and is_hash(digest)
+    return sound and type(subtrees) is bytes and len(subtrees) <= MAX_PROOF * HASH_SIZE
 
 
 def load_entries(connection: sqlite3.Connection, start: int, kind: str | None) -> list[Entry]:
     """The next at most PAGE entries from ``start``. Raises StoreError for a row that cannot be read."""
     which = "" if kind is None else "AND kind = ? "
     rows = connection.execute(
-        "SELECT position, time, kind, body, previous, hash FROM entries "
-        f"WHERE position >= ? {which}ORDER BY position LIMIT ?",
+        f"SELECT {ENTRY_COLUMNS} FROM entries WHERE position >= ? {which}ORDER BY position LIMIT ?",
         (start, PAGE) if kind is None else (start, kind, PAGE),
     ).fetchall()
     return [_entry(row) for row in rows]
@@ -229,7 +241,7 @@ def load_entries(connection: sqlite3.Connection, start: int, kind: str | None) -
 def _entry(row: tuple[Any, ...]) -> Entry:
     if not entry_row_is_sound(row):
         raise StoreError(f"entry {row[0]} of the audit log has a damaged row; run p2pfl audit verify")
-    position, time, kind, body, _, digest = row
+    position, time, _, kind, body, _, digest, _ = row
     try:
         fields, documents = decode_body(body)
     except RemoteError as error:
@@ -238,21 +250,9 @@ def _entry(row: tuple[Any, ...]) -> Entry:
     return Entry(position, time, kind, fields, digest, named)
 
 
-def load_head(connection: sqlite3.Connection) -> Head | None:
-    """The newest head. Raises StoreError for a row that cannot be read."""
-    row = connection.execute(
-        "SELECT size, hash, time, signature, previous FROM heads ORDER BY size DESC LIMIT 1"
-    ).fetchone()
-    return None if row is None else head_from_row(row)
-
-
-def head_from_row(row: tuple[Any, ...]) -> Head:
-    """(size, hash, time, signature, previous) as a Head. Raises StoreError for what no version writes."""
-    size, digest, time, signature, previous = row
-    sound = is_integer(size) and is_hash(digest) and is_integer(time) and is_integer(previous)
-    if not sound or type(signature) is not bytes:
-        raise StoreError("a value of a head has the wrong type or size")
-    return Head(size, digest, time, signature, previous)
+def note_problem(note: Any) -> str | None:
+    """What is wrong with the type or size of a stored note, or None."""
+    return None if type(note) is bytes and len(note) <= NOTE_LIMIT else "its note has the wrong type or size"
 
 
 def read_entries(path: Path | str, start: int = 0, kind: str | None = None) -> Iterator[Entry]:

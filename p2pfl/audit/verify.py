@@ -1,6 +1,6 @@
 """Checking a whole log without a key and without trust in its writer; the first bad place is named.
 
-What it proves: every entry, document and head is as it was when the owner's key signed the heads, none is
+What it proves: every entry, document, tree hash and checkpoint is as it was when the owner's key signed, none is
 missing in the middle, none was added. What it cannot prove: that the tail was not cut off together with its
 heads, that an older copy was not put back, that the owner of the key did not write the whole file anew, or
 that an entry says the truth.
@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.audit import store
-from p2pfl.audit.format import FORMAT, MAX_DOCUMENT, START, check_head, decode_body, entry_hash
+from p2pfl.audit.format import FORMAT, MAX_DOCUMENT, START, decode_body, entry_hash
 from p2pfl.audit.kinds import Kind
 from p2pfl.audit.wal import wal_problem
-from p2pfl.errors import RemoteError, StoreError
+from p2pfl.audit.writing import other_format
+from p2pfl.crypto.checkpoints import open_checkpoint
+from p2pfl.crypto.proofs import grow, join
+from p2pfl.errors import RemoteError
 
 _TEXT = 200  # characters of a damaged value that a message repeats
 
@@ -31,7 +34,8 @@ class Verification:
     ok: bool
     entries: int
     heads: int
-    head_hash: str
+    root: str  # of the newest good checkpoint, hexadecimal
+    origin: str
     peer_id: str
     problem: str | None
 
@@ -40,10 +44,11 @@ class _Bad(Exception):
     """The first bad place and what is wrong there."""
 
 
-def verify_log(path: Path | str, expected_peer: str | None = None) -> Verification:
+def verify_log(path: Path | str, expected_peer: str | None = None, expected_origin: str | None = None) -> Verification:
     """Check every row of a log, in one snapshot; a running peer may go on writing.
 
-    ``expected_peer`` is the peer id whose log it should be. Memory stays at a few rows. Never raises for a
+    ``expected_peer`` is the peer id whose log it should be, ``expected_origin`` the first line of its checkpoints, as
+    the charter has it. Memory stays at a few rows. Never raises for a
     damaged file; raises ConfigError when there is none.
     """
     place = Path(path)
@@ -52,13 +57,15 @@ def verify_log(path: Path | str, expected_peer: str | None = None) -> Verificati
     problem = None
     try:
         with store.reading(place) as connection:
-            check.run(connection, expected_peer)
+            check.run(connection, place, expected_peer, expected_origin)
         problem = wal_problem(place)
     except _Bad as bad:
         problem = str(bad)
     except (sqlite3.Error, OSError) as error:
         problem = f"file, after {check.entries} good entries: {_shown(str(error))}"
-    return Verification(problem is None, check.entries, check.heads, check.head_hash, check.log, problem)
+    return Verification(
+        problem is None, check.entries, check.heads, check.root.hex(), _shown(check.origin), check.log, problem
+    )
 
 
 class _Check:
@@ -67,24 +74,28 @@ class _Check:
     def __init__(self) -> None:
         self.entries = 0
         self.heads = 0
-        self.head_hash = ""
+        self.root = b""
+        self.origin = ""
         self.log = ""
         self._previous = START
+        self._first = 0  # of the commit that the last entry belongs to
+        self._edge: list[bytes] = []
         self._covered = 0  # size of the newest good head
 
-    def run(self, connection: sqlite3.Connection, expected_peer: str | None) -> None:
+    def run(self, connection: sqlite3.Connection, place: Path, peer: str | None, origin: str | None) -> None:
+        version = store.format_of(connection)
+        if version == 1:
+            raise _Bad(f"file: {other_format(place, version)}")
         problem = store.schema_problem(connection)
         if problem is not None:
             raise _Bad(f"file: {problem}")
         meta = self._meta(connection)
         documents = _Rows(connection, "SELECT entry, place, role, digest, content FROM documents ORDER BY entry, place")
-        heads = _Rows(connection, "SELECT size, hash, time, signature, previous FROM heads ORDER BY size")
-        for row in connection.execute(
-            "SELECT position, time, kind, body, previous, hash FROM entries ORDER BY position"
-        ):
+        heads = _Rows(connection, "SELECT size, note FROM heads ORDER BY size")
+        for row in connection.execute(f"SELECT {store.ENTRY_COLUMNS} FROM entries ORDER BY position"):
             fields = self._entry(row, documents)
             if row[0] == 0:
-                self._first_entry(row[2], fields, meta, expected_peer)
+                self._first_entry(row[3], fields, meta, peer, origin)
             self._head(heads)
         self._end(documents, heads)
         for (message,) in connection.execute("PRAGMA integrity_check(1)"):
@@ -92,24 +103,28 @@ class _Check:
                 raise _Bad(f"file: {_shown(message)}")
 
     def _meta(self, connection: sqlite3.Connection) -> tuple[Any, ...]:
-        rows = connection.execute("SELECT one, log, format, created FROM meta LIMIT 2").fetchall()
+        rows = connection.execute("SELECT one, log, origin, format, created FROM meta LIMIT 2").fetchall()
         if len(rows) != 1 or rows[0][0] != 1:
             raise _Bad("meta: there must be exactly one row")
-        _, log, version, created = rows[0]
-        if type(log) is not str or not store.is_integer(created):
+        _, log, origin, version, created = rows[0]
+        if type(log) is not str or type(origin) is not str or not store.is_integer(created):
             raise _Bad("meta: a value has the wrong type")
         if version != FORMAT or type(version) is not int:
             raise _Bad(f"meta: format {_shown(version)} is not {FORMAT}, which this program checks")
-        self.log = _shown(log)
-        return log, version, created
+        self.log, self.origin = _shown(log), origin
+        return log, origin, version, created
 
-    def _first_entry(self, kind: str, fields: dict[str, Any], meta: tuple[Any, ...], expected: str | None) -> None:
-        if kind != Kind.LOG_CREATED or set(fields) != {"log", "format", "created"}:
+    def _first_entry(
+        self, kind: str, fields: dict[str, Any], meta: tuple[Any, ...], peer: str | None, origin: str | None
+    ) -> None:
+        if kind != Kind.LOG_CREATED or set(fields) != {"log", "origin", "format", "created"}:
             raise _Bad(f"entry 0: it is not {Kind.LOG_CREATED}")
-        if (fields["log"], fields["format"], fields["created"]) != meta:
+        if (fields["log"], fields["origin"], fields["format"], fields["created"]) != meta:
             raise _Bad("meta: it differs from entry 0")
-        if expected is not None and fields["log"] != expected:
-            raise _Bad(f"meta: the log belongs to {self.log}, not to {_shown(expected)}")
+        if peer is not None and fields["log"] != peer:
+            raise _Bad(f"meta: the log belongs to {self.log}, not to {_shown(peer)}")
+        if origin is not None and fields["origin"] != origin:
+            raise _Bad(f"meta: the log is {_shown(self.origin)}, not {_shown(origin)}")
 
     def _entry(self, row: tuple[Any, ...], documents: _Rows) -> dict[str, Any]:
         number = self.entries
@@ -117,20 +132,32 @@ class _Check:
             raise _Bad(f"entry {number}: missing (the next one is entry {_shown(row[0])})")
         if not store.entry_row_is_sound(row):
             raise _Bad(f"entry {number}: a value has the wrong type or size")
-        if row[4] != self._previous:
+        if row[5] != self._previous:
             raise _Bad(f"entry {number}: it does not follow the entry before it")
-        if entry_hash(*row[:5]) != row[5]:
-            raise _Bad(f"entry {number}: its hash does not hold (time, kind, body or hash was changed)")
+        if entry_hash(*row[:6]) != row[6]:
+            raise _Bad(f"entry {number}: its hash does not hold (time, first, kind, body or hash was changed)")
+        if b"".join(grow(self._edge, number, row[6])) != row[7]:
+            raise _Bad(f"entry {number}: the tree hashes beside it are not those of the entries")
+        self._commit(number, row[2])
         try:
-            fields, listed = decode_body(row[3])
+            fields, listed = decode_body(row[4])
         except RemoteError as error:
             raise _Bad(f"entry {number}: {error}") from None
         for place, (role, digest) in enumerate(listed):
             _check_document(number, place, role, digest, documents)
         _no_other_document(documents, number)
-        self._previous = row[5]
+        self._previous = row[6]
         self.entries += 1
         return fields
+
+    def _commit(self, number: int, first: int) -> None:
+        """A commit's entries name its first, so no head between two commits can be taken away."""
+        expected = number if self._covered == number else self._first
+        if first == number and expected != number:
+            raise _Bad(f"head of size {number}: missing (a commit ended there)")
+        if first != expected:
+            raise _Bad(f"entry {number}: it names entry {first} as the first of its commit, not {expected}")
+        self._first = first
 
     def _head(self, heads: _Rows) -> None:
         """The head of the size just reached, if the commit ended here."""
@@ -142,17 +169,17 @@ class _Check:
             return
         if size != self.entries:
             raise _Bad(f"{name}: no commit ended there")
+        problem = store.note_problem(heads.next[1])
+        if problem is not None:
+            raise _Bad(f"{name}: {problem}")
         try:
-            head = store.head_from_row(heads.next)
-            if head.hash != self._previous:
-                raise _Bad(f"{name}: it names another hash than entry {size - 1} has")
-            check_head(head, self.log)
-        except (RemoteError, StoreError) as error:
+            checkpoint = open_checkpoint(heads.next[1], self.origin, self.log)
+        except RemoteError as error:
             raise _Bad(f"{name}: {error}") from None
-        if head.previous != self._covered:
-            raise _Bad(f"{name}: it follows a head of size {head.previous}, which is missing")
+        if checkpoint.size != size or checkpoint.root != join(self._edge):
+            raise _Bad(f"{name}: it was signed for another size or for other entries")
         self.heads += 1
-        self._covered, self.head_hash = size, head.hash.hex()
+        self._covered, self.root = size, checkpoint.root
         heads.advance()
 
     def _end(self, documents: _Rows, heads: _Rows) -> None:

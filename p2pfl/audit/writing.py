@@ -17,13 +17,15 @@ from p2pfl.audit.format import (
     Head,
     NewEntry,
     Prepared,
-    check_head,
     entry_hash,
     prepare,
     sign_head,
 )
 from p2pfl.audit.kinds import Kind
+from p2pfl.audit.tree import End, node_of
+from p2pfl.crypto.checkpoints import open_checkpoint
 from p2pfl.crypto.identity import Identity
+from p2pfl.crypto.proofs import complete_subtrees, grow, join
 from p2pfl.errors import ConfigError, RemoteError, StoreError
 
 RECENT = store.PAGE
@@ -67,7 +69,7 @@ def damaged(path: Path, reason: str) -> StoreError:
     return StoreError(f"the audit log {path} is damaged: {reason}; run p2pfl audit verify and restore a backup")
 
 
-def build(path: Path, identity: Identity, now_ms: int) -> None:
+def build(path: Path, identity: Identity, origin: str, now_ms: int) -> None:
     """Make the file with entry 0 under another name, sync it, and only then give it its name.
 
     Temporary file, sync, rename, sync of the folder: a crash leaves either no log or a whole one.
@@ -81,10 +83,10 @@ def build(path: Path, identity: Identity, now_ms: int) -> None:
             connection.execute("BEGIN IMMEDIATE")
             for statement in store.schema():
                 connection.execute(statement)
-            connection.execute("INSERT INTO meta VALUES (1, ?, ?, ?)", (identity.peer_id, FORMAT, now_ms))
-            body = {"log": identity.peer_id, "format": FORMAT, "created": now_ms}
-            empty = Head(0, START, 0, b"", 0)
-            insert(connection, identity, empty, [prepare(NewEntry(Kind.LOG_CREATED, body))], now_ms)
+            meta = {"log": identity.peer_id, "origin": origin, "format": FORMAT, "created": now_ms}
+            connection.execute("INSERT INTO meta VALUES (1, ?, ?, ?, ?)", tuple(meta.values()))
+            empty = End(Head(0, join(()), START, b""), ())
+            insert(connection, identity, origin, empty, [prepare(NewEntry(Kind.LOG_CREATED, meta))], now_ms)
             connection.execute("COMMIT")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         fresh.rename(path)
@@ -102,66 +104,95 @@ def _sync_folder(folder: Path) -> None:
 
 
 def insert(
-    connection: sqlite3.Connection, identity: Identity, last: Head, prepared: Sequence[Prepared], now_ms: int
-) -> Head:
-    """Write entries, documents and the signed head inside the caller's transaction; returns the new head."""
-    position, previous = last.size, last.hash
+    connection: sqlite3.Connection, identity: Identity, origin: str, end: End, prepared: Sequence[Prepared], now_ms: int
+) -> End:
+    """Write entries with the subtrees they complete, documents and the signed head inside the caller's transaction.
+
+    Returns the new end; ``end`` itself is not changed, for the transaction may fail.
+    """
+    first = position = end.head.size
+    previous, edge = end.head.hash, list(end.edge)
     for item in prepared:
-        digest = entry_hash(position, now_ms, item.kind, item.body, previous)
+        digest = entry_hash(position, now_ms, first, item.kind, item.body, previous)
+        subtrees = b"".join(grow(edge, position, digest))
         connection.execute(
-            "INSERT INTO entries (position, time, kind, body, previous, hash) VALUES (?, ?, ?, ?, ?, ?)",
-            (position, now_ms, item.kind, item.body, previous, digest),
+            f"INSERT INTO entries ({store.ENTRY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (position, now_ms, first, item.kind, item.body, previous, digest, subtrees),
         )
         connection.executemany(
             "INSERT INTO documents (entry, place, role, digest, content) VALUES (?, ?, ?, ?, ?)",
             [(position, place, *document) for place, document in enumerate(item.documents)],
         )
         position, previous = position + 1, digest
-    head = sign_head(identity, last.size, position, now_ms, previous)
-    connection.execute(
-        "INSERT INTO heads (size, hash, time, signature, previous) VALUES (?, ?, ?, ?, ?)",
-        (head.size, head.hash, head.time, head.signature, head.previous),
-    )
-    return head
+    head = sign_head(identity, origin, position, join(edge), previous)
+    connection.execute("INSERT INTO heads (size, note) VALUES (?, ?)", (head.size, head.note))
+    return End(head, tuple(edge))
 
 
-def check_end(path: Path, connection: sqlite3.Connection, identity: Identity) -> Head:
-    """The newest head, after checking that the file is this peer's log and that its end holds together.
+def check_end(path: Path, connection: sqlite3.Connection, identity: Identity) -> tuple[str, End]:
+    """The origin and the newest end, after checking that the file is this peer's log and that its end holds together.
 
-    Raises ConfigError for another peer's log or another format, StoreError for a damaged one.
+    Reads some hundred rows whatever the log's size. Raises ConfigError for another peer's log or another format,
+    StoreError for a damaged one.
     """
+    version = store.format_of(connection)
+    if version is not None and version != FORMAT:
+        raise ConfigError(other_format(path, version))
     problem = store.schema_problem(connection)
     if problem is not None:
         raise StoreError(f"{path} is not a whole audit log: {problem}; restore a backup, or check the path")
-    meta = connection.execute("SELECT log, format FROM meta").fetchone()
+    meta = connection.execute("SELECT log, origin FROM meta").fetchone()
     if meta is None:
         raise damaged(path, "table meta is empty")
-    if meta[1] != FORMAT:
-        raise ConfigError(f"the audit log {path} has format {meta[1]!r}, this program reads {FORMAT}; update it")
-    if meta[0] != identity.peer_id:
-        raise ConfigError(f"the audit log {path} belongs to {meta[0]}, not to {identity.peer_id}; use its own key")
+    log, origin = meta
+    if log != identity.peer_id:
+        raise ConfigError(f"the audit log {path} belongs to {log}, not to {identity.peer_id}; use its own key")
     try:
-        head = store.load_head(connection)
-        if head is not None:
-            check_head(head, identity.peer_id)
-    except (RemoteError, StoreError) as error:
+        return origin, _newest_end(path, connection, origin, log)
+    except RemoteError as error:
         raise damaged(path, f"the newest head does not hold ({error})") from None
-    if head is None:
+
+
+def other_format(path: Path, version: object) -> str:
+    """What to tell somebody who brings a log of another format: an older one has no tree that its owner had signed."""
+    if version == 1:
+        return (
+            f"the audit log {path} has format 1, from before the Merkle tree; keep the file and check it with the "
+            "version that wrote it, and make a new home for this one"
+        )
+    return f"the audit log {path} has format {version!r}, this program reads {FORMAT}; update it"
+
+
+def _newest_end(path: Path, connection: sqlite3.Connection, origin: str, log: str) -> End:
+    row = connection.execute("SELECT size, note FROM heads ORDER BY size DESC LIMIT 1").fetchone()
+    if row is None:
         raise damaged(path, "it has no signed head")
-    _check_recent(path, connection, head)
-    return head
+    size, note = row
+    problem = store.note_problem(note)
+    if problem or type(origin) is not str or not store.is_integer(size):
+        raise damaged(path, problem or "a value of the newest head or of meta has the wrong type")
+    checkpoint = open_checkpoint(note, origin, log)
+    if checkpoint.size != size:
+        raise damaged(path, f"the newest head is stored under size {size}, but signed for {checkpoint.size}")
+    node = node_of(connection)
+    edge = tuple(node(level, place) for level, place in complete_subtrees(0, size))
+    if join(edge) != checkpoint.root:
+        raise damaged(path, "the tree does not have the root that the newest head names")
+    return End(Head(size, checkpoint.root, _check_recent(path, connection, size), note), edge)
 
 
-def _check_recent(path: Path, connection: sqlite3.Connection, head: Head) -> None:
+def _check_recent(path: Path, connection: sqlite3.Connection, size: int) -> bytes:
+    """The hash of the last entry, after checking the chain of the last ones."""
     rows = connection.execute(
-        "SELECT position, time, kind, body, previous, hash FROM entries ORDER BY position DESC LIMIT ?",
-        (RECENT,),
+        f"SELECT {store.ENTRY_COLUMNS} FROM entries ORDER BY position DESC LIMIT ?", (RECENT,)
     ).fetchall()
-    position, digest = head.size - 1, head.hash
+    last = digest = rows[0][6] if rows else START
+    position = size - 1
     for row in rows:
-        sound = store.entry_row_is_sound(row) and row[0] == position and row[5] == digest
-        if not sound or entry_hash(*row[:5]) != digest:
+        sound = store.entry_row_is_sound(row) and row[0] == position and row[6] == digest
+        if not sound or entry_hash(*row[:6]) != digest:
             raise damaged(path, f"entry {position} does not fit the newest head")
-        position, digest = position - 1, row[4]
+        position, digest = position - 1, row[5]
     if not rows or (position < 0 and digest != START):
         raise damaged(path, "its last entries are missing" if not rows else "it does not begin with entry 0")
+    return bytes(last)

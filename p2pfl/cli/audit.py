@@ -12,6 +12,7 @@ import typer
 from p2pfl.audit import Kind, as_dict, describe, read_entries, verify_log
 from p2pfl.cli.home import AsJson
 from p2pfl.cli.output import show
+from p2pfl.crypto import log_origin
 from p2pfl.errors import ConfigError
 from p2pfl.peer import open_home
 
@@ -32,15 +33,19 @@ def _log(place: Path) -> tuple[Path, str | None, dict[str, str]]:
 
 @app.command("verify")
 def verify(place: LogPlace, as_json: AsJson = False) -> None:
-    """Check every entry, document and signed head. Exit code 1 and the first bad place if anything does not hold.
+    """Check every entry, document, tree hash and signed checkpoint. Exit code 1 and the first bad place if one fails.
 
     Example: p2pfl audit verify homes/lille
     """
     path, peer, _ = _log(place)
-    outcome = verify_log(path, peer)
+    origin = None
+    if peer is not None:
+        with contextlib.suppress(ConfigError):  # without a charter the log can say no consortium that is wrong
+            origin = log_origin(open_home(place).charter().name, peer)
+    outcome = verify_log(path, peer, origin)
     lines = [
         f"{'verified' if outcome.ok else 'BROKEN'}     {path}",
-        f"entries      {outcome.entries}, heads {outcome.heads}, head {outcome.head_hash[:16]}",
+        f"entries      {outcome.entries}, checkpoints {outcome.heads}, root {outcome.root[:16]}",
     ]
     if outcome.problem:
         lines.append(f"first bad    {outcome.problem}")

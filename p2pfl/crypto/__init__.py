@@ -1,4 +1,5 @@
-"""Identity and peer ids, key file, signed envelopes, sealing for many recipients, TLS certificates.
+"""Identity and peer ids, key file, signed envelopes, sealing for many recipients, TLS certificates, and the public
+formats of a transparency log (Merkle proofs, signed notes, checkpoints).
 
 This room knows nothing of what it seals or signs, and decides nothing: membership, freshness and policy are
 the callers' questions. Formats byte by byte: docs/cryptography.md.
@@ -13,6 +14,7 @@ from p2pfl.crypto.certificates import (
     certificate_pem,
     create_certificate,
 )
+from p2pfl.crypto.checkpoints import Checkpoint, log_key, log_origin, open_checkpoint, sign_checkpoint
 from p2pfl.crypto.digests import DIGEST_BYTES, parse_digest, sha256
 from p2pfl.crypto.envelope import (
     DOMAIN,
@@ -26,6 +28,8 @@ from p2pfl.crypto.envelope import (
 )
 from p2pfl.crypto.identity import SIGNATURE_BYTES, Identity, verify_signature
 from p2pfl.crypto.keystore import PassphraseCost, is_sealed, read_key, write_key
+from p2pfl.crypto.log_entries import EntryData, entry_data, read_entry_data
+from p2pfl.crypto.log_proofs import PROOF_LIMIT, LogProof, read_log_proof
 from p2pfl.crypto.merkle import leaf_hash, merkle_root, node_hash, root_of_hashes
 from p2pfl.crypto.packing import pack, read_fields, unpack
 from p2pfl.crypto.peer_ids import (
@@ -57,12 +61,16 @@ __all__ = [
     "DOMAIN",
     "ENVELOPE_OVERHEAD",
     "PREKEY_BYTES",
+    "PROOF_LIMIT",
     "SIGNATURE_BYTES",
     "SIZE_LIMIT",
     "WRAPPED_BYTES",
     "Certificate",
+    "Checkpoint",
+    "EntryData",
     "Envelope",
     "Identity",
+    "LogProof",
     "Manifest",
     "Opener",
     "PassphraseCost",
@@ -75,13 +83,17 @@ __all__ = [
     "ciphertext_size",
     "claimed",
     "create_certificate",
+    "entry_data",
     "expected_chunks",
     "is_sealed",
     "leaf_hash",
+    "log_key",
+    "log_origin",
     "merkle_root",
     "node_hash",
     "open_all",
     "open_all_off_loop",
+    "open_checkpoint",
     "open_envelope",
     "pack",
     "parse_digest",
@@ -89,12 +101,15 @@ __all__ = [
     "peer_id_from_public_key",
     "peer_id_to_cid",
     "public_key_from_peer_id",
+    "read_entry_data",
     "read_fields",
     "read_key",
+    "read_log_proof",
     "root_of_hashes",
     "seal",
     "seal_off_loop",
     "sha256",
+    "sign_checkpoint",
     "sign_envelope",
     "unpack",
     "verify_signature",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.audit import AuditLog, NewEntry
-from p2pfl.crypto import sha256
+from p2pfl.crypto import log_origin, sha256
 from p2pfl.errors import ConfigError, LinkError, P2PFLError, RemoteError, StoreError
 from p2pfl.gossip import State, events
 from p2pfl.gossip.context import REFUSALS_LOGGED
@@ -149,9 +149,13 @@ class Peer:
 
     def _open_log(self) -> AuditLog:
         path = self.home.audit
-        if path.exists():
-            return AuditLog.open(path, self._identity)
-        return AuditLog.create(path, self._identity, unix_milliseconds())
+        if not path.exists():
+            return AuditLog.create(path, self._identity, unix_milliseconds(), self._charter.name)
+        log, origin = AuditLog.open(path, self._identity), log_origin(self._charter.name, self.peer_id)
+        if log.origin != origin:
+            log.close()
+            raise ConfigError(f"the audit log {path} is {log.origin}, the charter says {origin}; use a home of its own")
+        return log
 
     async def _discover(self, stack: contextlib.AsyncExitStack) -> None:
         interface = self.home.settings.discover

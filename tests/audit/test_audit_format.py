@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from audit_logs import NOW, everything, owner, write_small_log
 from nacl.signing import VerifyKey
 
 from p2pfl.audit import NOTES, Entry, Kind, as_dict, describe, read_entries
+from p2pfl.crypto.merkle import root_of_hashes
 from p2pfl.types import Digest
 
 
@@ -22,26 +23,33 @@ def test_hashes_signatures_and_documents_follow_the_page(tmp_path: Path) -> None
     write_small_log(path)
     tables = everything(path)
     previous = bytes(32)
-    for position, time, kind, body, before, digest in tables["entries"]:
+    leaves: list[bytes] = []
+    for position, time, first, kind, body, before, digest, subtrees in tables["entries"]:
         assert before == previous
         name = kind.encode("ascii")
         plain = b"\x00" + position.to_bytes(8, "big") + time.to_bytes(8, "big")
+        plain += first.to_bytes(8, "big")
         plain += len(name).to_bytes(2, "big") + name + len(body).to_bytes(4, "big") + body + previous
         previous = hashlib.sha256(plain).digest()
         assert digest == previous
+        leaves.append(digest)
+        # the subtrees that end with this entry: as many levels as its position has ones at the end
+        levels = [level for level in range(1, 8) if (position + 1) % (1 << level) == 0]
+        assert subtrees == b"".join(root_of_hashes(leaves[-(1 << level) :]) for level in levels)
         named = msgpack.unpackb(body).get("documents", [])
         rows = [(row[2], row[3]) for row in tables["documents"] if row[0] == position]
         assert [tuple(item) for item in named] == rows
-    before_size = 0
-    for size, digest, time, signature, covered in tables["heads"]:
-        assert covered == before_size
-        payload = struct.pack(">QQQ", covered, size, time) + digest + owner().peer_id.encode("ascii")
-        parts = (b"p2pfl/1", b"audit-head", payload)
-        assert all(len(part) < 128 for part in parts), "so that every length is one byte"
-        signed = b"".join(bytes([len(part)]) + part for part in parts)
-        VerifyKey(owner().public_key).verify(signed, signature)
-        before_size = size
-    assert tables["meta"] == [(1, owner().peer_id, 1, NOW)]
+    origin = f"p2pfl/{owner().peer_id}"
+    for size, note in tables["heads"]:
+        text = f"{origin}\n{size}\n{base64.b64encode(root_of_hashes(leaves[:size])).decode()}\n".encode()
+        key_id = hashlib.sha256(origin.encode() + b"\n\x01" + owner().public_key).digest()[:4]
+        start = text + f"\n— {origin} ".encode()
+        assert note.startswith(start) and note.endswith(b"\n")
+        line = base64.b64decode(note[len(start) : -1], validate=True)
+        assert line[:4] == key_id
+        VerifyKey(owner().public_key).verify(text, line[4:])
+    assert [row[2] for row in tables["entries"]] == [0, 1, 1, 3, 4, 4], "each entry names the first of its commit"
+    assert tables["meta"] == [(1, owner().peer_id, origin, 2, NOW)]
 
 
 def _entry(kind: str, body: dict[str, Any]) -> Entry:

@@ -39,8 +39,9 @@ def test_a_new_log_holds_its_identity(path: Path) -> None:
     with AuditLog.create(path, owner(), NOW) as log:
         (first,) = log.entries()
         assert (first.position, first.time, first.kind) == (0, NOW, "log_created")
-        assert first.body == {"log": owner().peer_id, "format": 1, "created": NOW}
-        assert (log.head.size, log.head.hash, log.head.time, log.head.previous) == (1, first.hash, NOW, 0)
+        assert first.body == {"log": owner().peer_id, "origin": f"p2pfl/{owner().peer_id}", "format": 2, "created": NOW}
+        assert (log.head.size, log.head.root, log.head.hash) == (1, first.hash, first.hash)
+        assert log.head.note.decode().split("\n")[:2] == [log.origin, "1"]
     for name in (path, path.with_name("audit.db.lock")):
         assert stat.S_IMODE(name.stat().st_mode) == 0o600
 
@@ -271,8 +272,10 @@ def test_a_file_changed_under_the_writer_stops_it(path: Path) -> None:
     write_small_log(path)
     log = AuditLog.open(path, owner())
     foreign = sqlite3.connect(path, isolation_level=None)
-    row = foreign.execute("SELECT time, kind, body, previous, hash FROM entries WHERE position = 5").fetchone()
-    foreign.execute("INSERT INTO entries VALUES (6, ?, ?, ?, ?, ?)", row)
+    row = foreign.execute(
+        "SELECT time, first, kind, body, previous, hash, subtrees FROM entries WHERE position = 5"
+    ).fetchone()
+    foreign.execute("INSERT INTO entries VALUES (6, ?, ?, ?, ?, ?, ?, ?)", row)
     foreign.close()
     with pytest.raises(StoreError, match="somebody else changed the file"):
         log.append([NOTE], NOW)

@@ -17,6 +17,8 @@ from audit_logs import KEYS, everything, owner, tamperer, write_small_log
 from p2pfl.audit import AuditLog, verify_log
 from p2pfl.audit.format import entry_hash
 from p2pfl.crypto.identity import Identity
+from p2pfl.crypto.merkle import root_of_hashes
+from p2pfl.crypto.proofs import grow
 from p2pfl.errors import ConfigError, StoreError
 
 
@@ -31,7 +33,8 @@ def test_the_untouched_log_verifies(path: Path) -> None:
     found = verify_log(path, owner().peer_id)
     assert (found.ok, found.entries, found.heads, found.problem) == (True, 6, 4, None)
     assert found.peer_id == owner().peer_id
-    assert found.head_hash == everything(path)["entries"][-1][5].hex()
+    leaves = [row[6] for row in everything(path)["entries"]]
+    assert found.root == root_of_hashes(leaves).hex()
 
 
 def _flips(value: Any, mask: int) -> Iterator[Any]:
@@ -74,7 +77,7 @@ def test_every_flipped_byte_of_every_column_is_found_and_named(path: Path, table
                 if _flip_is_found(connection, path, table, row, column, form, changed):
                     tried += 1
     connection.close()
-    assert tried >= {"meta": 70, "entries": 700, "heads": 400, "documents": 150}[table]
+    assert tried >= {"meta": 130, "entries": 1000, "heads": 1000, "documents": 150}[table]
     assert verify_log(path).ok, "the test must put everything back"
 
 
@@ -116,30 +119,30 @@ def _sql(*statements: str) -> Any:
 
 def _insert_with_valid_hashes(connection: sqlite3.Connection) -> None:
     """What somebody without the key can do best: insert an entry and mend the whole chain behind it."""
-    rows = connection.execute("SELECT time, kind, body FROM entries ORDER BY position").fetchall()
-    rows.insert(3, (5, "forged", b"\x80"))
+    rows = connection.execute("SELECT time, first, kind, body FROM entries ORDER BY position").fetchall()
+    rows.insert(3, (5, 1, "forged", b"\x80"))
     _rewrite(connection, rows)
     connection.execute("UPDATE documents SET entry = entry + 1 WHERE entry >= 3")
 
 
 def _change_with_valid_hashes(connection: sqlite3.Connection) -> None:
-    rows = connection.execute("SELECT time, kind, body FROM entries ORDER BY position").fetchall()
+    rows = connection.execute("SELECT time, first, kind, body FROM entries ORDER BY position").fetchall()
     rows[3] = (rows[3][0] + 1, *rows[3][1:])
     _rewrite(connection, rows)
 
 
 def _rewrite(connection: sqlite3.Connection, rows: list[Any]) -> None:
     connection.execute("DELETE FROM entries")
-    previous = bytes(32)
-    for position, (time, kind, body) in enumerate(rows):
-        digest = entry_hash(position, time, kind, body, previous)
-        values = (position, time, kind, body, previous, digest)
-        connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", values)
+    previous, edge = bytes(32), list[bytes]()
+    for position, (time, first, kind, body) in enumerate(rows):
+        digest = entry_hash(position, time, first, kind, body, previous)
+        values = (position, time, first, kind, body, previous, digest, b"".join(grow(edge, position, digest)))
+        connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
         previous = digest
 
 
-_SWAP = """UPDATE entries SET (time, kind, body, previous, hash) =
-  (SELECT time, kind, body, previous, hash FROM temp.old WHERE old.position = 5 - entries.position)
+_SWAP = """UPDATE entries SET (time, first, kind, body, previous, hash, subtrees) =
+  (SELECT time, first, kind, body, previous, hash, subtrees FROM temp.old WHERE old.position = 5 - entries.position)
   WHERE position IN (2, 3)"""
 
 CHANGES = {
@@ -151,16 +154,18 @@ CHANGES = {
         "entry 2: it does not follow",
     ),
     "entry copied to the end": (
-        _sql("INSERT INTO entries SELECT 6, time, kind, body, previous, hash FROM entries WHERE position = 5"),
+        _sql(
+            "INSERT INTO entries SELECT 6, time, first, kind, body, previous, hash, subtrees FROM entries WHERE position = 5"
+        ),
         "entry 6: it does not follow",
     ),
     "entry inserted and the chain mended": (
         _insert_with_valid_hashes,
-        "head of size 4: it names another hash",
+        "entry 3: it names entry 1 as the first of its commit",
     ),
     "entry changed and the chain mended": (
         _change_with_valid_hashes,
-        "head of size 4: it names another hash",
+        "head of size 4: it was signed for another size or for other entries",
     ),
     "tail cut, its head left": (
         _sql("DELETE FROM entries WHERE position = 5"),
@@ -169,16 +174,16 @@ CHANGES = {
     "last head removed": (_sql("DELETE FROM heads WHERE size = 6"), "head of size 6: missing"),
     "head in the middle removed": (
         _sql("DELETE FROM heads WHERE size = 3"),
-        "head of size 4: it follows a head of size 3",
+        "head of size 3: missing",
     ),
     "first head removed": (
         _sql("DELETE FROM heads WHERE size = 1"),
-        "head of size 3: it follows a head of size 1",
+        "head of size 1: missing",
     ),
-    "all heads removed": (_sql("DELETE FROM heads"), "head of size 6: missing"),
+    "all heads removed": (_sql("DELETE FROM heads"), "head of size 1: missing"),
     "head of an older size put under a newer one": (
-        _sql("UPDATE heads SET hash = (SELECT hash FROM heads WHERE size = 3) WHERE size = 4"),
-        "head of size 4: it names another hash",
+        _sql("UPDATE heads SET note = (SELECT note FROM heads WHERE size = 3) WHERE size = 4"),
+        "head of size 4: it was signed for another size or for other entries",
     ),
     "document removed": (
         _sql("DELETE FROM documents WHERE entry = 4 AND place = 0"),
@@ -215,16 +220,24 @@ CHANGES = {
         _sql("UPDATE entries SET time = 'noon' WHERE position = 2"),
         "entry 2: a value has the wrong type",
     ),
-    "signature as text": (
-        _sql("UPDATE heads SET signature = 'x' WHERE size = 3"),
-        "head of size 3: a value of a head has the wrong type",
+    "note as text": (
+        _sql("UPDATE heads SET note = CAST(note AS TEXT) WHERE size = 3"),
+        "head of size 3: its note has the wrong type",
+    ),
+    "tree hash removed": (
+        _sql("UPDATE entries SET subtrees = x'' WHERE position = 3"),
+        "entry 3: the tree hashes beside it are not those",
+    ),
+    "tree hash added": (
+        _sql("UPDATE entries SET subtrees = hash WHERE position = 2"),
+        "entry 2: the tree hashes beside it are not those",
     ),
     "meta emptied": (_sql("DELETE FROM meta"), "meta: there must be exactly one row"),
     "second meta row": (
-        _sql("INSERT INTO meta SELECT 2, log, format, created FROM meta"),
+        _sql("INSERT INTO meta SELECT 2, log, origin, format, created FROM meta"),
         "meta: there must be",
     ),
-    "other format": (_sql("UPDATE meta SET format = 2"), "meta: format 2"),
+    "other format": (_sql("UPDATE meta SET format = 3"), "meta: format 3"),
     "table dropped": (_sql("DROP TABLE documents"), "file: table documents is missing"),
     "table replaced by a view": (
         _sql("ALTER TABLE heads RENAME TO h", "CREATE VIEW heads AS SELECT * FROM h"),
@@ -274,7 +287,7 @@ def test_a_tail_cut_with_its_heads_is_not_found_yet(path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        "UPDATE heads SET signature = zeroblob(64) WHERE size = 6",
+        "UPDATE heads SET note = zeroblob(64) WHERE size = 6",
         "UPDATE entries SET body = x'80' WHERE position = 4",
         "UPDATE entries SET kind = 'x' WHERE position = 0",
         "UPDATE entries SET hash = zeroblob(32) WHERE position = 5",

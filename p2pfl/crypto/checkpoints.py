@@ -1,0 +1,83 @@
+"""Owns the checkpoint of a log (c2sp.org/tlog-checkpoint): a signed note that says origin, size and root of its tree.
+
+The origin is also the name of the key: ``p2pfl/<consortium>/<peer id>``, the consortium's name percent-encoded
+(RFC 3986, UTF-8). Name and peer id stand in the charter, and the peer id is the public key, so the charter alone says
+what to expect. No other statement of the key begins like a checkpoint: framed ones begin with the length of their
+domain, and ``p`` would be a domain of 112 bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from p2pfl.crypto.base64_text import from_base64, to_base64
+from p2pfl.crypto.digests import DIGEST_BYTES
+from p2pfl.crypto.envelope import Signer, Verify
+from p2pfl.crypto.identity import verify_signature
+from p2pfl.crypto.notes import ED25519, Note, NoteKey, check_note, read_note, sign_note
+from p2pfl.crypto.peer_ids import public_key_from_peer_id
+from p2pfl.errors import MalformedMessage, SignatureRefused
+
+MAX_SIZE = 2**63 - 1
+
+_SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
+_LINES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The first ``size`` leaves of the log named ``origin`` have this RFC 6962 root (32 bytes)."""
+
+    origin: str
+    size: int
+    root: bytes
+
+    @property
+    def text(self) -> str:
+        """What is signed: three lines."""
+        return f"{self.origin}\n{self.size}\n{to_base64(self.root)}\n"
+
+
+def log_origin(consortium: str, peer_id: str) -> str:
+    """The origin line of a member's log; of a log outside of any consortium without its part."""
+    return f"p2pfl/{quote(consortium, safe='')}/{peer_id}" if consortium else f"p2pfl/{peer_id}"
+
+
+def log_key(origin: str, peer_id: str) -> NoteKey:
+    """The verifier key of that log. Raises MalformedMessage for what is no peer id."""
+    return NoteKey(origin, ED25519, public_key_from_peer_id(peer_id))
+
+
+def read_checkpoint(text: str) -> Checkpoint:
+    """The checkpoint in a note's text; extension lines, discouraged by C2SP, are not kept. Raises MalformedMessage."""
+    lines = text.split("\n")
+    if len(lines) <= _LINES or lines[-1] or not all(lines[:-1]):
+        raise MalformedMessage("a checkpoint is not three lines of text; ask the log's owner for another")
+    origin, size, encoded = lines[:_LINES]
+    root = from_base64(encoded)
+    if not _SIZE.fullmatch(size) or int(size) > MAX_SIZE or root is None or len(root) != DIGEST_BYTES:
+        raise MalformedMessage(
+            "a checkpoint's size or root is written in no form we know; ask the log's owner for another"
+        )
+    return Checkpoint(origin, int(size), root)
+
+
+def sign_checkpoint(identity: Signer, checkpoint: Checkpoint) -> bytes:
+    """The signed note. Whoever signs two that no consistency proof joins has forked its log."""
+    text = checkpoint.text
+    return Note(text, (sign_note(text, checkpoint.origin, identity),)).encode()
+
+
+def open_checkpoint(data: bytes, origin: str, peer_id: str, verify: Verify = verify_signature) -> Checkpoint:
+    """The checkpoint in a note that the log's owner signed under its origin.
+
+    Raises MalformedMessage, LimitExceeded or SignatureRefused; also for extension lines: our logs write none.
+    """
+    note = read_note(data)
+    check_note(note, (log_key(origin, peer_id),), verify)
+    checkpoint = read_checkpoint(note.text)
+    if checkpoint.origin != origin or checkpoint.text != note.text:
+        raise SignatureRefused(f"a checkpoint of {peer_id} names another log, or says more than it may; drop it")
+    return checkpoint
