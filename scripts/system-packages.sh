@@ -12,6 +12,8 @@ command -v avahi-daemon >/dev/null 2>&1 || missing+=(avahi-daemon) # multicast D
 command -v avahi-browse >/dev/null 2>&1 || missing+=(avahi-utils)
 command -v node >/dev/null 2>&1 || missing+=(nodejs) # its packages: scripts/counterparts.sh
 command -v npm >/dev/null 2>&1 || missing+=(npm)
+command -v go >/dev/null 2>&1 || missing+=(golang-go)
+[ -d /usr/share/gocode/src/golang.org/x/mod/sumdb ] || missing+=(golang-golang-x-mod-dev) # signed notes and tree proofs
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
   echo "tests that need ${missing[*]} will be skipped: no root or no apt-get here"

@@ -5,7 +5,16 @@ See docs/audit-log.md.
 
 from __future__ import annotations
 
-from p2pfl.audit.format import MAX_BODY, MAX_DOCUMENT, MAX_DOCUMENTS, MAX_ENTRIES, Entry, Head, NewEntry
+from p2pfl.audit.format import (
+    MAX_BODY,
+    MAX_DOCUMENT,
+    MAX_DOCUMENTS,
+    MAX_ENTRIES,
+    Entry,
+    Head,
+    NewEntry,
+    entry_from_data,
+)
 from p2pfl.audit.kinds import NOTES, Kind, KindNote
 from p2pfl.audit.log import AuditLog
 from p2pfl.audit.show import as_dict, describe
@@ -28,6 +37,7 @@ __all__ = [
     "Verification",
     "as_dict",
     "describe",
+    "entry_from_data",
     "prove_entry",
     "read_entries",
     "verify_log",

@@ -14,7 +14,7 @@ from typing import Any
 
 from p2pfl.crypto.checkpoints import Checkpoint, sign_checkpoint
 from p2pfl.crypto.envelope import Signer
-from p2pfl.crypto.log_entries import DATA_LIMIT, ENTRY_OVERHEAD, entry_data
+from p2pfl.crypto.log_entries import DATA_LIMIT, ENTRY_OVERHEAD, EntryData, entry_data
 from p2pfl.crypto.merkle import leaf_hash
 from p2pfl.crypto.packing import pack, unpack
 from p2pfl.errors import ConfigError, MalformedMessage, P2PFLError
@@ -95,6 +95,14 @@ class Prepared:
 def entry_hash(position: int, time: int, first: int, kind: str, body: bytes, previous: bytes) -> bytes:
     """The hash of one entry, 32 bytes: also its leaf in the tree."""
     return leaf_hash(entry_data(position, time, first, kind, body, previous))
+
+
+def entry_from_data(data: EntryData) -> Entry:
+    """The entry in data that a proof vouches for. Raises MalformedMessage or LimitExceeded."""
+    fields, documents = decode_body(data.body)
+    named = tuple((role, Digest(digest.hex())) for role, digest in documents)
+    plain = entry_data(data.position, data.time, data.first, data.kind, data.body, data.previous)
+    return Entry(data.position, data.time, data.kind, fields, leaf_hash(plain), named)
 
 
 def sign_head(identity: Signer, origin: str, size: int, root: bytes, last: bytes) -> Head:

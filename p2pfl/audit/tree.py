@@ -48,10 +48,10 @@ def prove(connection: sqlite3.Connection, position: int) -> LogProof:
     no such entry.
     """
     log, origin, size, note = _newest(connection)
-    row = connection.execute(f"SELECT {store.ENTRY_COLUMNS} FROM entries WHERE position = ?", (position,)).fetchone()
-    if row is None or not 0 <= position < size:
+    if not 0 <= position < size:
         raise ConfigError(f"the log has {size} entries; there is no entry {position}, the first is entry 0")
-    if not store.entry_row_is_sound(row):
+    row = connection.execute(f"SELECT {store.ENTRY_COLUMNS} FROM entries WHERE position = ?", (position,)).fetchone()
+    if row is None or not store.entry_row_is_sound(row):
         raise StoreError(f"entry {position} of the audit log has a damaged row; run p2pfl audit verify")
     proof = LogProof(entry_data(*row[:6]), position, inclusion_proof(position, size, node_of(connection)), note)
     try:

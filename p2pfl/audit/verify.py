@@ -164,9 +164,9 @@ class _Check:
         if heads.next is None:
             return
         size = heads.next[0]
-        name = f"head of size {_shown(size)}"
         if store.is_integer(size) and size > self.entries:
             return
+        name = f"head of size {_shown(size)}"
         if size != self.entries:
             raise _Bad(f"{name}: no commit ended there")
         problem = store.note_problem(heads.next[1])

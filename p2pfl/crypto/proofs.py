@@ -123,13 +123,13 @@ def check_consistency(old: int, new: int, proof: Sequence[bytes], old_root: byte
 
     Raises SignatureRefused otherwise; also for ``old`` 0, which proves nothing.
     """
-    _check_hashes((old_root, new_root, *proof))
     if not 0 < old <= new or (old == new) != (not proof):
         raise _refused("consistency")
     if old == new:
         if old_root != new_root:
             raise _refused("consistency")
         return
+    _check_hashes((old_root, new_root, *proof))
     hashes = [old_root, *proof] if old & (old - 1) == 0 else list(proof)
     first, last = old - 1, new - 1
     while first & 1:
