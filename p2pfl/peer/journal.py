@@ -1,13 +1,29 @@
-"""The one writer of a peer's audit log: commits in order, off the event loop, never retried."""
+"""The one writer of a peer's audit log: commits in order, off the event loop, never retried.
+
+While one transaction is being synced, whoever wants to write waits; the next transaction takes all of them along. So
+the disk's sync rate bounds transactions, not entries.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
-from p2pfl.audit import AuditLog, Head, NewEntry
-from p2pfl.errors import StoreError
+from p2pfl.audit import MAX_ENTRIES, AuditLog, Head, NewEntry
+from p2pfl.crypto import LogProof
+from p2pfl.errors import ConfigError, StoreError
+
+
+class _Waiting:
+    """What one caller wants written, and the answer it waits for: the position of its first entry."""
+
+    __slots__ = ("entries", "position")
+
+    def __init__(self, entries: Sequence[NewEntry]) -> None:
+        self.entries = tuple(entries)
+        self.position: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
 
 class Journal:
@@ -15,23 +31,71 @@ class Journal:
 
     def __init__(self, log: AuditLog, on_failure: Callable[[StoreError], None]) -> None:
         self.log = log
-        self._lock = asyncio.Lock()
+        self._queue: deque[_Waiting] = deque()
+        self._writing: asyncio.Task[None] | None = None
         self._on_failure = on_failure
         self.commits = 0
         self.seconds = 0.0
 
-    async def commit(self, entries: Sequence[NewEntry]) -> Head:
-        """Write entries and their documents in one transaction. Raises StoreError, after which nothing is written."""
-        async with self._lock:
-            started = time.perf_counter()
-            try:
-                head = await asyncio.to_thread(self.log.append, entries, unix_milliseconds())
-            except StoreError as error:
+    async def commit(self, entries: Sequence[NewEntry]) -> int:
+        """Write entries and their documents, all of them in one transaction; returns the first one's position.
+
+        Raises StoreError, after which nothing is written. A caller that is cancelled before its transaction has begun
+        leaves no entry.
+        """
+        waiting = _Waiting(entries)
+        self._queue.append(waiting)
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().create_task(self._write())
+        try:
+            return await asyncio.shield(waiting.position)
+        except asyncio.CancelledError:
+            if waiting in self._queue:
+                self._queue.remove(waiting)
+            raise
+
+    async def _write(self) -> None:
+        try:
+            while self._queue:
+                await self._write_together(self._take())
+        finally:
+            self._writing = None
+
+    def _take(self) -> list[_Waiting]:
+        """The oldest, and all behind it that fit into one transaction."""
+        taken, size = [self._queue.popleft()], 0
+        size += len(taken[0].entries)
+        while self._queue and size + len(self._queue[0].entries) <= MAX_ENTRIES:
+            taken.append(self._queue.popleft())
+            size += len(taken[-1].entries)
+        return taken
+
+    async def _write_together(self, taken: list[_Waiting]) -> None:
+        started, position = time.perf_counter(), self.head.size
+        try:
+            entries = [entry for waiting in taken for entry in waiting.entries]
+            await asyncio.to_thread(self.log.append, entries, unix_milliseconds())
+        except ConfigError as error:
+            if len(taken) == 1:
+                taken[0].position.set_exception(error)
+            for waiting in taken if len(taken) > 1 else ():  # one of them cannot be logged; the others can
+                await self._write_together([waiting])
+            return
+        except Exception as error:
+            if isinstance(error, StoreError):
                 self._on_failure(error)
-                raise
-            self.commits += 1
-            self.seconds += time.perf_counter() - started
-            return head
+            for waiting in taken:
+                waiting.position.set_exception(error)
+            return
+        self.commits += 1
+        self.seconds += time.perf_counter() - started
+        for waiting in taken:
+            waiting.position.set_result(position)
+            position += len(waiting.entries)
+
+    async def prove(self, position: int) -> LogProof:
+        """The entry at a position, with its way into the newest checkpoint. Raises StoreError or ConfigError."""
+        return await asyncio.to_thread(self.log.prove, position)
 
     @property
     def head(self) -> Head:
