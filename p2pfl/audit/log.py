@@ -19,12 +19,13 @@ from typing import Any
 
 from p2pfl.audit import store
 from p2pfl.audit.format import MAX_ENTRIES, Entry, Head, NewEntry, Prepared, prepare
-from p2pfl.audit.tree import End, prove, prove_growth
+from p2pfl.audit.tree import End, node_of, prove, prove_growth
 from p2pfl.audit.wal import wal_problem
 from p2pfl.audit.writing import AFTER_FAILURE, WriterLock, build, check_end, damaged, insert, require_time
 from p2pfl.crypto.checkpoints import log_origin
 from p2pfl.crypto.identity import Identity
 from p2pfl.crypto.log_proofs import LogProof
+from p2pfl.crypto.proofs import tree_root
 from p2pfl.errors import ConfigError, IllegalStep, StoreError
 
 LOCK_SECONDS = 60.0
@@ -187,6 +188,13 @@ class AuditLog:
         """The entry at ``position`` with its way into the newest checkpoint. Raises ConfigError if there is none."""
         with self._exclusive(), self._readable():
             return prove(self._connection, position)
+
+    def root_at(self, size: int) -> bytes:
+        """The root of the first ``size`` entries, 32 bytes. Raises IllegalStep for a size the log has not had."""
+        with self._exclusive(), self._readable():
+            if not 0 <= size <= self.head.size:
+                raise IllegalStep(f"the log has {self.head.size} entries, not {size}; ask for a size that it has had")
+            return tree_root(size, node_of(self._connection))
 
     def prove_growth(self, old: int, new: int) -> tuple[bytes, ...]:
         """The consistency proof from ``old`` to ``new`` entries. Raises IllegalStep unless 0 < old <= new <= size."""

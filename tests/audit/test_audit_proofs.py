@@ -57,10 +57,13 @@ def test_growth_is_proved_between_all_heads(grown: tuple[Path, list[Head]]) -> N
     path, heads = grown
     with AuditLog.open(path, owner()) as log:
         for place, old in enumerate(heads):
+            assert log.root_at(old.size) == old.root
             for new in heads[place:]:
                 check_consistency(old.size, new.size, log.prove_growth(old.size, new.size), old.root, new.root)
         with pytest.raises(IllegalStep):
             log.prove_growth(3, 71)
+        with pytest.raises(IllegalStep):
+            log.root_at(71)
 
 
 def test_proving_and_appending_read_few_rows(grown: tuple[Path, list[Head]], tmp_path: Path) -> None:
