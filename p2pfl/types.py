@@ -41,6 +41,7 @@ class Roster:
     minimum_participants: int = 2  # of a run
     minimum_contributors: int = 1  # heard of lately, for a round to begin; fewer: the run pauses
     max_parameters_bytes: int | None = None  # of the model channel; None: no limit in the charter
+    consortium: str = ""  # its name, which is part of each log's origin
 
     def member(self, peer_id: str) -> Member | None:
         """The member with this peer id, or None for a stranger."""

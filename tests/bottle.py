@@ -29,7 +29,9 @@ from p2pfl.crypto import (
 )
 from p2pfl.errors import RemoteError
 from p2pfl.gossip import Machine, Proposal, Restored, State, effects, events
-from p2pfl.gossip.messages import TO_ALL, Announcement, Core, Cover, sealing_context
+from p2pfl.gossip.anchors import Outbound
+from p2pfl.gossip.messages import TO_ALL, Announcement, Core, sealing_context
+from p2pfl.sim.memory_log import lone_proof
 from p2pfl.train.session import Session
 from p2pfl.types import CATCH_UP_ROUNDS, ChannelSpec, Digest, Member, PeerId, Roster
 
@@ -223,10 +225,8 @@ class Site:
         signed = sign_envelope(self.identity, "core", core.encode())
         context = sealing_context(core.run, self.peer_id, core.position, core.channel, core.recipient)
         keys = {peer: wrap_key(sealed.key, self.bottle.sites[peer].prekey.public, context) for peer in recipients}
-        cover = sign_envelope(
-            self.identity, "cover", Cover(signed.digest, keys, len(self.log), sha256(b"head")).encode()
-        )
-        announcement = Announcement(core.run, signed.encode(), cover.encode(), b"")
+        proof = lone_proof(self.identity, {"run": core.run, "core": signed.digest}).encode()
+        announcement = Outbound(core.run, signed.encode(), keys).announce(signed.digest, self.identity, proof)
         self.outbox[signed.digest] = (announcement, tuple(sealed.chunks))
         self.log.append(("delta_sent", {"round": core.round, "step": core.step, "core": signed.digest}, ()))
         return signed.digest

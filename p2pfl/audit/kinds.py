@@ -78,7 +78,7 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
         ),
         Kind.ROUND_STARTED: KindNote("a round began here", ("run", "round", "active", "arguments")),
         Kind.DELTA_SENT: KindNote(
-            "a delta may leave; its announcement is the document with role outbox",
+            "a delta may leave; its core and wrapped keys are the document with role outbox",
             ("run", "sequence", "round", "step", "channel", "core", "to", "bytes"),
         ),
         Kind.DELTA_RECEIVED: KindNote(

@@ -98,6 +98,11 @@ class AuditLog:
         return self._end.head
 
     @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    @property
     def origin(self) -> str:
         """The first line of this log's checkpoints, and the name of its key."""
         return self._origin

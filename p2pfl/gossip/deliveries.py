@@ -13,6 +13,7 @@ from typing import Any
 
 from p2pfl.crypto import Envelope
 from p2pfl.errors import Equivocation, LimitExceeded, MalformedMessage, SignatureRefused
+from p2pfl.gossip.anchors import check_anchor
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.direct import Acknowledgement
 from p2pfl.gossip.effects import Fetch, Forget, Release, SendAnnouncement, SendStatement
@@ -235,6 +236,7 @@ class Deliveries:
         cover_envelope, cover = open_cover(announcement.cover, self.context.verify)
         if cover_envelope.signer != envelope.signer or cover.core != envelope.digest:
             raise SignatureRefused("cover that does not belong to its core", peer=held.origin)
+        check_anchor(cover, held.origin, held.core.run, self.context.roster.consortium, self.context.verify)
         wrapped = cover.keys.get(self.context.me)
         if wrapped is None:
             raise SignatureRefused("cover holds no key for this peer", peer=held.origin)

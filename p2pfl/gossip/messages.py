@@ -190,23 +190,19 @@ def decode_edge_list(value: Any) -> EdgeList:
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """The part of an announcement that may be renewed: wrapped keys and the log's head."""
+    """The part of an announcement that may be renewed: wrapped keys, and the core's entry in the origin's log.
+
+    ``proof`` is a C2SP tlog-proof: that entry, its way to the root, and the log's newest checkpoint.
+    """
 
     core: Digest
     keys: Mapping[PeerId, bytes]
-    head_size: int
-    head_hash: Digest
+    proof: bytes
 
     def encode(self) -> bytes:
         """The payload to sign."""
-        return pack(
-            {
-                "core": self.core,
-                "keys": dict(self.keys),
-                "head_size": self.head_size,
-                "head_hash": self.head_hash,
-            }
-        )
+        fields: dict[str, object] = {"core": self.core, "keys": dict(self.keys), "proof": self.proof}
+        return pack(fields)
 
 
 def decode_cover(payload: bytes) -> Cover:
@@ -214,17 +210,19 @@ def decode_cover(payload: bytes) -> Cover:
     fields = read_fields(
         unpack(payload, what="cover", limit=ANNOUNCEMENT_LIMIT),
         "cover",
-        {"core": str, "keys": dict, "head_size": int, "head_hash": str},
+        {"core": str, "keys": dict, "proof": bytes},
     )
-    keys = fields["keys"]
+    check_keys(fields["keys"], "cover")
+    check_digest(fields["core"], "cover: core")
+    return Cover(Digest(fields["core"]), fields["keys"], fields["proof"])
+
+
+def check_keys(keys: dict[Any, Any], what: str) -> None:
+    """Raise MalformedMessage unless these are the wrapped keys of at most MAX_PARTICIPANTS peers."""
     if len(keys) > MAX_PARTICIPANTS or not all(
         isinstance(peer, str) and isinstance(key, bytes) and len(key) <= 256 for peer, key in keys.items()
     ):
-        raise MalformedMessage("cover: wrapped keys are not a short map of peer ids to bytes")
-    check_digest(fields["core"], "cover: core")
-    check_digest(fields["head_hash"], "cover: head")
-    _check_range(fields["head_size"], 0, 2**53, "cover: head size")
-    return Cover(Digest(fields["core"]), keys, fields["head_size"], Digest(fields["head_hash"]))
+        raise MalformedMessage(f"{what}: wrapped keys are not a short map of peer ids to bytes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pfl.crypto import Verify, verify_signature
+from p2pfl.gossip.anchors import decode_outbound
 from p2pfl.gossip.closing_statement import closing_from_entry
 from p2pfl.gossip.directives import Directive, directive_from_entry
 from p2pfl.gossip.memory import Restored
-from p2pfl.gossip.messages import Core, decode_announcement, open_core
+from p2pfl.gossip.messages import Core, open_core
 from p2pfl.gossip.starting import record_from_payload
 from p2pfl.gossip.statements import Proposal, StartSignature
 from p2pfl.types import Digest, PeerId, Roster, StartRecord
@@ -61,7 +62,7 @@ def read_log(
             case "delta_sent":
                 found.sequence = body["sequence"] + 1
                 stored = document()
-                core = open_core(decode_announcement(stored).core, verify)[1]
+                core = open_core(decode_outbound(stored).core, verify)[1]
                 found.waiting[Digest(body["core"])] = (core, set(body["to"]), stored)
             case "acknowledged":
                 for digest in body["cores"]:

@@ -86,4 +86,5 @@ def _check_agreed(charter: Charter) -> Roster:
         minimum_participants=charter.limits.get("minimum_participants", 2),
         minimum_contributors=charter.limits.get("minimum_contributors", 1),
         max_parameters_bytes=charter.limits.get("max_parameters_bytes"),
+        consortium=charter.name,
     )

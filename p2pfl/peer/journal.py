@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from p2pfl.audit import MAX_ENTRIES, AuditLog, Head, NewEntry
+from p2pfl.audit import MAX_ENTRIES, AuditLog, Head, NewEntry, prove_entry
 from p2pfl.crypto import LogProof
 from p2pfl.errors import ConfigError, StoreError
 
@@ -94,8 +94,11 @@ class Journal:
             position += len(waiting.entries)
 
     async def prove(self, position: int) -> LogProof:
-        """The entry at a position, with its way into the newest checkpoint. Raises StoreError or ConfigError."""
-        return await asyncio.to_thread(self.log.prove, position)
+        """The entry at a position, with its way into the newest checkpoint. Raises StoreError or ConfigError.
+
+        Read beside the writer: a delta that is ready to leave must not wait for the sync of a later commit.
+        """
+        return await asyncio.to_thread(prove_entry, self.log.path, position)
 
     @property
     def head(self) -> Head:

@@ -12,20 +12,20 @@ from p2pfl.audit import NewEntry
 from p2pfl.crypto import Identity, Opener, Prekey, Sealed, seal_off_loop, sign_envelope, wrap_key
 from p2pfl.errors import LinkError, P2PFLError, PolicyRefusal, RemoteError, StoreError
 from p2pfl.gossip import Machine, effects, events
+from p2pfl.gossip.anchors import SENT, Outbound
 from p2pfl.gossip.messages import (
     INLINE_LIMIT,
     TO_ALL,
     Announcement,
     Core,
-    Cover,
     Position,
-    decode_announcement,
     envelope_frame,
     sealing_context,
 )
 from p2pfl.net import Host
 from p2pfl.peer.contents import Contents, pull_sealed
 from p2pfl.peer.journal import Journal
+from p2pfl.peer.outbox import Outbox
 from p2pfl.peer.states import States
 from p2pfl.peer.worker import Worker
 from p2pfl.types import Digest, PeerId, RunId, StartRecord
@@ -109,7 +109,7 @@ class Runner:
         self._saves = 0
         self._beginning: asyncio.Task[None] | None = None  # gives the worker its run
         self._announced_at: float | None = None
-        self._announcements: dict[Digest, Announcement] = {}
+        self.outbox = Outbox(services.identity, services.journal)
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._drive(), name=f"run {self._run[:8]}")
 
@@ -209,7 +209,7 @@ class Runner:
             case effects.StoreStatement(data=data):
                 self._services.store_statement(self._run, data)
             case effects.Release(core=core):
-                self._announcements.pop(core, None)
+                self.outbox.release(core)
                 self._services.contents.release(core)
             case effects.SetTimer(name=name, at=at):
                 self._cancel(name)
@@ -351,18 +351,16 @@ class Runner:
         async with self._commit_lock:
             started = self.now()
             entries = [NewEntry(entry.kind, entry.body, entry.documents) for entry in effect.entries]
-            digests = []
             stored = await self._store_state(effect, saving) if effect.state else None
-            for core in effect.cores:
-                digest, entry = await self._commit_core(core, effect.recipients)
-                digests.append(digest)
-                entries.append(entry)
-            if entries:
-                await self._services.journal.commit(entries)
+            cores = [await self._sign_core(core, effect.recipients) for core in effect.cores]
+            if entries or cores:
+                position = await self._services.journal.commit([*entries, *(entry for _, _, entry in cores)])
+                for place, (digest, outbound, _) in enumerate(cores, start=position + len(entries)):
+                    self.outbox.add(digest, outbound, place)
             if stored is not None:
                 await asyncio.to_thread(self.states.prune, stored, self.keys.checkpoint)
             self._time_commit(started, bool(effect.cores))
-        self.post(events.Committed(self.now(), effect.token, tuple(digests)))
+        self.post(events.Committed(self.now(), effect.token, tuple(digest for digest, _, _ in cores)))
 
     async def _store_state(self, effect: effects.Commit, saving: asyncio.Task[Digest | P2PFLError] | None) -> Digest:
         """Before the transaction that names it: the worker's checkpoint, then what the machine remembers."""
@@ -388,7 +386,7 @@ class Runner:
         else:
             self.timings.log_after += now - started
 
-    async def _commit_core(self, core: Core, recipients: tuple[PeerId, ...]) -> tuple[Digest, NewEntry]:
+    async def _sign_core(self, core: Core, recipients: tuple[PeerId, ...]) -> tuple[Digest, Outbound, NewEntry]:
         """Sign a core, wrap its key, store its ciphertext; the entry lets it out once it is committed."""
         started = self.now()
         sealed = self._sealed.pop((core.position, core.channel))
@@ -397,14 +395,9 @@ class Runner:
         context = sealing_context(self._run, identity.peer_id, core.position, core.channel, core.recipient)
         prekeys = {item.peer_id: item.prekey for item in self.machine.context.running.participants}
         keys = {peer: wrap_key(sealed.key, prekeys[peer], context) for peer in recipients}
-        head = self._services.journal.head
-        cover = sign_envelope(
-            identity, "cover", Cover(signed.digest, keys, head.size, Digest(head.hash.hex())).encode()
-        )
-        announcement = Announcement(self._run, signed.encode(), cover.encode(), b"")
+        outbound = Outbound(self._run, signed.encode(), keys)
         self.timings.signing += self.now() - started
         await self._services.contents.put_ciphertext(signed.digest, sealed.chunks, frozenset(recipients))
-        self._announcements[signed.digest] = announcement
         body = {
             "run": self._run,
             "sequence": core.sequence,
@@ -415,21 +408,17 @@ class Runner:
             "to": list(recipients),
             "bytes": core.manifest.size,
         }
-        return signed.digest, NewEntry("delta_sent", body, (("outbox", announcement.encode()),))
-
-    def restore_announcement(self, core: Digest, stored: bytes) -> None:
-        """An announcement from the outbox of before a restart."""
-        self._announcements[core] = decode_announcement(stored)
+        return signed.digest, outbound, NewEntry(SENT, body, (("outbox", outbound.encode()),))
 
     # --- links
 
     async def _send_announcement(self, peer: PeerId, core: Digest) -> None:
         # a later message must not overtake: a settle message in front of the last delta says that none will come
         async with self._lanes[peer]:
-            announcement = self._announcements.get(core)
+            started = self.now()
+            announcement = await self.outbox.announcement(core)
             if announcement is None:
                 return
-            started = self.now()
             try:
                 chunk = await asyncio.to_thread(self._services.contents.first_chunk, core)
             except OSError:

@@ -204,8 +204,8 @@ class Runs:
             tolerance=plan.settings.training.tolerance,
         )
         runner = Runner(machine, self._services, RunKeys(), States(folder / "state"))
-        for digest, announcement in restored.announcements if restored else ():
-            runner.restore_announcement(digest, announcement)
+        for digest, document, position in restored.outbox if restored else ():
+            runner.outbox.restore(digest, document, position)
         for digest, _, waiting in restored.state.outgoing if restored else ():
             self._services.contents.restore_ciphertext(digest, waiting)
         self.runners[run], self.plans[run] = runner, plan

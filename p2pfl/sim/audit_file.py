@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 from p2pfl.audit import AuditLog, NewEntry, Verification, verify_log
-from p2pfl.crypto import Identity, Signer
+from p2pfl.crypto import Identity, LogProof, Signer
 from p2pfl.errors import ConfigError
+from p2pfl.gossip.anchors import SENT
 from p2pfl.sim.clock import Clock
 from p2pfl.sim.disk import Row
 from p2pfl.types import Digest
@@ -30,10 +31,10 @@ class AuditFile:
         """One transaction."""
         self._log.append([NewEntry(row.kind, row.body, row.documents) for row in rows], self._now())
 
-    def head(self) -> tuple[int, Digest]:
-        """Size and hash of the newest signed head."""
-        head = self._log.head
-        return head.size, Digest(head.hash.hex())
+    def prove(self, rows: list[Row], core: Digest) -> LogProof:
+        """The entry that names ``core`` under the newest checkpoint; ``rows`` are the disk's, in the file's order."""
+        (place,) = (place for place, row in enumerate(rows) if row.kind == SENT and row.body["core"] == core)
+        return self._log.prove(place + 1)  # entry 0 is the log's own
 
     def backup(self) -> Path:
         """A copy as a backup program takes it of a closed file."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from p2pfl.crypto import sha256, sign_envelope
 from p2pfl.errors import StoreError
 from p2pfl.gossip import effects, events
-from p2pfl.gossip.messages import Announcement, Core, Cover, sealing_context
+from p2pfl.gossip.anchors import SENT, Outbound
+from p2pfl.gossip.messages import Core, sealing_context
 from p2pfl.sim.disk import Row
 from p2pfl.sim.training import checkpoint
 from p2pfl.types import Digest, PeerId
@@ -97,14 +98,12 @@ class Commits:
         context = sealing_context(core.run, site.peer_id, core.position, core.channel, core.recipient)
         prekeys = {item.peer_id: item.prekey for item in site.running.context.running.participants}
         keys = {peer: site.world.kit.wrap(sealed.key, prekeys[peer], context) for peer in recipients}
-        size, head = site.head()
-        cover = sign_envelope(site.identity, "cover", Cover(signed.digest, keys, size, head).encode())
-        announcement = Announcement(core.run, signed.encode(), cover.encode(), b"").encode()
-        site.disk.announcements[signed.digest] = announcement
+        document = Outbound(core.run, signed.encode(), keys).encode()
+        site.disk.outbox[signed.digest] = document
         site.disk.contents[signed.digest] = sealed.chunks
         site.cores.append(core)
         body = {
             "run": core.run, "sequence": core.sequence, "round": core.round, "step": core.step,
             "channel": core.channel, "core": signed.digest, "to": list(recipients), "bytes": core.manifest.size,
         }  # fmt: skip
-        return signed.digest, Row("delta_sent", body, (("outbox", announcement),))
+        return signed.digest, Row(SENT, body, (("outbox", document),))

@@ -25,7 +25,7 @@ class Disk:
     entries: list[Row] = field(default_factory=list)
     states: dict[Digest, bytes] = field(default_factory=dict)  # machines' snapshots, by their SHA-256
     checkpoints: dict[Digest, tuple[str, bytes]] = field(default_factory=dict)  # same name: digest and bytes
-    announcements: dict[Digest, bytes] = field(default_factory=dict)  # core -> announcement without inline content
+    outbox: dict[Digest, bytes] = field(default_factory=dict)  # core -> what its entry lets out
     contents: dict[Digest, list[bytes]] = field(default_factory=dict)  # core -> chunks
     statements: list[bytes] = field(default_factory=list)
     over: bool = False  # the run is complete or expired here: it is not taken up again
@@ -35,7 +35,7 @@ class Disk:
     def copy(self) -> Disk:
         """A backup: later writes to this disk do not reach it."""
         return Disk(
-            list(self.entries), dict(self.states), dict(self.checkpoints), dict(self.announcements),
+            list(self.entries), dict(self.states), dict(self.checkpoints), dict(self.outbox),
             dict(self.contents), list(self.statements), self.over, self.full, self.proposed_at,
         )  # fmt: skip
 

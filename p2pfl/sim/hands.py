@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from p2pfl.crypto import Sealed, sign_envelope
 from p2pfl.errors import P2PFLError, RemoteError, StoreError
 from p2pfl.gossip import effects, events
-from p2pfl.gossip.messages import INLINE_LIMIT, TO_ALL, Announcement, Position, decode_announcement, sealing_context
+from p2pfl.gossip.messages import INLINE_LIMIT, TO_ALL, Announcement, Position, sealing_context
 from p2pfl.sim import training
 from p2pfl.types import Digest, StartRecord
 
@@ -22,9 +22,8 @@ def perform(site: Site, effect: effects.Effect) -> None:
         case effects.SendStatement(peer=peer, kind=kind, payload=payload):
             site.send(peer, "direct", sign_envelope(site.identity, kind, payload).encode())
         case effects.SendAnnouncement(peer=peer, core=core):
-            announcement = site.disk.announcements.get(core)
-            if announcement is not None:
-                site.send(peer, "announcement", with_inline(announcement, site.disk.contents[core], site))
+            if core in site.disk.outbox:
+                site.send(peer, "announcement", with_inline(site.announcement(core), site.disk.contents[core], site))
         case effects.Flood(kind=kind, payload=payload):
             site.spreading.own(sign_envelope(site.identity, kind, payload))
         case effects.Commit():
@@ -43,8 +42,7 @@ def perform(site: Site, effect: effects.Effect) -> None:
             else:
                 site.disk.keep_statement(data)
         case effects.Release(core=core):
-            site.disk.announcements.pop(core, None)
-            site.disk.contents.pop(core, None)
+            site.let_go(core)
         case effects.Tell(topic=topic, facts=facts):
             site.tell(topic, facts)
         case _:
@@ -75,9 +73,8 @@ def _with_worker(site: Site, effect: effects.Effect) -> None:
             raise AssertionError(f"no way to carry out {effect}")
 
 
-def with_inline(announcement: bytes, chunks: list[bytes], site: Site) -> bytes:
+def with_inline(parts: Announcement, chunks: list[bytes], site: Site) -> bytes:
     """An announcement with its first chunk inside, where that is small and the world does not want it pulled."""
-    parts = decode_announcement(announcement)
     small = len(chunks[0]) <= INLINE_LIMIT + 16 and not site.world.content_bytes
     return Announcement(parts.run, parts.core, parts.cover, chunks[0] if small else b"").encode()
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from p2pfl.crypto import sign_envelope, unpack
+from p2pfl.gossip.anchors import Outbound
 from p2pfl.gossip.direct import open_settle
 from p2pfl.gossip.messages import (
     FLOOD_LIMIT,
@@ -17,7 +18,6 @@ from p2pfl.gossip.messages import (
     TO_ALL,
     Announcement,
     Core,
-    Cover,
     EdgeList,
     decode_announcement,
     open_core,
@@ -25,6 +25,7 @@ from p2pfl.gossip.messages import (
     sealing_context,
 )
 from p2pfl.sim.draws import stream
+from p2pfl.sim.memory_log import lone_proof
 from p2pfl.train.exchange import Exchange
 from p2pfl.train.model_files import vector_digest
 from p2pfl.types import Digest
@@ -106,11 +107,12 @@ class Equivocate(Member):
         prekeys = {item.peer_id: item.prekey for item in run.participants}
         old = open_cover(parts.cover, kit.verify)[1]
         keys = {peer: kit.wrap(sealed.key, prekeys[peer], context) for peer in old.keys}
-        cover = sign_envelope(site.identity, "cover", Cover(signed.digest, keys, old.head_size, old.head_hash).encode())
+        proof = lone_proof(site.identity, {"run": core.run, "core": signed.digest})
         site.disk.contents[signed.digest] = sealed.chunks
         self.other_cores.append(signed.digest)
         inline = sealed.chunks[0] if parts.inline and len(sealed.chunks[0]) <= INLINE_LIMIT + 16 else b""
-        return Announcement(parts.run, signed.encode(), cover.encode(), inline).encode()
+        outbound = Outbound(parts.run, signed.encode(), keys)
+        return outbound.announce(signed.digest, site.identity, proof.encode(), inline).encode()
 
 
 @dataclass

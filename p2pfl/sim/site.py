@@ -10,15 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from p2pfl.crypto import Sealed, sha256, sign_envelope
+from p2pfl.crypto import Sealed, sign_envelope
 from p2pfl.errors import IllegalStep, P2PFLError
 from p2pfl.gossip import Machine, State, events
-from p2pfl.gossip.messages import Core, Position
+from p2pfl.gossip.anchors import decode_outbound
+from p2pfl.gossip.messages import Announcement, Core, Position
 from p2pfl.sim.audit_file import AuditFile
 from p2pfl.sim.commits import Commits
 from p2pfl.sim.disk import Disk, Row
 from p2pfl.sim.draws import raw
 from p2pfl.sim.hands import perform
+from p2pfl.sim.memory_log import MemoryLog
 from p2pfl.sim.process import Process
 from p2pfl.sim.restart import start_machine
 from p2pfl.sim.spreading import Spreading
@@ -42,6 +44,7 @@ class Site(Process):
         self.key = raw(32, world.seed, "sampling key", number)
         self.disk = Disk()
         self.audit = AuditFile(folder, self.identity, world.clock) if world.audited and folder else None
+        self.memory_log = MemoryLog(self.identity)
         self.machine: Machine | None = None
         self.member: Member | None = None  # hostile: rewrites what this site sends
         self.armed = False  # whether the run was approved on this disk, so that a worker may train for it
@@ -59,6 +62,7 @@ class Site(Process):
 
     def _new_process(self) -> None:
         self.sealed: dict[tuple[Position, str], Sealed] = {}
+        self._covered: dict[Digest, tuple[int, Announcement]] = {}  # and how many entries the checkpoint had
         self.commits = Commits(self)
         self.spreading = Spreading(self)
         self._trainer: Trainer | None = None
@@ -211,11 +215,24 @@ class Site(Process):
         if self.audit is not None:
             self.audit.append(rows)
 
-    def head(self) -> tuple[int, Digest]:
-        """Size and hash of the log's head; of a log in memory the hash stands for the size alone."""
-        if self.audit is not None:
-            return self.audit.head()
-        return len(self.disk.entries), sha256(b"%d" % len(self.disk.entries))
+    def announcement(self, core: Digest) -> Announcement:
+        """The announcement of a committed core, without its content, under the log's newest checkpoint."""
+        rows = self.disk.entries
+        known = self._covered.get(core)
+        if known is None or known[0] != len(rows):
+            if self.audit is not None:
+                proof = self.audit.prove(rows, core)
+            else:
+                proof = self.memory_log.prove(rows, core)
+            outbound = decode_outbound(self.disk.outbox[core])
+            known = self._covered[core] = len(rows), outbound.announce(core, self.identity, proof.encode())
+        return known[1]
+
+    def let_go(self, core: Digest) -> None:
+        """Nobody needs its content any more."""
+        self.disk.outbox.pop(core, None)
+        self.disk.contents.pop(core, None)
+        self._covered.pop(core, None)
 
     # --- links
 

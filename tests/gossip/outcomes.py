@@ -20,12 +20,14 @@ from bottle import QUADRATIC_PLAN, Bottle, Quadratic
 from p2pfl.crypto import Identity, Manifest, Prekey, sha256, sign_envelope, wrap_key
 from p2pfl.errors import IllegalStep, PolicyRefusal
 from p2pfl.gossip import Machine, State, events
+from p2pfl.gossip.anchors import Outbound
 from p2pfl.gossip.closing_statement import Closing
 from p2pfl.gossip.direct import Acknowledgement, Away, Settle, Standing
 from p2pfl.gossip.directives import Change, Directive
 from p2pfl.gossip.heartbeat import Heartbeat
-from p2pfl.gossip.messages import Announcement, Core, Cover, EdgeList, decode_announcement, sealing_context
+from p2pfl.gossip.messages import Core, EdgeList, decode_announcement, sealing_context
 from p2pfl.gossip.statements import Approval, StartSignature
+from p2pfl.sim.memory_log import lone_proof
 from p2pfl.types import PeerId
 
 TABLE = Path(__file__).with_name("outcomes.txt")
@@ -126,8 +128,8 @@ def announcement(world: Bottle, origin: int, round_: int, signer: Identity | Non
     signed = sign_envelope(identity, "core", core.encode())
     context = sealing_context(run, identity.peer_id, (round_, 0), channel.name, "all")
     keys = {world.order[ME]: wrap_key(bytes(32), world[ME].prekey.public, context)}
-    cover = sign_envelope(identity, "cover", Cover(signed.digest, keys, 1, sha256(b"head")).encode())
-    return Announcement(run, signed.encode(), cover.encode(), b"x" * 40).encode()
+    proof = lone_proof(identity, {"run": run, "core": signed.digest}).encode()
+    return Outbound(run, signed.encode(), keys).announce(signed.digest, identity, proof, b"x" * 40).encode()
 
 
 def cases(world: Bottle, machine: Machine) -> Iterator[tuple[str, events.Event]]:

@@ -21,6 +21,7 @@ from p2pfl.gossip.closing_statement import Closing
 from p2pfl.gossip.direct import Acknowledgement, Away, Settle
 from p2pfl.gossip.messages import Cover, EdgeList, decode_announcement, open_core, open_cover
 from p2pfl.gossip.statements import Approval, Start, StartSignature
+from p2pfl.sim.memory_log import lone_proof
 from p2pfl.types import PeerId
 
 SETTINGS = {
@@ -96,7 +97,8 @@ def announcement(world: Bottle, draw: random.Random, example: bytes, round_: int
     whole = decode_announcement(example)
     core = msgpack.unpackb(replace(open_core(whole.core)[1], round=round_).encode())
     signed = sign_envelope(hostile, "core", altered(draw, core) if part == "core" else msgpack.packb(core))
-    cover = Cover(signed.digest, open_cover(whole.cover)[1].keys, 1, sha256(b"head")).encode()
+    proof = lone_proof(hostile, {"run": whole.run, "core": signed.digest}).encode()
+    cover = Cover(signed.digest, open_cover(whole.cover)[1].keys, proof).encode()
     covered = sign_envelope(hostile, "cover", altered(draw, msgpack.unpackb(cover)) if part == "cover" else cover)
     parts = [whole.run, signed.encode(), covered.encode(), whole.inline]
     return altered(draw, parts) if part == "whole" else bytes(msgpack.packb(parts, use_bin_type=True))

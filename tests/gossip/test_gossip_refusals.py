@@ -18,7 +18,9 @@ import pytest
 from bottle import QUADRATIC_PLAN, Bottle, Quadratic, Site
 
 from p2pfl.crypto import (
+    Envelope,
     Identity,
+    LogProof,
     Manifest,
     Opener,
     Prekey,
@@ -29,6 +31,7 @@ from p2pfl.crypto import (
 )
 from p2pfl.errors import RemoteError
 from p2pfl.gossip import Machine, State, effects, events
+from p2pfl.gossip.anchors import Outbound
 from p2pfl.gossip.closing_statement import Closing
 from p2pfl.gossip.context import REFUSALS_LOGGED
 from p2pfl.gossip.deliveries import EVIDENCE_LOGGED, SMALL_LEAD
@@ -46,7 +49,8 @@ from p2pfl.gossip.messages import (
     sealing_context,
 )
 from p2pfl.gossip.statements import Approval, Start, StartSignature
-from p2pfl.types import PeerId
+from p2pfl.sim.memory_log import lone_proof
+from p2pfl.types import PeerId, RunId
 
 SETTINGS = {
     "rule": "dpsgd", "optimiser": {"name": "sgd"}, "learning_rate": 0.2, "local_steps": 1, "batch_size": 1000,
@@ -127,8 +131,7 @@ class Scene:
         core = core if "manifest" in changes else replace(core, manifest=sealed.manifest)
         signed = sign_envelope(signer, "core", core.encode())
         keys = {self.me.peer_id: wrap_key(sealed.key, self.me.prekey.public, context)}
-        cover = sign_envelope(signer, "cover", Cover(signed.digest, keys, 1, sha256(b"head")).encode())
-        return Announcement(self.world.proposal.run, signed.encode(), cover.encode(), sealed.chunks[0]).encode()
+        return announced(signer, self.world.proposal.run, signed, keys, sealed.chunks[0])
 
     def covered(
         self, signer: int = HOSTILE, core: str | None = None, keys: Mapping[PeerId, bytes] | None = None
@@ -137,6 +140,12 @@ class Scene:
         announcement, _, cover = self.parts()
         changed = replace(cover, core=core or cover.core, keys=cover.keys if keys is None else keys)
         envelope = sign_envelope(self.world[signer].identity, "cover", changed.encode())
+        return replace(announcement, cover=envelope.encode()).encode()
+
+    def proved(self, proof: bytes) -> bytes:
+        """The honest core, content and keys with another log proof."""
+        announcement, _, cover = self.parts()
+        envelope = sign_envelope(self.world[HOSTILE].identity, "cover", replace(cover, proof=proof).encode())
         return replace(announcement, cover=envelope.encode()).encode()
 
 
@@ -197,6 +206,35 @@ def floats(*values: float) -> bytes:
     return np.array(values, dtype="<f8").tobytes()
 
 
+def announced(signer: Identity, run: str, signed: Envelope, keys: Mapping[PeerId, bytes], inline: bytes) -> bytes:
+    """Under a cover with a sound log proof, so that what is refused is something else."""
+    proof = lone_proof(signer, {"run": run, "core": signed.digest}).encode()
+    return Outbound(RunId(run), signed.encode(), keys).announce(signed.digest, signer, proof, inline).encode()
+
+
+def anchored(
+    change: Callable[[LogProof], LogProof] = lambda proof: proof,
+    signer: int = HOSTILE,
+    consortium: str = "",
+    **fields: Any,
+) -> Callable[[Scene], bytes]:
+    """The honest core and keys, signed by HOSTILE together with another log proof."""
+
+    def make(run: Scene) -> bytes:
+        announcement, core, cover = run.parts()
+        body = {"run": core.run, "core": cover.core} | fields
+        proof = change(lone_proof(run.world[signer].identity, body, consortium))
+        changed = replace(cover, proof=proof.encode())
+        envelope = sign_envelope(run.world[HOSTILE].identity, "cover", changed.encode())
+        return replace(announcement, cover=envelope.encode()).encode()
+
+    return make
+
+
+def other_kind(proof: LogProof) -> LogProof:
+    return replace(proof, entry=proof.entry.replace(b"delta_sent", b"delta_lost"))
+
+
 def reframed(run: Scene) -> bytes:
     """A new core for this round that points at the content of the round before."""
     old, old_core, _ = run.parts(round_=ROUND - 1)
@@ -204,8 +242,7 @@ def reframed(run: Scene) -> bytes:
     signed = sign_envelope(run.world[HOSTILE].identity, "core", replace(core, manifest=old_core.manifest).encode())
     key = run.me.prekey.unwrap(run.parts(round_=ROUND - 1)[2].keys[run.me.peer_id], run.context(old_core))
     keys = {run.me.peer_id: wrap_key(key, run.me.prekey.public, run.context(core))}
-    cover = sign_envelope(run.world[HOSTILE].identity, "cover", Cover(signed.digest, keys, 1, sha256(b"h")).encode())
-    return Announcement(run.world.proposal.run, signed.encode(), cover.encode(), old.inline).encode()
+    return announced(run.world[HOSTILE].identity, run.world.proposal.run, signed, keys, old.inline)
 
 
 def wrong_context_key(run: Scene) -> bytes:
@@ -238,8 +275,7 @@ def short_ciphertext(run: Scene) -> bytes:
     manifest = Manifest(24, 1, sealed.manifest.root, sealed.manifest.commitment)
     signed = sign_envelope(run.world[HOSTILE].identity, "core", replace(core, manifest=manifest).encode())
     keys = {run.me.peer_id: wrap_key(sealed.key, run.me.prekey.public, context)}
-    cover = sign_envelope(run.world[HOSTILE].identity, "cover", Cover(signed.digest, keys, 1, sha256(b"h")).encode())
-    return Announcement(core.run, signed.encode(), cover.encode(), sealed.chunks[0]).encode()
+    return announced(run.world[HOSTILE].identity, core.run, signed, keys, sealed.chunks[0])
 
 
 REPLACING: dict[str, tuple[Callable[[Scene], bytes], str]] = {
@@ -277,6 +313,15 @@ REPLACING: dict[str, tuple[Callable[[Scene], bytes], str]] = {
     "cover for another core": (lambda run: run.covered(core=sha256(b"core")), "cover that does not belong"),
     "cover by another member": (lambda run: run.covered(signer=LEFT), "cover that does not belong"),
     "no key for this peer": (lambda run: run.covered(keys={}), "no key for this peer"),
+    "no log proof": (lambda run: run.proved(b""), "log proof does not hold .*no log proof"),
+    "a log proof that is cut": (lambda run: run.proved(run.parts()[2].proof[:-1]), "log proof does not hold"),
+    "a log proof of another core": (anchored(core=sha256(b"core")), "log entry does not name its core"),
+    "a log proof of another run": (anchored(run=sha256(b"run")), "log entry does not name its core"),
+    "another member's log": (anchored(signer=LEFT), "log proof does not hold .*no signature of a key that counts"),
+    "the log of another consortium": (anchored(consortium="Others"), "log proof does not hold .*no signature"),
+    "an entry that is not in the tree": (anchored(other_kind), "log proof does not hold .*inclusion proof"),
+    "an entry at another place": (anchored(lambda proof: replace(proof, index=1)), "log proof .*inclusion proof"),
+    "a hash too many": (anchored(lambda proof: replace(proof, path=(bytes(32),))), "log proof .*inclusion proof"),
     "a key of wrong length": (lambda run: run.covered(keys={run.me.peer_id: b"k" * 31}), "wrapped key has 31 bytes"),
     "a key for another context": (wrong_context_key, "wrapped key belongs to another message"),
     "a key for another peer": (

@@ -15,10 +15,12 @@ from bottle import Quadratic
 from hospitals import write_plan
 
 import p2pfl
+from p2pfl.audit import AuditLog, NewEntry
 from p2pfl.crypto import Identity, sha256
 from p2pfl.errors import ConfigError, LocalError
 from p2pfl.gossip import effects
-from p2pfl.gossip.messages import Announcement
+from p2pfl.gossip.anchors import Outbound
+from p2pfl.peer.journal import Journal
 from p2pfl.peer.runner import ANNOUNCE, DIRECT, RunKeys, Runner
 from p2pfl.peer.runs import Runs
 from p2pfl.peer.states import States
@@ -41,11 +43,14 @@ async def test_a_later_message_to_a_neighbour_never_overtakes_an_earlier_one(tmp
         wire.append((peer, protocol))
 
     machine: Any = SimpleNamespace(context=SimpleNamespace(proposal=SimpleNamespace(run=run)))
+    log = AuditLog.create(tmp_path / "audit.db", me, 1)
+    journal = Journal(log, lambda error: None)
     services: Any = SimpleNamespace(
-        identity=me, host=SimpleNamespace(notify=notify), contents=SimpleNamespace(first_chunk=first_chunk)
-    )
+        identity=me, host=SimpleNamespace(notify=notify), contents=SimpleNamespace(first_chunk=first_chunk),
+        journal=journal,
+    )  # fmt: skip
     runner = Runner(machine, services, RunKeys(), States(tmp_path))
-    runner.restore_announcement(core, Announcement(run, b"core", b"cover", b"").encode())
+    runner.outbox.restore(core, Outbound(run, b"core", {}).encode(), await journal.commit([NewEntry("x", {})]))
     runner._perform_all(
         [
             effects.SendAnnouncement(lille.peer_id, core),
@@ -64,6 +69,7 @@ async def test_a_later_message_to_a_neighbour_never_overtakes_an_earlier_one(tmp
             await asyncio.sleep(0)
     assert wire[1:] == [(lille.peer_id, ANNOUNCE), (lille.peer_id, DIRECT)]
     await runner.stop()
+    log.close()
 
 
 async def test_a_model_that_cannot_be_saved_ends_the_run_and_not_the_peer(
@@ -99,8 +105,9 @@ async def test_a_checkpoint_is_taken_before_the_next_training_begins(tmp_path: P
             return sha256(b"checkpoint")
         return {"loss": 0.0} if operation == "train" else None
 
-    async def commit(entries: Any) -> None:
+    async def commit(entries: Any) -> int:
         asked.append("commit")
+        return 1
 
     start: Any = SimpleNamespace(plan="plan", run="00", shares={me.peer_id: 1.0})
     machine: Any = SimpleNamespace(
