@@ -238,6 +238,11 @@ class Announcement:
         """The bytes of protocol /p2pfl/announce/1."""
         return pack([self.run, self.core, self.cover, self.inline])
 
+    def encode_with(self, chunk: bytes) -> bytes:
+        """The bytes with a delta's first sealed chunk inside; without it where it is long, or all would be too long."""
+        data = pack([self.run, self.core, self.cover, chunk if len(chunk) <= INLINE_LIMIT + 16 else b""])
+        return data if len(data) <= ANNOUNCEMENT_LIMIT else pack([self.run, self.core, self.cover, b""])
+
 
 def decode_announcement(data: bytes) -> Announcement:
     """Split an announcement; nothing is verified yet. Raises MalformedMessage or LimitExceeded."""

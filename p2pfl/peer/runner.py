@@ -14,9 +14,7 @@ from p2pfl.errors import LinkError, P2PFLError, PolicyRefusal, RemoteError, Stor
 from p2pfl.gossip import Machine, effects, events
 from p2pfl.gossip.anchors import SENT, Outbound
 from p2pfl.gossip.messages import (
-    INLINE_LIMIT,
     TO_ALL,
-    Announcement,
     Core,
     Position,
     envelope_frame,
@@ -423,8 +421,7 @@ class Runner:
                 chunk = await asyncio.to_thread(self._services.contents.first_chunk, core)
             except OSError:
                 return  # released meanwhile
-            inline = chunk if len(chunk) <= INLINE_LIMIT + 16 else b""
-            data = Announcement(announcement.run, announcement.core, announcement.cover, inline).encode()
+            data = announcement.encode_with(chunk)
             self.timings.sent_bytes += len(data)
             await self._notify(peer, ANNOUNCE, data)
             self.timings.wire += self.now() - started

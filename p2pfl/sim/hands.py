@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from p2pfl.crypto import Sealed, sign_envelope
 from p2pfl.errors import P2PFLError, RemoteError, StoreError
 from p2pfl.gossip import effects, events
-from p2pfl.gossip.messages import INLINE_LIMIT, TO_ALL, Announcement, Position, sealing_context
+from p2pfl.gossip.messages import TO_ALL, Announcement, Position, sealing_context
 from p2pfl.sim import training
 from p2pfl.types import Digest, StartRecord
 
@@ -75,8 +75,7 @@ def _with_worker(site: Site, effect: effects.Effect) -> None:
 
 def with_inline(parts: Announcement, chunks: list[bytes], site: Site) -> bytes:
     """An announcement with its first chunk inside, where that is small and the world does not want it pulled."""
-    small = len(chunks[0]) <= INLINE_LIMIT + 16 and not site.world.content_bytes
-    return Announcement(parts.run, parts.core, parts.cover, chunks[0] if small else b"").encode()
+    return parts.encode_with(b"" if site.world.content_bytes else chunks[0])
 
 
 def _worker(site: Site, seconds: float, action: Callable[[], None]) -> None:
