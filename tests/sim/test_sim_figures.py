@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from p2pfl.gossip import State
-from p2pfl.gossip.rounds import MAX_MISSED
+from p2pfl.gossip.attendance import MAX_MISSED
 from p2pfl.sim import ComputeModel, Crash, InState, SlowSite, VirtualConsortium, Withhold
 
 ROOT = Path(__file__).parents[2]
