@@ -19,6 +19,7 @@ from p2pfl.sim.commits import Commits
 from p2pfl.sim.disk import Disk, Row
 from p2pfl.sim.draws import raw
 from p2pfl.sim.hands import perform
+from p2pfl.sim.holdings import Holdings
 from p2pfl.sim.process import Process
 from p2pfl.sim.restart import start_machine
 from p2pfl.sim.spreading import Spreading
@@ -61,6 +62,7 @@ class Site(Process):
         self.sealed: dict[tuple[Position, str], Sealed] = {}
         self.commits = Commits(self)
         self.spreading = Spreading(self)
+        self.holdings = Holdings(self)
         self._trainer: Trainer | None = None
         self.begun = False  # whether the trainer holds the run
 
@@ -203,6 +205,7 @@ class Site(Process):
             self.result = self._trainer  # the real peer writes the model down now
         if topic in ("complete", "expired"):
             self.disk.over = True
+            self.disk.holdings.clear()
 
     def write(self, rows: list[Row]) -> None:
         """One transaction of the log, durable now."""
@@ -241,6 +244,8 @@ class Site(Process):
         match kind:
             case "announcement":
                 self.enter(lambda: self.post(events.AnnouncementReceived(self.now, peer, data)))
+            case "offer":
+                self.enter(lambda: self.post(events.OfferReceived(self.now, peer, data)))
             case "direct":
                 if self.machine is None:
                     self.enter(lambda: self.spreading.hear_of_over(source))
@@ -257,7 +262,8 @@ class Site(Process):
                 self.machine.context.counters["not sent"] += 1
 
     def serve(self, asker: int, core: Digest) -> list[bytes] | None:
-        """The chunks of an own delta; None if there are none for this neighbour."""
+        """The chunks of an own delta, or of a held state; None if there are none for this member."""
         if not self.alive or (self.member is not None and not self.member.serves(self, asker, core)):
             return None
-        return self.disk.contents.get(core)
+        chunks = self.disk.contents.get(core) or self.holdings.serve(asker, core)
+        return chunks if self.member is None else self.member.serving(self, core, chunks)
