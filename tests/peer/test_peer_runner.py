@@ -19,6 +19,7 @@ from p2pfl.crypto import Identity, sha256
 from p2pfl.errors import ConfigError, LocalError
 from p2pfl.gossip import effects
 from p2pfl.gossip.messages import Announcement
+from p2pfl.peer.holdings import Holdings
 from p2pfl.peer.runner import ANNOUNCE, DIRECT, RunKeys, Runner
 from p2pfl.peer.runs import Runs
 from p2pfl.peer.states import States
@@ -44,7 +45,7 @@ async def test_a_later_message_to_a_neighbour_never_overtakes_an_earlier_one(tmp
     services: Any = SimpleNamespace(
         identity=me, host=SimpleNamespace(notify=notify), contents=SimpleNamespace(first_chunk=first_chunk)
     )
-    runner = Runner(machine, services, RunKeys(), States(tmp_path))
+    runner = Runner(machine, services, RunKeys(), States(tmp_path), Holdings(tmp_path / "holdings", services))
     runner.restore_announcement(core, Announcement(run, b"core", b"cover", b"").encode())
     runner._perform_all(
         [
@@ -108,7 +109,7 @@ async def test_a_checkpoint_is_taken_before_the_next_training_begins(tmp_path: P
     )
     services: Any = SimpleNamespace(identity=me, journal=SimpleNamespace(commit=commit), approved=lambda plan: True)
     states = States(tmp_path)
-    runner = Runner(machine, services, RunKeys(), states)
+    runner = Runner(machine, services, RunKeys(), states, Holdings(tmp_path / "holdings", services))
     runner.worker = SimpleNamespace(call=lambda operation, timeout=None, **more: call(operation, **more))  # type: ignore[assignment]
     entry = effects.LogEntry("state_stored", {})
     runner._perform_all([effects.Begin(start)])
