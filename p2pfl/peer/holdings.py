@@ -22,6 +22,7 @@ from p2pfl.peer.contents import AT_ONCE, SEALED_CHUNK, Contents
 from p2pfl.types import Digest, RunId
 
 ENDING = ".announcement"
+AFTER_THE_END = 24 * 3600.0  # seconds that states are held once the run is over, if the peer runs on for so long
 
 
 class Spool:
@@ -82,6 +83,7 @@ class Holdings:
         self._contents = contents
         self._in_order = asyncio.Lock()
         self._over = False
+        self._retiring: asyncio.TimerHandle | None = None
 
     def load(self) -> tuple[bytes, ...]:
         """After a restart: the announcements whose contents are whole; all else is deleted. Blocks while it hashes."""
@@ -158,8 +160,18 @@ class Holdings:
         inline = first if len(first) <= INLINE_LIMIT + 16 else b""
         return Announcement(parts.run, parts.core, parts.cover, inline).encode()
 
+    def retire(self) -> None:
+        """The run is over here; a member that was away may still come for what it missed, for a day."""
+        if self._retiring is None:
+            self._retiring = asyncio.get_running_loop().call_later(AFTER_THE_END, self.clear)
+
+    def stop(self) -> None:
+        """The process ends; what is held stays on disk."""
+        if self._retiring is not None:
+            self._retiring.cancel()
+
     def clear(self) -> None:
-        """The run is over: nobody needs them any more."""
+        """Nobody can need them any more."""
         self._over = True
         for path in self._folder.glob("*"):
             self._contents.let_go(Digest(path.name))

@@ -159,6 +159,7 @@ class Runner:
         """Stop the task, the timers and the worker; the log has everything that counts."""
         for timer in self._timers.values():
             timer.cancel()
+        self.holdings.stop()
         tasks = [self._task, *self._tasks]
         for task in tasks:
             task.cancel()

@@ -251,6 +251,7 @@ class Runs:
             half_written.unlink(missing_ok=True)
         for path in sorted(folder.glob("*/proposal")):
             if (path.parent / "over").exists():
+                Holdings(path.parent / "holdings", self._services.contents).clear()
                 continue
             statement = path.read_bytes()
             try:
@@ -517,7 +518,7 @@ class Runs:
         self._flood.forget(RunId(run))
         write_atomic(folder / "over", b"")
         if run in self.runners:
-            self.runners[run].holdings.clear()
+            self.runners[run].holdings.retire()
         self._clear_states(run)
 
     def _clear_states(self, run: str) -> None:

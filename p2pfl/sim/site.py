@@ -108,6 +108,7 @@ class Site(Process):
         world.network.started(self.number)
         if self.disk.over:
             self.machine = None
+            self.disk.holdings.clear()
             return
         begun = start_machine(
             self.disk,
@@ -205,7 +206,6 @@ class Site(Process):
             self.result = self._trainer  # the real peer writes the model down now
         if topic in ("complete", "expired"):
             self.disk.over = True
-            self.disk.holdings.clear()
 
     def write(self, rows: list[Row]) -> None:
         """One transaction of the log, durable now."""
