@@ -167,6 +167,8 @@ class Adopting:
         elif event.again:
             self.holders.gave_up(source, for_good=False)
             del self.taken[source.origin]
+            if not self.late and source.holder != source.origin and self.holders.best(source.origin) is None:
+                self.holders.ask([source.origin])  # it may have a newer one in its place
         elif event.altered and source.holder != source.origin:
             self.context.refuse(source.holder, event.problem)
             self.holders.gave_up(source, for_good=True)
