@@ -72,7 +72,7 @@ class Spool:
         """It is of no use."""
         self._block = []
         await self._written()
-        await asyncio.to_thread(self._path.unlink, missing_ok=True)
+        await asyncio.to_thread(_remove, self._path)
 
 
 class Holdings:
@@ -147,7 +147,7 @@ class Holdings:
 
     def _delete(self, core: Digest) -> None:
         for name in (f"{core}{ENDING}", core, f"{core}.new"):
-            (self._folder / name).unlink(missing_ok=True)
+            _remove(self._folder / name)
 
     def _announcement(self, core: Digest) -> bytes:
         """As the origin sent it, with a small content inside; nothing where the file is gone."""
@@ -176,3 +176,9 @@ class Holdings:
         for path in self._folder.glob("*"):
             self._contents.let_go(Digest(path.name))
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """What cannot be removed now is not whole at the next start, or goes with the run's end."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
