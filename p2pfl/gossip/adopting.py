@@ -206,10 +206,6 @@ class Adopting:
         names = [edge.peer for edge in asked.states]
         context.tell("caught up", round=asked.round, own=asked.own, distance=event.distance, with_peers=names)
 
-    def _present(self) -> list[PeerId]:
-        context = self.context
-        return [peer for peer in context.partners() if peer in context.linked and peer not in context.gone]
-
     def _adopt(self) -> None:
         """Peer-id order, so that the sum has the same bits wherever it is computed."""
         context = self.context
