@@ -51,7 +51,7 @@ def load(path):
 
 
 def model():
-    return nn.Sequential(nn.Linear({INPUTS}, 64), nn.ReLU(), nn.Linear(64, {CLASSES}))
+    return nn.Sequential(nn.Linear({INPUTS}, WIDTH), nn.ReLU(), nn.Linear(WIDTH, {CLASSES}))
 
 
 def loss(model, batch):
@@ -78,7 +78,12 @@ deadline = 30.0
 """
 
 
-def prepare(folder: Path, rounds: int) -> tuple[list[Path], Path]:
+def parameters(width: int) -> int:
+    """Parameters of the network with this many hidden units."""
+    return (INPUTS + 1) * width + (width + 1) * CLASSES
+
+
+def prepare(folder: Path, rounds: int, width: int) -> tuple[list[Path], Path]:
     """Four founded homes with granted data, and the plan's folder."""
     names = [f"site-{number}" for number in range(PEERS)]
     homes = [folder / name for name in names]
@@ -95,7 +100,7 @@ def prepare(folder: Path, rounds: int) -> tuple[list[Path], Path]:
         open_home(home).registry.add("digits", file, now=int(time.time()))
     plan = folder / "plan"
     plan.mkdir()
-    (plan / "plan.py").write_text(PLAN)
+    (plan / "plan.py").write_text(PLAN.replace("WIDTH", str(width)))
     (plan / "plan.toml").write_text(SETTINGS.format(rounds=rounds))
     read_plan(plan)
     return homes, plan
@@ -158,9 +163,9 @@ async def watch(home: Path, run: str) -> list[float]:
     return times
 
 
-async def measure(folder: Path, rounds: int) -> dict[str, Any]:
+async def measure(folder: Path, rounds: int, width: int) -> dict[str, Any]:
     """One run through four processes; its figures."""
-    homes, plan = prepare(folder, rounds)
+    homes, plan = prepare(folder, rounds, width)
     async with processes(homes):
         before = {home: await ask(home, "status") for home in homes}
         run = (await ask(homes[0], "propose", plan=str(plan), seed=1))["run"]
@@ -178,12 +183,19 @@ async def measure(folder: Path, rounds: int) -> dict[str, Any]:
     commits = sum(after[home]["log"]["commits"] - before[home]["log"]["commits"] for home in homes)
     return {
         "rounds": rounds,
+        "parameters": parameters(width),
+        "held_bytes_per_peer": sum(held_bytes(home, run) for home in homes) / PEERS,
         "rounds_per_second": 1 / seconds,
         "milliseconds_per_round": seconds * 1e3,
         "parts": parts(reports, rounds, seconds),
         "commits_per_round_and_peer": commits / PEERS / rounds,
         "bytes_per_round_and_peer": sum(report["bytes_sent"] for report in reports) / PEERS / rounds,
     }
+
+
+def held_bytes(home: Path, run: str) -> int:
+    """What a peer holds on disk for others."""
+    return sum(file.stat().st_size for file in (home / "runs" / run / "holdings").glob("*"))
 
 
 def report_file(home: Path, run: str) -> Path:
@@ -231,10 +243,13 @@ def tables(result: dict[str, Any]) -> str:
         ["disk: synced 4 KiB appends per second", result["syncs_per_second"]],
         ["commits per round and peer", result["commits_per_round_and_peer"]],
         ["bytes sent per round and peer", result["bytes_per_round_and_peer"]],
+        ["bytes held for others per peer", result["held_bytes_per_peer"]],
         ["cores", result["machine"]["cores"]],
         ["interpreter", result["machine"]["interpreter"]],
     ]
-    title = f"{PEERS} processes, MLP 64-64-10 (4,810 parameters), full graph over tcp, {result['rounds']} rounds"
+    title = (
+        f"{PEERS} processes, MLP ({result['parameters']:,} parameters), full graph over tcp, {result['rounds']} rounds"
+    )
     whole = table(title, ["figure", "value"], rows)
     shares = [
         [row["part"], row["milliseconds"], f"{row['share']:.0%}", MEANINGS.get(row["part"], "")]
@@ -248,6 +263,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--width", type=int, default=64, help="hidden units; 146666 give a model of 44 MB")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--folder", type=Path, default=None, help="where the homes go; the disk measured")
     arguments = parser.parse_args()
@@ -256,7 +272,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="p2pfl-rounds-", dir=arguments.folder) as name:
         folder = Path(name)
         syncs = sync_rate(folder)
-        result = asyncio.run(measure(folder, arguments.rounds))
+        result = asyncio.run(measure(folder, arguments.rounds, arguments.width))
         result = {"machine": machine(), "target": TARGET, "syncs_per_second": syncs, **result}
     show(result, tables(result), arguments.json)
 

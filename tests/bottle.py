@@ -10,7 +10,7 @@ import heapq
 import itertools
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from p2pfl.crypto import (
 from p2pfl.errors import RemoteError
 from p2pfl.gossip import Machine, Proposal, Restored, State, effects, events
 from p2pfl.gossip.anchors import Outbound
-from p2pfl.gossip.messages import TO_ALL, Announcement, Core, sealing_context
+from p2pfl.gossip.messages import TO_ALL, Announcement, Core, decode_announcement, sealing_context
+from p2pfl.gossip.offers import Offer
 from p2pfl.sim.memory_log import lone_proof
 from p2pfl.train.session import Session
 from p2pfl.types import CATCH_UP_ROUNDS, ChannelSpec, Digest, Member, PeerId, Roster
@@ -124,6 +125,8 @@ class Site:
     outbox: dict[Digest, tuple[Announcement, tuple[bytes, ...]]] = field(default_factory=dict)
     timers: dict[str, int] = field(default_factory=dict)
     state: bytes = b""  # what the machine remembered with its newest commit that stored a state
+    chunks: dict[Digest, bytes] = field(default_factory=dict)  # kept for others, as they came
+    holdings: dict[Digest, tuple[bytes, frozenset[PeerId]]] = field(default_factory=dict)
     dead: bool = False
     hold_training: bool = False
 
@@ -181,6 +184,19 @@ class Site:
                 self.session.drop(list(cores))
             case effects.Release(core=core):
                 self.outbox.pop(core, None)
+            case effects.Hold(core=core, announcement=announcement, recipients=recipients):
+                self.holdings[core] = (announcement, recipients)
+            case effects.LetGo(core=core):
+                self.holdings.pop(core, None)
+                self.chunks.pop(core, None)
+            case effects.SendOffer(peer=peer, origin=origin, core=core):
+                data = b""
+                if core is not None:
+                    held, recipients = self.holdings[core]
+                    assert peer in recipients
+                    data = replace(decode_announcement(held), inline=self.chunks[core]).encode()
+                offer = Offer(bottle.proposal.run, origin, data).encode()
+                bottle.carry("offer", self, bottle.sites[peer], offer)
             case effects.SetTimer(name=name, at=at):
                 self.timers[name] = token = next(bottle.counter)
                 bottle.after(max(0.0, at - now), self, lambda: self.fire(name, token))
@@ -243,6 +259,8 @@ class Site:
         except RemoteError as error:
             self.post(events.Received(self.bottle.now, effect.name, str(error)))
             return
+        if effect.keep:
+            self.chunks[effect.digest] = effect.inline
         self.post(events.Received(self.bottle.now, effect.name))
 
     def mix(self, effect: effects.Mix) -> None:
@@ -332,7 +350,8 @@ class Bottle:
         if source.dead or target.dead or self.lost(kind, source.peer_id, target.peer_id, data):
             return
         self.carried.append((kind, source.peer_id, target.peer_id))
-        make = events.AnnouncementReceived if kind == "announcement" else events.StatementReceived
+        makes = {"announcement": events.AnnouncementReceived, "offer": events.OfferReceived}
+        make = makes.get(kind, events.StatementReceived)
         self.after(0.01, target, lambda: target.post(make(self.now, source.peer_id, data)))
 
     def link_all(self) -> None:

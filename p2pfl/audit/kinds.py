@@ -37,6 +37,7 @@ class Kind(StrEnum):
     MIXED = "mixed"
     EDGE_UNSETTLED = "edge_unsettled"
     CAUGHT_UP = "caught_up"
+    STATE_OFFERED = "state_offered"
     ABSENT = "absent"
     PAUSE_ASKED = "pause_asked"
     PAUSE_ENDED = "pause_ended"
@@ -97,8 +98,13 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
         ),
         Kind.CAUGHT_UP: KindNote(
             "before round, after away rounds without this site: own parameters times own, the rest from states [peer, "
-            "weight, round, core]; distance is the norm of the jump, moved that times the site's share",
+            "weight, round, core, holder it came from]; distance is the norm of the jump, moved that times the site's "
+            "share",
             ("run", "round", "away", "own", "states", "distance", "moved"),
+        ),
+        Kind.STATE_OFFERED: KindNote(
+            "origin's sealed delta, held here, may be pulled by peer, whom origin had named as a recipient",
+            ("run", "peer", "origin", "round", "step", "core"),
         ),
         Kind.ABSENT: KindNote(
             "a site (without the field peer: this one) takes no part; paused: it waits, and goes on from there",

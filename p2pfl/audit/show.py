@@ -109,6 +109,13 @@ class _Words:
                 parts.append(f"{values} from round {self._text(row[0])}")
         return "; ".join(parts)
 
+    def held_by_others(self) -> str:
+        """Of a list of states those that another peer than their origin had; entries of before have no holder."""
+        rows = self._body.get("states")
+        full = [row for row in rows if isinstance(row, list) and len(row) == 5] if isinstance(rows, list) else []
+        found = [f"{self._peer(row[0])}'s was held by {self._peer(row[4])}" for row in full if row[4] != row[0]]
+        return "".join(f"; {part}" for part in found[:SHOWN_ITEMS])
+
     def because(self, field: str = "reason") -> str:
         return f": {self[field]}" if self.has(field) else ""
 
@@ -207,7 +214,10 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
         Kind.EDGE_UNSETTLED: lambda w: f"edge with {w.peer()} stays unsettled, {w.place()}",
         Kind.CAUGHT_UP: lambda w: (
             f"took in {w.count('states')} neighbours' states after {w['away']} rounds away, {w.place()}; "
-            f"own weight {w['own']}"
+            f"own weight {w['own']}{w.held_by_others()}"
+        ),
+        Kind.STATE_OFFERED: lambda w: (
+            f"state of {w.peer('origin')} held here offered to {w.peer()}: {w.place()}, core {w.short('core')}"
         ),
         Kind.ABSENT: _absent,
         Kind.PAUSE_ASKED: lambda w: f"pause asked for, {w.place()}",

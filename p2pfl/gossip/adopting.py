@@ -15,18 +15,19 @@ not know it. The conserved sum moves by pi_i times the jump, which is measured a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from p2pfl.gossip.context import Context
-from p2pfl.gossip.deliveries import Content, Deliveries, Incoming
+from p2pfl.gossip.deliveries import Content
 from p2pfl.gossip.effects import Adopt, Edge, Fetch
 from p2pfl.gossip.events import Adopted, Received
-from p2pfl.gossip.messages import SETTLING_WINDOW
+from p2pfl.gossip.holders import Holders, Source
 from p2pfl.gossip.rounds import Rounds
 from p2pfl.gossip.table import State
-from p2pfl.types import Digest, PeerId
+from p2pfl.types import PeerId
 
 PATIENCE = 10.0  # seconds for neighbours' announcements to come, as for their standings after a restart
+ASK_AGAIN = PATIENCE / 3  # questions and answers may be lost
 
 
 def own_weight(away: int, whole: int, *, trained: bool) -> float:
@@ -38,20 +39,16 @@ def own_weight(away: int, whole: int, *, trained: bool) -> float:
     return 1.0 if away <= whole else whole / away
 
 
-def worker_key(core: Digest) -> Digest:
-    """What the worker keeps a state under: its core may wait there as an edge's message at the same time."""
-    return Digest(f"state {core}")
-
-
 @dataclass(slots=True)
 class Adopting:
     """The neighbours' states on their way into the own parameters."""
 
     context: Context
-    deliveries: Deliveries
     rounds: Rounds
+    holders: Holders
     began: float | None = None  # since when states are waited for
-    taken: dict[PeerId, Incoming] = field(default_factory=dict)  # the one state of each neighbour that is fetched
+    late: bool = False  # the time for announcements and answers is over
+    taken: dict[PeerId, Source] = field(default_factory=dict)  # the one state of each neighbour that is fetched
     asked: Adopt | None = None  # with the worker
 
     @property
@@ -72,51 +69,124 @@ class Adopting:
         if self.weight == 1.0:
             return False
         context.state = State.CATCHING_UP
-        self.began, self.taken, self.asked = context.now, {}, None
+        self.began, self.late, self.taken, self.asked = context.now, False, {}, None
+        self.holders.begin()
         context.tell("taking states", round=context.position[0], away=self.away)
         context.set_timer("states", PATIENCE)
+        context.set_timer("holders", ASK_AGAIN)
+        # whoever is linked announces its state by itself
+        self.holders.ask(peer for peer in self._neighbours() if peer not in context.linked)
         self.look()
         return True
 
+    @property
+    def waiting(self) -> bool:
+        """Whether states are waited for now."""
+        return self.began is not None and self.context.state is State.CATCHING_UP
+
     def look(self) -> None:
-        """Something may have come: fetch what is new, and go on when every present neighbour's state is here."""
-        if self.began is None or self.context.state is not State.CATCHING_UP:
+        """Something may have come: fetch what is new, and go on when nothing more is to be expected."""
+        if not self.waiting:
             return
-        floor = self.context.position[0] - SETTLING_WINDOW  # older ones are themselves of a peer that was away
-        for peer in self._present():
-            held = self.deliveries.states.get(peer)
-            if held is not None and peer not in self.taken and held.core.round >= floor:
-                self.taken[peer] = replace(held, content=Content.FETCHING)
+        for peer in self._neighbours():
+            source = self.holders.best(peer)
+            # the newest is known when all have answered
+            if source is not None and peer not in self.taken and (self.late or not self._asked(peer)):
+                source.held.content = Content.FETCHING
+                self.taken[peer] = source
+                held, key = source.held, source.worker_key
                 self.context.emit(
-                    Fetch(peer, held.digest, held.core, held.wrapped_key, held.inline, worker_key(held.digest))
+                    Fetch(peer, held.digest, held.core, held.wrapped_key, held.inline, key, source.holder)
                 )
-        known = [self.taken[peer].content for peer in self._present() if peer in self.taken]
-        settled = len(known) == len(self._present()) and Content.FETCHING not in known
-        if settled and Content.READY in known:
+        expected = [peer for peer in self._neighbours() if self._expected(peer)]
+        if not expected and any(source.held.content is Content.READY for source in self.taken.values()):
             self._adopt()
+
+    def _neighbours(self) -> list[PeerId]:
+        """Whose states count; who has left the run takes no part in anything."""
+        return [peer for peer in self.context.partners() if peer not in self.context.gone]
+
+    def _asked(self, peer: PeerId) -> bool:
+        """Whether holders of a neighbour's state were asked and have not all answered."""
+        return any(named == peer for named, _ in self.holders.asked) and self.holders.awaited(peer)
+
+    def _expected(self, peer: PeerId) -> bool:
+        """Whether a neighbour's state is on its way, or may yet be."""
+        source = self.taken.get(peer)
+        if source is not None:
+            return source.held.content is Content.FETCHING
+        return not self.late and (peer in self.context.linked or self.holders.awaited(peer))
+
+    def _lacking(self) -> list[PeerId]:
+        """Neighbours without a link of whom nothing is on its way."""
+        return [peer for peer in self._neighbours() if peer not in self.taken and peer not in self.context.linked]
+
+    def seeking(self) -> set[PeerId]:
+        """With whom a link is worth having now: they may hold a state of a neighbour that is not linked."""
+        if not self.waiting:
+            return set()
+        return {holder for peer in self._lacking() for holder in self.holders.possible(peer)}
+
+    def ask_again(self) -> None:
+        """Whatever is still lacking is asked for once more, also of neighbours that are linked and say nothing."""
+        if self.waiting and not self.late:
+            self.holders.ask(peer for peer in self._neighbours() if peer not in self.taken)
+            self.context.set_timer("holders", ASK_AGAIN)
+
+    def linked(self, peer: PeerId) -> None:
+        """A link came up: its other end may hold what is lacking."""
+        if self.waiting:
+            self.holders.back(peer)
+            self.holders.ask([] if self.late else self._lacking(), only=peer)
+
+    def unlinked(self, peer: PeerId) -> None:
+        """A link is gone: what came from there is tried elsewhere, and holders are asked in its place."""
+        if not self.waiting:
+            return
+        self.holders.lost(peer)
+        for origin, source in [*self.taken.items()]:
+            if source.holder == peer and source.held.content is Content.FETCHING and not source.held.inline:
+                self.holders.gave_up(source, for_good=False)
+                del self.taken[origin]
+        if peer in self._neighbours() and peer not in self.taken and not self.late:
+            self.holders.ask([peer])
+        self.look()
+
+    def offered(self, holder: PeerId, data: bytes) -> None:
+        """An answer of a peer that may hold states. Raises RemoteError."""
+        if self.holders.hear(holder, data):
+            self.look()
 
     def received(self, event: Received) -> bool:
         """The shell's answer to a Fetch of `look`; False if it is not one that is waited for."""
-        held = next((item for item in self.taken.values() if worker_key(item.digest) == event.core), None)
-        if held is None or self.began is None or held.content is not Content.FETCHING:
+        source = next((item for item in self.taken.values() if item.worker_key == event.core), None)
+        if source is None or self.began is None or source.held.content is not Content.FETCHING:
             return False
         if event.problem is None:
-            held.content = Content.READY
+            source.held.content = Content.READY
         elif event.again:
-            del self.taken[held.origin]  # with the next announcement
-            return True
+            self.holders.gave_up(source, for_good=False)
+            del self.taken[source.origin]
+            if not self.late and source.holder != source.origin and self.holders.best(source.origin) is None:
+                self.holders.ask([source.origin])  # it may have a newer one in its place
+        elif event.altered and source.holder != source.origin:
+            self.context.refuse(source.holder, event.problem)
+            self.holders.gave_up(source, for_good=True)
+            del self.taken[source.origin]
         else:
-            held.content = Content.REFUSED
-            self.context.refuse(held.origin, event.problem)
+            source.held.content = Content.REFUSED
+            self.context.refuse(source.origin, event.problem)
         self.look()
         return True
 
     def patience_over(self) -> None:
         """Whoever has announced is waited for as long as for a delta; then what is here must do."""
+        self.late = True
+        self.look()
         if self.began is None:
             return
         left = self.began + self.context.running.deadline - self.context.now
-        contents = [held.content for held in self.taken.values()]
+        contents = [source.held.content for source in self.taken.values()]
         if Content.FETCHING in contents and left > 0:
             self.context.set_timer("states", left)
         elif Content.READY in contents:
@@ -136,26 +206,23 @@ class Adopting:
         names = [edge.peer for edge in asked.states]
         context.tell("caught up", round=asked.round, own=asked.own, distance=event.distance, with_peers=names)
 
-    def _present(self) -> list[PeerId]:
-        context = self.context
-        return [peer for peer in context.partners() if peer in context.linked and peer not in context.gone]
-
     def _adopt(self) -> None:
         """Peer-id order, so that the sum has the same bits wherever it is computed."""
         context = self.context
-        ready = [held for _, held in sorted(self.taken.items()) if held.content is Content.READY]
+        ready = [source for _, source in sorted(self.taken.items()) if source.held.content is Content.READY]
         shares = context.running.shares
-        total = sum(shares[held.origin] for held in ready)
+        total = sum(shares[source.origin] for source in ready)
         states = tuple(
             Edge(
-                held.origin,
-                shares[held.origin] / total,
-                {held.core.channel: worker_key(held.digest)},
-                held.core.position,
+                source.origin,
+                shares[source.origin] / total,
+                {source.held.core.channel: source.worker_key},
+                source.held.core.position,
             )
-            for held in ready
+            for source in ready
         )
         context.cancel_timer("states")
+        context.cancel_timer("holders")
         self.began = None
         self.asked = Adopt(context.position[0], self.weight, states)
         context.emit(self.asked)
@@ -163,6 +230,7 @@ class Adopting:
     def _go_on_alone(self) -> None:
         """No neighbour's state came: the own one is all there is, and the log says so."""
         context = self.context
+        context.cancel_timer("holders")
         self._log(Adopt(context.position[0], 1.0, ()), 0.0)
         self.began, self.taken = None, {}
         self.rounds.finished = context.position[0] - 1
@@ -170,8 +238,8 @@ class Adopting:
         self.rounds.proceed()
 
     def _log(self, done: Adopt, distance: float) -> None:
-        used = [[edge.peer, edge.weight, self.taken[edge.peer].core.round, self.taken[edge.peer].digest]
-                for edge in done.states]  # fmt: skip
+        sources = [(edge, self.taken[edge.peer]) for edge in done.states]
+        used = [[edge.peer, edge.weight, source.held.core.round, *source.place] for edge, source in sources]
         self.context.log(
             "caught_up",
             {

@@ -162,7 +162,7 @@ class Context:
 
     def give_up(self, reason: str) -> None:
         """Take no further part, for a reason that the user must see; the machine states the absence."""
-        for timer in ("deadline", "nudge", "absent", "standing", "few", "states"):
+        for timer in ("deadline", "nudge", "absent", "standing", "few", "states", "holders"):
             self.cancel_timer(timer)
         self.away_for_good = reason
         self.state = State.ABSENT

@@ -17,6 +17,7 @@ from p2pfl.gossip.anchors import check_anchor
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.direct import Acknowledgement
 from p2pfl.gossip.effects import Fetch, Forget, Release, SendAnnouncement, SendStatement
+from p2pfl.gossip.holding import Holding
 from p2pfl.gossip.messages import (
     MAX_CHANGES,
     MAX_STEPS,
@@ -40,6 +41,7 @@ OUTSIDE_WINDOW = "outside the window"
 OTHER_ARGUMENTS = "made under other arguments"  # why a delta is ignored
 SMALL_LEAD = 2  # rounds that one message of a single neighbour is believed to be ahead
 EVIDENCE_LOGGED = 16  # places per origin whose two cores are kept; one is proof enough
+OFFERS_REMEMBERED = 4  # cores of each origin that other holders showed
 ACKNOWLEDGED_AT_ONCE = 256  # cores in one acknowledgement
 
 
@@ -64,6 +66,8 @@ class Incoming:
     wrapped_key: bytes
     inline: bytes
     content: Content = Content.HELD
+    cover: bytes = b""
+    recipients: frozenset[PeerId] = frozenset()  # whom the cover names
 
 
 @dataclass(slots=True)
@@ -90,6 +94,11 @@ class Deliveries:
     decided_until: Position = (0, 0)  # positions below are mixed, or are being mixed
     open_edges: OpenEdges = field(default_factory=OpenEdges)
     states: dict[PeerId, Incoming] = field(default_factory=dict)  # each neighbour's newest signed parameters
+    offered: dict[PeerId, dict[tuple[int, int, str, str], Incoming]] = field(default_factory=dict)  # by other holders
+    holding: Holding = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.holding = Holding(self.context)
 
     # --- in
 
@@ -107,8 +116,9 @@ class Deliveries:
             raise SignatureRefused(f"announcement signed by {origin}, not by the peer that sent it", peer=peer)
         self._check_place(origin, core)
         known = self.signed.get((origin, core.key))
-        if known is not None and known.digest != envelope.digest:
-            self._keep_evidence(origin, known, announcement.core)
+        for first in filter(None, (known, self.offered.get(origin, {}).get(core.key))):
+            if first.digest != envelope.digest:
+                self._keep_evidence(origin, first, announcement.core)
         if known is not None and known.content is not Content.LOST:
             self.context.ignore(origin, core.round, "duplicate")
             self._renew(known, announcement)
@@ -241,6 +251,7 @@ class Deliveries:
         if wrapped is None:
             raise SignatureRefused("cover holds no key for this peer", peer=held.origin)
         held.wrapped_key, held.inline = wrapped, announcement.inline
+        held.cover, held.recipients = announcement.cover, frozenset(cover.keys)
 
     def _renew(self, known: Incoming, announcement: Announcement) -> None:
         """A resend of a core we know: its content may be needed after a broken fetch, or its receipt was lost."""
@@ -257,6 +268,20 @@ class Deliveries:
         if held.digest not in owed:
             owed.append(held.digest)
             del owed[:-ACKNOWLEDGED_AT_ONCE]
+
+    def check_offered(self, held: Incoming) -> None:
+        """A neighbour's state from another holder, its signatures checked. Raises RemoteError: its origin's fault."""
+        origin, core = held.origin, held.core
+        self._check_place(origin, core)
+        self._check_content(core)
+        offered = self.offered.setdefault(origin, {})
+        known = (self.signed.get((origin, core.key)), self.states.get(origin), offered.get(core.key))
+        for first in known:
+            if first is not None and first.core.key == core.key and first.digest != held.digest:
+                self._keep_evidence(origin, first, held.envelope)
+        offered[core.key] = replace(held, inline=b"")
+        if len(offered) > OFFERS_REMEMBERED:
+            del offered[next(iter(offered))]
 
     def _keep_evidence(self, origin: PeerId, first: Incoming, second: bytes) -> None:
         """Both envelopes go into the log, once per place: the same lie told again proves nothing new."""
@@ -318,7 +343,8 @@ class Deliveries:
         ]
         for held in self._newest(due) if self.context.asynchronous(self.context.position[0]) else due:
             held.content = Content.FETCHING
-            self.context.emit(Fetch(held.origin, held.digest, held.core, held.wrapped_key, held.inline))
+            keep = self.holding.begin(held)
+            self.context.emit(Fetch(held.origin, held.digest, held.core, held.wrapped_key, held.inline, keep=keep))
             held.inline = b""
 
     def _newest(self, due: list[Incoming]) -> list[Incoming]:

@@ -85,11 +85,18 @@ class Fetch(Effect):
     wrapped_key: bytes
     inline: bytes
     key: Digest | None = None  # what the worker keeps it under, and Received names, if not the core's digest
+    holder: PeerId | None = None  # whom to pull it from, if not its origin ``peer``
+    keep: bool = False  # the sealed bytes as well, until Hold or LetGo says what becomes of them
 
     @property
     def name(self) -> Digest:
         """What the worker keeps it under."""
         return self.key or self.digest
+
+    @property
+    def source(self) -> PeerId:
+        """Whom to pull it from."""
+        return self.holder or self.peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +177,34 @@ class Release(Effect):
     """The ciphertext of this core is no longer needed by anybody."""
 
     core: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Hold(Effect):
+    """Hold a content that was fetched with ``keep``, and its origin's announcement, for these recipients.
+
+    It outlives the process. Nothing is served before it was offered.
+    """
+
+    core: Digest
+    announcement: bytes
+    recipients: frozenset[PeerId]
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo(Effect):
+    """A content that was kept or held for others is not needed any more."""
+
+    core: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class SendOffer(Effect):
+    """Offer a held state of ``origin`` to a peer, which may pull it from now on; None: there is none for it."""
+
+    peer: PeerId
+    origin: PeerId
+    core: Digest | None
 
 
 @dataclass(frozen=True, slots=True)

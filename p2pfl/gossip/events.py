@@ -46,6 +46,14 @@ class StatementReceived(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class OfferReceived(Event):
+    """An answer to a question for states came in over the link to ``peer`` (bytes, unverified)."""
+
+    peer: PeerId
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class LinkUp(Event):
     """A link to ``peer`` is up, after its hello in both directions."""
 
@@ -106,11 +114,13 @@ class Received(Event):
     """The content of ``core`` was fetched, opened and rebuilt (``problem`` None), or is refused.
 
     ``again`` true: the world failed, not the sender; the machine may ask once more after the next link up.
+    ``altered`` true: the bytes are not those that the origin signed; whoever served them is to blame.
     """
 
     core: Digest
     problem: str | None = None
     again: bool = False
+    altered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,10 @@ from p2pfl.gossip.directives import Directives
 from p2pfl.gossip.effects import Begin, Effect, StoreStatement
 from p2pfl.gossip.flood import SAME_KIND, SAME_KIND_OF
 from p2pfl.gossip.heartbeat import open_heartbeat
+from p2pfl.gossip.holders import NOT_ASKED_FOR, Holders
 from p2pfl.gossip.memory import Memory, Restored
 from p2pfl.gossip.messages import FLOOD_LIMIT
+from p2pfl.gossip.offers import open_wanted
 from p2pfl.gossip.presence import Presence
 from p2pfl.gossip.returning import SHARE_AFTER, Returning
 from p2pfl.gossip.rounds import Rounds
@@ -43,7 +45,7 @@ from p2pfl.types import Digest, PeerId, Roster
 USER_PAUSED = "this site's user paused it; `p2pfl plan resume` lets it take part again"
 EARLY_LIMIT = 8  # announcements kept per neighbour before the start record is valid here: one round's channels
 FLOODED = frozenset({"approval", "start", "start-signature", "closing", "heartbeat", "directive"})
-STATEMENTS = (*sorted(FLOODED), "settle", "acknowledgement", "away", "standing")
+STATEMENTS = (*sorted(FLOODED), "settle", "acknowledgement", "away", "standing", "wanted")
 OUT_OF_ROUNDS = (State.ABSENT, State.DONE)  # the worker may still answer for a round that was left
 
 
@@ -85,7 +87,8 @@ class Machine:
         self.beat_rate = BeatRate(len(roster.members))
         self.context.too_few = self.presence.too_few
         self.context.never_enough = self.presence.never_enough
-        self.adopting = Adopting(self.context, self.deliveries, self.rounds)
+        holders = Holders(self.context, self.deliveries, self.presence)
+        self.adopting = Adopting(self.context, self.rounds, holders)
         self.context.adopt = self.adopting.begin
         self._early: dict[PeerId, list[bytes]] = {}
         self._early_closings: dict[PeerId, bytes] = {}  # by member, so not many
@@ -95,6 +98,7 @@ class Machine:
             ev.Proposed: self._proposed,
             ev.Resumed: self._resumed,
             ev.AnnouncementReceived: self._announcement,
+            ev.OfferReceived: self._offer,
             ev.StatementReceived: self._statement,
             ev.LinkUp: self._link_up,
             ev.LinkDown: self._link_down,
@@ -200,6 +204,16 @@ class Machine:
             self.rounds.noticed(event.peer, core.position)
         self._progress()
 
+    def _offer(self, event: ev.OfferReceived) -> None:
+        if not self.adopting.waiting:
+            self.context.counters[NOT_ASKED_FOR] += 1
+            return
+        try:
+            self.adopting.offered(event.peer, event.data)
+        except RemoteError as error:
+            self.context.refuse(event.peer, str(error))
+            self.adopting.look()
+
     def _statement(self, event: ev.StatementReceived) -> None:
         if self.beat_rate.exceeded(event.peer, event.data, event.now):
             self.context.counters["heartbeats too often"] += 1
@@ -275,6 +289,8 @@ class Machine:
                 self._hear_shared(signer, standing.directive)
             self.returning.hear(signer, standing)
             self.closing.state_absence()
+        elif kind == "wanted":
+            self.deliveries.holding.answer(signer, open_wanted(data, _verified)[1])
         elif kind == "away":
             self.rounds.attendance.hear_away(signer, open_away(data, _verified)[1])
         else:
@@ -314,10 +330,12 @@ class Machine:
             self.deliveries.fetch_due()
             if event.peer in self.rounds.ledgers and context.state in (State.CLOSING, State.DONE):
                 self.closing.send(event.peer, question=context.state is State.CLOSING)
+            self.adopting.linked(event.peer)
 
     def _link_down(self, event: ev.LinkDown) -> None:
         context = self.context
         context.linked.discard(event.peer)
+        self.adopting.unlinked(event.peer)
         if context.start is None or event.peer not in self.rounds.ledgers or context.state is State.DONE:
             return
         self.returning.told.discard(event.peer)
@@ -351,6 +369,8 @@ class Machine:
             self.closing.check_complete(late=True)
         elif event.name == "states" and context.state is State.CATCHING_UP:
             self.adopting.patience_over()
+        elif event.name == "holders":
+            self.adopting.ask_again()
         elif event.name == "standing":
             self.returning.patience_over()
             self.closing.state_absence()
@@ -430,6 +450,7 @@ class Machine:
     def _received(self, event: ev.Received) -> None:
         if self.context.start is None:
             raise IllegalStep("nothing was to be fetched before the run began")
+        self.deliveries.holding.received(event.core, event.problem)
         if self.adopting.received(event):
             return
         held = self.deliveries.incoming.get(event.core)
@@ -462,6 +483,8 @@ class Machine:
             self.closing.settling_durable()
         elif name == "directive":
             self.directives.committed()
+        elif name == "offered":
+            self.deliveries.holding.committed(event.token)
         elif name == "closed":
             self.deliveries.acknowledge()
             self.closing.closed()

@@ -34,6 +34,7 @@ class Restored:
     state: bytes = b""  # what the machine remembered with its last commit; without it, it stays absent
     paused: bool | None = None  # by the user, as the log has it; None: as the stored state has it
     untouched: bool = False  # the run had begun, but nothing was stored or sent: it begins again
+    holdings: tuple[bytes, ...] = ()  # announcements of the states held for others, whose contents are still here
 
 
 @dataclass(slots=True)
@@ -62,6 +63,7 @@ class Memory:
         self.rounds.rounds_done = restored.rounds_done
         for digest, core, waiting in restored.outgoing:
             self.deliveries.outgoing[digest] = Outgoing(core, set(waiting))
+        self.deliveries.holding.recall(restored.holdings)
         takes_part = context.me in restored.start.shares
         goes_on = takes_part and (bool(restored.state) or restored.untouched)
         why_not = "this peer was restarted without its stored state" if takes_part else "not among the participants"

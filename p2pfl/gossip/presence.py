@@ -94,9 +94,10 @@ class Presence:
             return
         self.heard[signer] = Heard(self.context.now, beat.count, beat.position[0], beat.taking_part)
         for round_, step, channel, recipient, digest in beat.cores:
-            self._compare(signer, (round_, step, channel, recipient), digest, envelope)
+            self.compare(signer, (round_, step, channel, recipient), digest, envelope)
 
-    def _compare(self, signer: PeerId, place: Place, digest: Digest, envelope: bytes) -> None:
+    def compare(self, signer: PeerId, place: Place, digest: Digest, envelope: bytes) -> None:
+        """A core of a participant, named or shown in a signed envelope. Raises Equivocation if another one is known."""
         round_ = self.context.position[0]
         channels = {channel.name for channel in self.context.running.channels}
         # only what can be a place near here is remembered: a liar must not fill our memory

@@ -48,6 +48,7 @@ _BACK = _NEXT_ROUND | {_S.COLLECTING, _S.MIXING}
 
 _ANYWHERE: tuple[type[events.Event], ...] = (
     events.AnnouncementReceived,
+    events.OfferReceived,
     events.StatementReceived,
     events.LinkUp,
     events.LinkDown,

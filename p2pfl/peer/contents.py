@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from p2pfl.crypto import CHUNK, Opener
 from p2pfl.errors import ConfigError, StoreError
@@ -18,13 +20,26 @@ AT_ONCE = 16  # chunks read in one visit to a thread: the visit costs about as m
 READ_AHEAD = 16  # blocks of AT_ONCE chunks kept for the next questions: 16 MiB, one for each of 16 neighbours
 
 
+@dataclass(slots=True)
+class Held:
+    """A neighbour's ciphertext that is held for others."""
+
+    path: Path
+    recipients: frozenset[PeerId]  # whom its origin names
+    offered: set[PeerId] = field(default_factory=set)  # those of them to whom it was offered: the log says so
+
+
 class Contents:
-    """What this peer serves chunk by chunk. A ciphertext only to its recipients, an open file to any member."""
+    """What this peer serves chunk by chunk: a ciphertext only to its recipients, an open file to any member.
+
+    Of neighbours' ciphertexts, too, it serves those that it holds for others.
+    """
 
     def __init__(self, home: Path) -> None:
         self._outbox = home / "outbox"
         self._files = home / "contents"
         self._recipients: dict[str, frozenset[PeerId]] = {}
+        self._held: dict[str, Held] = {}  # by core
         self._blocks: dict[tuple[Path, int], bytes] = {}  # in the order of their last use
         self._coming: dict[tuple[Path, int], asyncio.Task[bytes | None]] = {}  # the next ones, read meanwhile
         for folder in (self._outbox, self._files):
@@ -53,10 +68,13 @@ class Contents:
         """Everybody has it: delete the file."""
         self._recipients.pop(core, None)
         path = self._outbox / core
+        self._forget(path)
+        path.unlink(missing_ok=True)
+
+    def _forget(self, path: Path) -> None:
         self._blocks = {key: block for key, block in self._blocks.items() if key[0] != path}
         for key in [key for key in self._coming if key[0] == path]:
             self._coming.pop(key).cancel()
-        path.unlink(missing_ok=True)
 
     def prune(self) -> int:
         """Delete ciphertexts that no open run knows any more; returns how many."""
@@ -65,6 +83,26 @@ class Contents:
         for path in gone:
             path.unlink(missing_ok=True)
         return len(gone)
+
+    # --- neighbours' ciphertexts, held for others
+
+    def hold(self, core: Digest, path: Path, recipients: frozenset[PeerId]) -> None:
+        """From now on this file may be offered to these members."""
+        self._held[core] = Held(path, recipients)
+
+    def offer(self, core: Digest, peer: PeerId) -> bool:
+        """From now on this member may pull it; False if it is not here or not for that member."""
+        held = self._held.get(core)
+        if held is None or peer not in held.recipients:
+            return False
+        held.offered.add(peer)
+        return True
+
+    def let_go(self, core: Digest) -> None:
+        """It is not served any more."""
+        held = self._held.pop(core, None)
+        if held is not None:
+            self._forget(held.path)
 
     # --- files named by their hash
 
@@ -92,6 +130,9 @@ class Contents:
         """One chunk for a member that asks; None when there is nothing for it."""
         if len(content) != 64 or not content.isalnum() or index < 0:
             return None
+        held = self._held.get(content)
+        if held is not None:
+            return await self._read(held.path, index, SEALED_CHUNK) if peer in held.offered else None
         if content in self._recipients:
             if peer not in self._recipients[content]:
                 return None
@@ -122,7 +163,15 @@ class Contents:
         return reading
 
 
-async def pull_sealed(host: Host, peer: PeerId, content: Digest, opener: Opener) -> bytes:
+class Keep(Protocol):
+    """Where sealed chunks go, one after the other, that are to be kept."""
+
+    async def add(self, chunk: bytes) -> None:
+        """The next one."""
+        ...
+
+
+async def pull_sealed(host: Host, peer: PeerId, content: Digest, opener: Opener, keep: Keep | None = None) -> bytes:
     """Pull the chunks of a sealed content from a neighbour and open them; the plaintext, once the root holds.
 
     Each chunk is opened on the loop as it comes, 0.2 ms for 64 KiB: a thread would wait up to 5 ms for the interpreter
@@ -133,6 +182,8 @@ async def pull_sealed(host: Host, peer: PeerId, content: Digest, opener: Opener)
     async with contextlib.aclosing(host.fetch(peer, content, opener.manifest.chunks, SEALED_CHUNK)) as chunks:
         async for chunk in chunks:
             parts.append(opener.open(len(parts), chunk))
+            if keep is not None:
+                await keep.add(chunk)
     return await asyncio.to_thread(_finish, opener, parts)
 
 

@@ -16,6 +16,7 @@ from p2pfl.errors import ConfigError, LinkError, P2PFLError, RemoteError, StoreE
 from p2pfl.gossip import State, events
 from p2pfl.gossip.context import REFUSALS_LOGGED
 from p2pfl.gossip.messages import ANNOUNCEMENT_LIMIT, STANDING_LIMIT, decode_announcement, open_frame
+from p2pfl.gossip.offers import decode_offer
 from p2pfl.governance import Plan, check_charter, read_plan
 from p2pfl.net import Discovery, Host, LinkInfo, MemoryNetwork, parse_address
 from p2pfl.peer.contents import Contents
@@ -24,7 +25,7 @@ from p2pfl.peer.journal import Journal, unix_milliseconds
 from p2pfl.peer.partner_checks import PartnerChecks
 from p2pfl.peer.records import Records
 from p2pfl.peer.run import Run
-from p2pfl.peer.runner import ANNOUNCE, DIRECT, FLOOD, Runner, Services
+from p2pfl.peer.runner import ANNOUNCE, DIRECT, FLOOD, OFFER, Runner, Services
 from p2pfl.peer.runs import PATIENCE, Runs
 from p2pfl.peer.transports import build_wires, read_ways, write_ways
 from p2pfl.topology import build_graph
@@ -126,6 +127,7 @@ class Peer:
         self._book = Runs(self.home, self._roster, self._charter.topology, services)
         self._host.handle_notify(FLOOD, self._on_flood)
         self._host.handle_notify(ANNOUNCE, self._on_announcement)
+        self._host.handle_notify(OFFER, self._on_offer)
         self._host.handle_notify(DIRECT, self._on_direct)
         self._host.serve(self._contents.chunk)
         first = log.head.size <= 1
@@ -238,8 +240,10 @@ class Peer:
         return wanted - {self.peer_id}
 
     def _wanted(self) -> set[PeerId]:
-        """Neighbours, and where they may need it those who introduce us to them."""
-        neighbours = self._neighbours()
+        """Neighbours, and where they may need it those who introduce us to them, or who hold their states for us."""
+        neighbours = self._neighbours().union(
+            *(runner.machine.adopting.seeking() for runner in self._book.runners.values())
+        )
         return neighbours | self._introducers(neighbours) - {self.peer_id}
 
     def _introducers(self, wanted: set[PeerId]) -> set[PeerId]:
@@ -328,6 +332,15 @@ class Peer:
         if runner is not None:
             runner.post(events.AnnouncementReceived(runner.now(), peer, data))
 
+    def _on_offer(self, peer: PeerId, data: bytes) -> None:
+        try:
+            runner = self._book.runners.get(decode_offer(data).run)
+        except RemoteError as error:
+            self._refuse(peer, str(error))
+            return
+        if runner is not None:
+            runner.post(events.OfferReceived(runner.now(), peer, data))
+
     def _on_direct(self, peer: PeerId, data: bytes) -> None:
         try:
             run, envelope = open_frame(data, STANDING_LIMIT)
@@ -406,7 +419,7 @@ class Peer:
                 self._spawn(self._complete(self._book.runners[run], handle, topic))
             elif topic == "late statement":
                 self._renew_report(self._book.runners[run], handle)
-            elif topic == "started":
+            elif topic in ("started", "taking states", "caught up"):
                 self._want()
 
     async def _close(self, runner: Runner, handle: Run) -> None:

@@ -22,6 +22,7 @@ from p2pfl.gossip.messages import (
 )
 from p2pfl.net import Host
 from p2pfl.peer.contents import Contents, pull_sealed
+from p2pfl.peer.holdings import Holdings, Spool
 from p2pfl.peer.journal import Journal
 from p2pfl.peer.outbox import Outbox
 from p2pfl.peer.states import States
@@ -29,6 +30,7 @@ from p2pfl.peer.worker import Worker
 from p2pfl.types import Digest, PeerId, RunId, StartRecord
 
 ANNOUNCE = "/p2pfl/announce/1"
+OFFER = "/p2pfl/offer/1"
 DIRECT = "/p2pfl/direct/1"
 FLOOD = "/p2pfl/flood/1"
 QUEUE_LIMIT = 4096  # remote events waiting for the machine; a run of 50 sites needs some hundred
@@ -89,12 +91,13 @@ class RunKeys:
 class Runner:
     """One machine and the task that drives it."""
 
-    def __init__(self, machine: Machine, services: Services, keys: RunKeys, states: States) -> None:
+    def __init__(self, machine: Machine, services: Services, keys: RunKeys, states: States, holdings: Holdings) -> None:
         self.machine = machine
         self.keys = keys
         self.worker: Worker | None = None
         self.timings = Timings()
         self.states = states
+        self.holdings = holdings
         self._services = services
         self._run = machine.context.proposal.run
         self._queue: deque[events.Event] = deque()
@@ -123,7 +126,8 @@ class Runner:
         What comes from here (a commit, an answer of the worker, a timer) is never dropped: the machine waits for it.
         """
         own, full = self._services.identity.peer_id, len(self._queue) >= QUEUE_LIMIT
-        if full and isinstance(event, events.AnnouncementReceived | events.StatementReceived) and event.peer != own:
+        remote = (events.AnnouncementReceived, events.StatementReceived, events.OfferReceived)
+        if full and isinstance(event, remote) and event.peer != own:
             self.machine.context.counters["queue full"] += 1
             return False
         self._queue.append(event)
@@ -153,6 +157,7 @@ class Runner:
         """Stop the task, the timers and the worker; the log has everything that counts."""
         for timer in self._timers.values():
             timer.cancel()
+        self.holdings.stop()
         tasks = [self._task, *self._tasks]
         for task in tasks:
             task.cancel()
@@ -190,6 +195,8 @@ class Runner:
                 self._beginning = self._spawn(self._begin(start, self.keys.checkpoint))
             case effects.SendAnnouncement(peer=peer, core=core):
                 self._spawn(self._send_announcement(peer, core))
+            case effects.Hold() | effects.LetGo() | effects.SendOffer():
+                self._spawn(self._hold(effect))
             case effects.SendStatement(peer=peer, kind=kind, payload=payload):
                 envelope = sign_envelope(self._services.identity, kind, payload).encode()
                 self._spawn(self._send_statement(peer, envelope_frame(self._run, envelope)))
@@ -426,6 +433,12 @@ class Runner:
             await self._notify(peer, ANNOUNCE, data)
             self.timings.wire += self.now() - started
 
+    async def _hold(self, effect: effects.Hold | effects.LetGo | effects.SendOffer) -> None:
+        data = await self.holdings.perform(effect, self._run)
+        if isinstance(effect, effects.SendOffer):
+            async with self._lanes[effect.peer]:
+                await self._notify(effect.peer, OFFER, data)
+
     async def _send_statement(self, peer: PeerId, data: bytes) -> None:
         async with self._lanes[peer]:
             await self._notify(peer, DIRECT, data)
@@ -438,28 +451,43 @@ class Runner:
 
     async def _fetch(self, effect: effects.Fetch) -> None:
         started = self.now()
+        spool = self.holdings.spool(effect.digest) if effect.keep else None
+        answer = await self._receive(effect, spool)
+        if spool is not None:
+            await (spool.close() if answer.problem is None else spool.abandon())
+        if answer.problem is None:
+            self.timings.fetching += self.now() - started
+        self.post(answer)
+
+    async def _receive(self, effect: effects.Fetch, spool: Spool | None) -> events.Received:
+        """Pull a content, open it, and hand it to the worker: what there is to say of that."""
         core = effect.core
+        altered = False
         try:
-            payload = await self._open(effect)
+            opener = self._opener(effect)
+            altered = True  # what is wrong from here on is so in the bytes that came
+            payload = await self._open(effect, opener, spool)
+            altered = False
             await self._call("receive", key=effect.name, channel=core.channel, payload=payload, result=core.result)
         except RemoteError as error:
-            self.post(events.Received(self.now(), effect.name, str(error)))
-            return
+            return events.Received(self.now(), effect.name, str(error), altered=altered)
         except (LinkError, TimeoutError) as error:
-            self.post(events.Received(self.now(), effect.name, f"couldn't fetch: {error}", again=True))
-            return
-        self.timings.fetching += self.now() - started
-        self.post(events.Received(self.now(), effect.name))
+            return events.Received(self.now(), effect.name, f"couldn't fetch: {error}", again=True)
+        return events.Received(self.now(), effect.name)
 
-    async def _open(self, effect: effects.Fetch) -> bytes:
+    def _opener(self, effect: effects.Fetch) -> Opener:
+        """What its origin has signed and wrapped for us."""
         assert self.keys.prekey is not None
         core = effect.core
         context = sealing_context(self._run, effect.peer, core.position, core.channel, core.recipient)
-        key = self.keys.prekey.unwrap(effect.wrapped_key, context)
-        opener = Opener(core.manifest, key, context)
+        return Opener(core.manifest, self.keys.prekey.unwrap(effect.wrapped_key, context), context)
+
+    async def _open(self, effect: effects.Fetch, opener: Opener, spool: Spool | None) -> bytes:
         if effect.inline:
             plaintext = opener.open(0, effect.inline)
             opener.finish()
+            if spool is not None:
+                await spool.add(effect.inline)
             return plaintext
         async with asyncio.timeout(FETCH_LIMIT):
-            return await pull_sealed(self._services.host, effect.peer, effect.digest, opener)
+            return await pull_sealed(self._services.host, effect.source, effect.digest, opener, spool)

@@ -36,6 +36,7 @@ from p2pfl.gossip.messages import FLOOD_LIMIT, envelope_frame, open_frame
 from p2pfl.gossip.statements import Approval
 from p2pfl.gossip.table import State
 from p2pfl.governance import Plan, plan_from_bundle
+from p2pfl.peer.holdings import Holdings
 from p2pfl.peer.home import Home
 from p2pfl.peer.plan_checks import local_steps_of, ready_worker
 from p2pfl.peer.restore import RestoredRun, restored_run
@@ -203,7 +204,8 @@ class Runs:
             argument_problem=plan.settings.argument_problem,
             tolerance=plan.settings.training.tolerance,
         )
-        runner = Runner(machine, self._services, RunKeys(), States(folder / "state"))
+        holdings = Holdings(folder / "holdings", self._services.contents)
+        runner = Runner(machine, self._services, RunKeys(), States(folder / "state"), holdings)
         for digest, document, position in restored.outbox if restored else ():
             runner.outbox.restore(digest, document, position)
         for digest, _, waiting in restored.state.outgoing if restored else ():
@@ -249,6 +251,7 @@ class Runs:
             half_written.unlink(missing_ok=True)
         for path in sorted(folder.glob("*/proposal")):
             if (path.parent / "over").exists():
+                Holdings(path.parent / "holdings", self._services.contents).clear()
                 continue
             statement = path.read_bytes()
             try:
@@ -256,6 +259,8 @@ class Runs:
                 if proposal.charter != self._roster.charter or proposal.run != path.parent.name:
                     continue
                 restored = self._restored(proposal)
+                held = await asyncio.to_thread(Holdings(path.parent / "holdings", self._services.contents).load)
+                restored = replace(restored, state=replace(restored.state, holdings=held))
                 runner = self._adopt(proposal, statement, plan_from_bundle(proposal.bundle), restored)
             except RemoteError as error:
                 raise StoreError(f"{path} is damaged ({error}); move it away and start again") from error
@@ -512,6 +517,8 @@ class Runs:
         (folder / "prekey").unlink(missing_ok=True)
         self._flood.forget(RunId(run))
         write_atomic(folder / "over", b"")
+        if run in self.runners:
+            self.runners[run].holdings.retire()
         self._clear_states(run)
 
     def _clear_states(self, run: str) -> None:

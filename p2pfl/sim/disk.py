@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from p2pfl.types import Digest
+from p2pfl.types import Digest, PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,15 @@ class Row:
     kind: str
     body: Mapping[str, Any]
     documents: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A neighbour's newest state: its announcement without inline content, its chunks, and who may have them."""
+
+    announcement: bytes
+    chunks: list[bytes]
+    recipients: frozenset[PeerId]
 
 
 @dataclass(slots=True)
@@ -28,6 +37,7 @@ class Disk:
     outbox: dict[Digest, bytes] = field(default_factory=dict)  # core -> what its entry lets out
     contents: dict[Digest, list[bytes]] = field(default_factory=dict)  # core -> chunks
     statements: list[bytes] = field(default_factory=list)
+    holdings: dict[Digest, Holding] = field(default_factory=dict)  # neighbours' states, held for others
     over: bool = False  # the run is complete or expired here: it is not taken up again
     full: bool = False
     proposed_at: float | None = None  # when the proposal came; its file's time
@@ -36,7 +46,7 @@ class Disk:
         """A backup: later writes to this disk do not reach it."""
         return Disk(
             list(self.entries), dict(self.states), dict(self.checkpoints), dict(self.outbox),
-            dict(self.contents), list(self.statements), self.over, self.full, self.proposed_at,
+            dict(self.contents), list(self.statements), dict(self.holdings), self.over, self.full, self.proposed_at,
         )  # fmt: skip
 
     def rows(self, kind: str) -> list[Mapping[str, Any]]:

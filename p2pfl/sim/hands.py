@@ -43,6 +43,8 @@ def perform(site: Site, effect: effects.Effect) -> None:
                 site.disk.keep_statement(data)
         case effects.Release(core=core):
             site.let_go(core)
+        case effects.Hold() | effects.LetGo() | effects.SendOffer():
+            site.holdings.perform(effect)
         case effects.Tell(topic=topic, facts=facts):
             site.tell(topic, facts)
         case _:
@@ -159,7 +161,7 @@ def _fetch(site: Site, effect: effects.Fetch) -> None:
     if effect.inline:
         site.work(0.0, lambda: _receive(site, effect, [effect.inline]))
         return
-    origin = site.world.site_of(effect.peer)
+    origin = site.world.site_of(effect.source)
     chunks: list[bytes] = []
 
     def read() -> int | None:
@@ -183,6 +185,10 @@ def _receive(site: Site, effect: effects.Fetch, chunks: list[bytes]) -> None:
     context = sealing_context(core.run, effect.peer, core.position, core.channel, core.recipient)
     try:
         payload = site.world.kit.open(core.manifest, effect.wrapped_key, site.prekey[0], context, chunks)
+    except RemoteError as error:
+        site.post(events.Received(site.now, effect.name, str(error), altered=True))
+        return
+    try:
         site.trainer.receive(key=effect.name, channel=core.channel, payload=payload, result=core.result)
     except RemoteError as error:
         site.post(events.Received(site.now, effect.name, str(error)))
@@ -191,4 +197,6 @@ def _receive(site: Site, effect: effects.Fetch, chunks: list[bytes]) -> None:
         site.problems.append(f"{error}")
         site.post(events.Leave(site.now, f"{error}"))
         return
+    if effect.keep:
+        site.holdings.keep(effect.digest, chunks)
     site.post(events.Received(site.now, effect.name))

@@ -45,7 +45,7 @@ class Member:
         return core
 
     def sends(self, site: Site, target: int, kind: str, data: bytes) -> list[bytes]:
-        """What leaves in place of ``data``; ``kind`` is "announcement", "direct" or "flood"."""
+        """What leaves in place of ``data``; ``kind`` is "announcement", "direct", "flood" or "offer"."""
         return [data]
 
     def hears(self, site: Site, source: int, kind: str, data: bytes) -> None:
@@ -54,6 +54,10 @@ class Member:
     def serves(self, site: Site, asker: int, core: Digest) -> bool:
         """Whether the content of a core is given to a neighbour."""
         return True
+
+    def serving(self, site: Site, core: Digest, chunks: list[bytes] | None) -> list[bytes] | None:
+        """What is served in place of the chunks of a core."""
+        return chunks
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from p2pfl.crypto import Verify
 from p2pfl.gossip import ArgumentProblem, Machine, Proposal, read_log
@@ -36,6 +36,7 @@ def start_machine(
     name = disk.newest_state()
     state = disk.states[name] if name is not None else b""
     restored = found.restored(lambda digest, peers: digest in disk.contents, state)
+    restored = replace(restored, holdings=tuple(held.announcement for held in disk.holdings.values()))
     machine = Machine(
         me,
         roster,

@@ -20,6 +20,7 @@ from p2pfl.sim.commits import Commits
 from p2pfl.sim.disk import Disk, Row
 from p2pfl.sim.draws import raw
 from p2pfl.sim.hands import perform
+from p2pfl.sim.holdings import Holdings
 from p2pfl.sim.memory_log import MemoryLog
 from p2pfl.sim.process import Process
 from p2pfl.sim.restart import start_machine
@@ -65,6 +66,7 @@ class Site(Process):
         self._covered: dict[Digest, tuple[int, Announcement]] = {}  # and how many entries the checkpoint had
         self.commits = Commits(self)
         self.spreading = Spreading(self)
+        self.holdings = Holdings(self)
         self._trainer: Trainer | None = None
         self.begun = False  # whether the trainer holds the run
 
@@ -110,6 +112,7 @@ class Site(Process):
         world.network.started(self.number)
         if self.disk.over:
             self.machine = None
+            self.disk.holdings.clear()
             return
         begun = start_machine(
             self.disk,
@@ -258,6 +261,8 @@ class Site(Process):
         match kind:
             case "announcement":
                 self.enter(lambda: self.post(events.AnnouncementReceived(self.now, peer, data)))
+            case "offer":
+                self.enter(lambda: self.post(events.OfferReceived(self.now, peer, data)))
             case "direct":
                 if self.machine is None:
                     self.enter(lambda: self.spreading.hear_of_over(source))
@@ -274,7 +279,8 @@ class Site(Process):
                 self.machine.context.counters["not sent"] += 1
 
     def serve(self, asker: int, core: Digest) -> list[bytes] | None:
-        """The chunks of an own delta; None if there are none for this neighbour."""
+        """The chunks of an own delta, or of a held state; None if there are none for this member."""
         if not self.alive or (self.member is not None and not self.member.serves(self, asker, core)):
             return None
-        return self.disk.contents.get(core)
+        chunks = self.disk.contents.get(core) or self.holdings.serve(asker, core)
+        return chunks if self.member is None else self.member.serving(self, core, chunks)

@@ -46,10 +46,16 @@ class Trace:
 
 def _content(item: Any) -> bytes:
     match item:
-        case events.AnnouncementReceived(peer=peer, data=data) | events.StatementReceived(peer=peer, data=data):
+        case (
+            events.AnnouncementReceived(peer=peer, data=data)
+            | events.StatementReceived(peer=peer, data=data)
+            | events.OfferReceived(peer=peer, data=data)
+        ):
             return peer.encode() + data
         case effects.Fetch(digest=digest):
             return digest.encode()
+        case effects.Hold(core=core, announcement=announcement, recipients=recipients):
+            return b"".join([core.encode(), announcement, *(peer.encode() for peer in sorted(recipients))])
         case effects.Commit(token=token, entries=entries, cores=cores):
             parts = [repr((token, [(entry.kind, entry.body) for entry in entries])).encode()]
             parts += [core.encode() for core in cores]

@@ -26,6 +26,7 @@ from p2pfl.gossip.direct import Acknowledgement, Away, Settle, Standing
 from p2pfl.gossip.directives import Change, Directive
 from p2pfl.gossip.heartbeat import Heartbeat
 from p2pfl.gossip.messages import Core, EdgeList, decode_announcement, sealing_context
+from p2pfl.gossip.offers import Offer, Wanted
 from p2pfl.gossip.statements import Approval, StartSignature
 from p2pfl.sim.memory_log import lone_proof
 from p2pfl.types import PeerId
@@ -157,6 +158,7 @@ def cases(world: Bottle, machine: Machine) -> Iterator[tuple[str, events.Event]]
         "approvals",
         "deadline",
         "states",
+        "holders",
         "nudge",
         "absent",
         "ask",
@@ -227,6 +229,16 @@ def cases(world: Bottle, machine: Machine) -> Iterator[tuple[str, events.Event]]
     )
     yield "announcement, stranger", heard(RIGHT, announcement(world, RIGHT, here, stranger))
     yield "announcement, garbage", heard(RIGHT, b"\xc1garbage")
+    yield (
+        "offer, nobody asked",
+        events.OfferReceived(now, order[OPPOSITE], Offer(run, order[RIGHT], announcement(world, RIGHT, here)).encode()),
+    )
+    yield "offer, garbage", events.OfferReceived(now, order[OPPOSITE], b"\xc1garbage")
+    wanted = Wanted(run, order[ME], max(0, here - 16), (order[RIGHT],))
+    yield "wanted", by(OPPOSITE, "wanted", replace(wanted, origins=(order[LEFT],)).encode())
+    yield "wanted, of oneself", by(RIGHT, "wanted", wanted.encode())
+    yield "wanted, for another", by(RIGHT, "wanted", replace(wanted, recipient=order[LEFT]).encode())
+    yield "wanted, stranger", by(RIGHT, "wanted", wanted.encode(), stranger)
     prekey = Prekey.from_secret(bytes(range(32))).public
     yield "approval", by(RIGHT, "approval", Approval(run, world.proposal.plan, 10, prekey).encode())
     yield (

@@ -147,7 +147,12 @@ def test_a_neighbour_whose_state_never_comes_is_waited_for_so_long(tmp_path: Pat
     found = asked(world)
     hanging(world, 40)
     deaf, site = world.order[0], world.order[AWAY]
-    world.lost = lambda kind, source, target, data: kind == "announcement" and (source, target) == (deaf, site)
+    world.lost = lambda kind, source, target, data: (
+        (kind, source, target) == ("announcement", deaf, site)
+        or (
+            kind == "offer"  # nor from anybody else
+        )
+    )
     until = world.now + 0.1  # what was on its way is here
     world.run(lambda: world.now > until)
     world.machine(AWAY).deliveries.states.clear()

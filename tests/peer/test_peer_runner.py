@@ -20,6 +20,7 @@ from p2pfl.crypto import Identity, sha256
 from p2pfl.errors import ConfigError, LocalError
 from p2pfl.gossip import effects
 from p2pfl.gossip.anchors import Outbound
+from p2pfl.peer.holdings import Holdings
 from p2pfl.peer.journal import Journal
 from p2pfl.peer.runner import ANNOUNCE, DIRECT, RunKeys, Runner
 from p2pfl.peer.runs import Runs
@@ -49,7 +50,7 @@ async def test_a_later_message_to_a_neighbour_never_overtakes_an_earlier_one(tmp
         identity=me, host=SimpleNamespace(notify=notify), contents=SimpleNamespace(first_chunk=first_chunk),
         journal=journal,
     )  # fmt: skip
-    runner = Runner(machine, services, RunKeys(), States(tmp_path))
+    runner = Runner(machine, services, RunKeys(), States(tmp_path), Holdings(tmp_path / "holdings", services))
     runner.outbox.restore(core, Outbound(run, b"core", {}).encode(), await journal.commit([NewEntry("x", {})]))
     runner._perform_all(
         [
@@ -115,7 +116,7 @@ async def test_a_checkpoint_is_taken_before_the_next_training_begins(tmp_path: P
     )
     services: Any = SimpleNamespace(identity=me, journal=SimpleNamespace(commit=commit), approved=lambda plan: True)
     states = States(tmp_path)
-    runner = Runner(machine, services, RunKeys(), states)
+    runner = Runner(machine, services, RunKeys(), states, Holdings(tmp_path / "holdings", services))
     runner.worker = SimpleNamespace(call=lambda operation, timeout=None, **more: call(operation, **more))  # type: ignore[assignment]
     entry = effects.LogEntry("state_stored", {})
     runner._perform_all([effects.Begin(start)])

@@ -134,11 +134,11 @@ def test_the_plan_says_how_long_a_site_keeps_all_it_has() -> None:
 
 
 def test_without_any_state_it_goes_on_with_its_own_and_says_so() -> None:
-    """Announcements of its neighbours never reach it: their standings and heartbeats do."""
+    """Announcements of its neighbours and holders' offers never reach it: standings and heartbeats do."""
     world = consortium("ring", 1)
 
     def deaf(source: int, kind: str) -> bool:
-        return kind == "announcement"
+        return kind in ("announcement", "offer")
 
     world.inject(Crash(VICTIM, back_after=400.0), InState(VICTIM, State.TRAINING, round=8, after=3.0))
     world.begin()
