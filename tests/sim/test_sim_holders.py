@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -251,3 +252,11 @@ def test_the_conserved_sum_moves_by_the_jump_alone() -> None:
     np.testing.assert_allclose(moved(world), share * jumps(world, AWAY), rtol=0, atol=1e-6)
     records = [machine.closing.record() for machine in world.machines]
     assert all(record == records[0] for record in records)
+
+
+def test_with_real_signatures_seals_and_logs(tmp_path: Path) -> None:
+    world = consortium("ring", signatures="real", content_bytes=200_000, folder=tmp_path, audited=True)
+    (row,) = of_dead(world, returned(world))
+    assert row[4] == world.peers[0]
+    assert all(verification.ok for verification in world.verify_logs())
+    world.close()
