@@ -163,6 +163,11 @@ class Adopting:
     def _go_on_alone(self) -> None:
         """No neighbour's state came: the own one is all there is, and the log says so."""
         context = self.context
+        if context.me in context.joined and self.rounds.loss is None:
+            # the run's first parameters would drag everybody back: a newcomer waits on, it is missed by nobody
+            self.taken = {}
+            context.set_timer("states", PATIENCE)
+            return
         self._log(Adopt(context.position[0], 1.0, ()), 0.0)
         self.began, self.taken = None, {}
         self.rounds.finished = context.position[0] - 1

@@ -220,7 +220,7 @@ class Runs:
 
     def _restored(self, proposal: Proposal) -> RestoredRun:
         """What the log says about this run; only deltas whose ciphertext is still here can be sent again."""
-        restored = restored_run(self._services.journal.log, proposal, self._roster)
+        restored = restored_run(self._services.journal.log, proposal, self._roster, self.me)
         contents = self._services.contents
         kept = tuple(row for row in restored.state.outgoing if contents.restore_ciphertext(row[0], row[2]))
         stored = self._stored_state(proposal.run, restored)
