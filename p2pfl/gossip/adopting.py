@@ -62,9 +62,9 @@ class Adopting:
     @property
     def weight(self) -> float:
         """Alpha as it is now. A slow site of an asynchronous run skips numbers, not work: it keeps what it has."""
-        if self.context.staleness and self.rounds.loss is not None:
+        if self.context.staleness and not self.rounds.blank:
             return 1.0
-        return own_weight(self.away, self.context.running.catch_up_rounds, trained=self.rounds.loss is not None)
+        return own_weight(self.away, self.context.running.catch_up_rounds, trained=not self.rounds.blank)
 
     def begin(self) -> bool:
         """Before a round begins: whether states are to be taken first. The table's state is then catching up."""
@@ -138,7 +138,9 @@ class Adopting:
 
     def _present(self) -> list[PeerId]:
         context = self.context
-        return [peer for peer in context.partners() if peer in context.linked and peer not in context.gone]
+        there = [peer for peer in context.partners() if peer in context.linked and peer not in context.gone]
+        # one that is itself just coming in may be waiting for ours
+        return [peer for peer in there if peer not in context.joined or peer in self.deliveries.states]
 
     def _adopt(self) -> None:
         """Peer-id order, so that the sum has the same bits wherever it is computed."""
@@ -163,7 +165,7 @@ class Adopting:
     def _go_on_alone(self) -> None:
         """No neighbour's state came: the own one is all there is, and the log says so."""
         context = self.context
-        if context.me in context.joined and self.rounds.loss is None:
+        if context.me in context.joined and self.rounds.blank:
             # the run's first parameters would drag everybody back: a newcomer waits on, it is missed by nobody
             self.taken = {}
             context.set_timer("states", PATIENCE)

@@ -176,7 +176,7 @@ class Joining:
     def look(self) -> None:
         """Something was heard: come in as soon as a neighbour's state is here that already reckons with this peer."""
         context = self.context
-        if context.start is None or context.me not in context.joined or self.rounds.loss is not None:
+        if context.start is None or context.me not in context.joined or not self.rounds.blank:
             return
         over = context.closed | context.gone
         if context.state is State.CATCHING_UP and all(peer in over for peer in context.partners()):

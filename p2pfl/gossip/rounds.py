@@ -71,6 +71,11 @@ class Rounds:
         for peer in self.context.partners_ever():
             self.ledgers.setdefault(peer, EdgeLedger(asynchronous=asynchronous))
 
+    @property
+    def blank(self) -> bool:
+        """Whether the own parameters are still the run's first ones: never trained, nor caught up."""
+        return self.loss is None and self.digest is None
+
     # --- one round, in order
 
     def enter(self, round_: int) -> None:
