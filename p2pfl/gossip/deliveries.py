@@ -106,7 +106,7 @@ class Deliveries:
         if origin != peer:
             raise SignatureRefused(f"announcement signed by {origin}, not by the peer that sent it", peer=peer)
         self._check_place(origin, core)
-        if not self._mixed_with(origin, core):
+        if not self._mixed_with(origin, core) or self._lists_alone(core, announcement):
             return self._beside(Incoming(origin, envelope.digest, core, announcement.core, b"", b""), announcement)
         known = self.signed.get((origin, core.key))
         if known is not None and known.digest != envelope.digest:
@@ -231,6 +231,12 @@ class Deliveries:
         raise LimitExceeded(
             f"no mixing with this peer is scheduled at round {core.round}, step {core.step}", peer=origin
         )
+
+    def _lists_alone(self, core: Core, announcement: Announcement) -> bool:
+        """Whether its origin, by a word that we have not heard yet, is no neighbour of ours in this round any more."""
+        if self._like_ours(core):
+            return False
+        return self.context.me not in open_cover(announcement.cover, self.context.verify)[1].keys
 
     def _beside(self, held: Incoming, announcement: Announcement) -> Core | None:
         """A core that is not for an edge here: its lists count, and a newcomer goes on from what it is given."""

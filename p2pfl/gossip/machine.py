@@ -602,6 +602,8 @@ class Machine:
             self.closing.give_up()
             return
         if context.state is State.ABSENT:
+            if self.joining.outside:
+                context.barred = event.reason  # should the proposer admit this site, it says so
             return
         context.give_up(event.reason)
         self.closing.state_absence()
