@@ -5,7 +5,6 @@ No I/O, no clock, no thread, no randomness of its own, no tensor.
 
 from p2pfl.gossip import effects, events
 from p2pfl.gossip.context import ArgumentProblem
-from p2pfl.gossip.directives import directive_facts
 from p2pfl.gossip.flood import Flood, kind_kept
 from p2pfl.gossip.machine import Machine
 from p2pfl.gossip.memory import Restored, readable_state
@@ -21,7 +20,6 @@ __all__ = [
     "Proposal",
     "Restored",
     "State",
-    "directive_facts",
     "effects",
     "events",
     "kind_kept",

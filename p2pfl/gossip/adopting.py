@@ -59,9 +59,9 @@ class Adopting:
     @property
     def weight(self) -> float:
         """Alpha as it is now. A slow site of an asynchronous run skips numbers, not work: it keeps what it has."""
-        if self.context.staleness and self.rounds.loss is not None:
+        if self.context.staleness and not self.rounds.blank:
             return 1.0
-        return own_weight(self.away, self.context.running.catch_up_rounds, trained=self.rounds.loss is not None)
+        return own_weight(self.away, self.context.running.catch_up_rounds, trained=not self.rounds.blank)
 
     def begin(self) -> bool:
         """Before a round begins: whether states are to be taken first. The table's state is then catching up."""
@@ -115,6 +115,8 @@ class Adopting:
         source = self.taken.get(peer)
         if source is not None:
             return source.held.content is Content.FETCHING
+        if peer in self.context.joined:
+            return False  # it may itself be just coming in, and waiting for ours
         return not self.late and (peer in self.context.linked or self.holders.awaited(peer))
 
     def _lacking(self) -> list[PeerId]:
@@ -230,6 +232,12 @@ class Adopting:
     def _go_on_alone(self) -> None:
         """No neighbour's state came: the own one is all there is, and the log says so."""
         context = self.context
+        if context.me in context.joined and self.rounds.blank:
+            # the run's first parameters would drag everybody back: a newcomer waits on, it is missed by nobody
+            self.began, self.late, self.taken = context.now, False, {}
+            context.set_timer("states", PATIENCE)
+            context.set_timer("holders", ASK_AGAIN)
+            return
         context.cancel_timer("holders")
         self._log(Adopt(context.position[0], 1.0, ()), 0.0)
         self.began, self.taken = None, {}

@@ -55,7 +55,8 @@ class ClosingPart:
 
     def record(self) -> dict[PeerId, dict[str, Any]]:
         """Who contributed when, as far as the statements known here say; it grows as they come in."""
-        return completion_record(self.statements, self.context.running.shares, self.training_rounds)
+        context = self.context
+        return completion_record(self.statements, context.running.shares, self.training_rounds, context.joined)
 
     @property
     def training_rounds(self) -> int:
@@ -172,9 +173,13 @@ class ClosingPart:
 
     def hear_settle(self, peer: PeerId, settle: Settle) -> None:
         """A neighbour's verdicts on our common edge."""
-        if settle.recipient != self.context.me or peer not in self.rounds.ledgers:
-            raise SignatureRefused("settle message for another edge", peer=peer)
         context, rounds = self.context, self.rounds
+        if settle.recipient != context.me:
+            raise SignatureRefused("settle message for another edge", peer=peer)
+        if peer not in rounds.ledgers:  # one of us has not heard yet who takes part
+            context.unlike.add(peer)
+            context.counters["settle message of a site that is no neighbour"] += 1
+            return
         planned = context.running.rounds + context.running.closing_rounds
         if not context.running.closing_rounds < settle.position[0] <= planned or settle.position[1] != 0:
             raise LimitExceeded("settle message that was not written at an end of the run", peer=peer)
@@ -244,7 +249,7 @@ class ClosingPart:
                 missing.append((peer, since, reason[:200]))
         digest = rounds.digest if finished and rounds.digest is not None else NO_MODEL
         contributed = tuple((peer, tuple(done.ranges)) for peer, done in sorted(rounds.contributed.items()))
-        samples = next(item.samples for item in context.running.participants if item.peer_id == context.me)
+        samples = next((item.samples for item in context.running.participants if item.peer_id == context.me), 0)
         self.statement = Closing(
             context.running.run, finished, rounds.rounds_done, digest, tuple(missing), rounds.biased,
             samples, rounds.distance, contributed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +12,18 @@ from p2pfl.gossip.effects import CancelTimer, Commit, Effect, LogEntry, SetTimer
 from p2pfl.gossip.messages import SETTLING_WINDOW, Core, Position
 from p2pfl.gossip.statements import Proposal
 from p2pfl.gossip.table import State
-from p2pfl.topology import Schedule
+from p2pfl.topology import Mixing, Schedule
 from p2pfl.types import PeerId, Roster, StartRecord
 
 if TYPE_CHECKING:
     from p2pfl.gossip.directives import Directive
 
-FRESH = ("begun", "sent", "mixed", "adopted", "closed")  # stages at which the worker holds something new
+FRESH = ("begun", "joining", "sent", "mixed", "adopted", "closed")  # stages at which the worker holds something new
 NO_CHANGES = "the plan allows no change of arguments; give its plan.toml a table [arguments]"
 ArgumentProblem = Callable[[Mapping[str, int | float]], str | None]
 """What is wrong with new values of arguments under the approved plan; None if nothing is."""
 
+VERSIONS_KEPT = 18  # entered last, and signed under: as many rounds as can be open with the greatest staleness
 REFUSALS_LOGGED = 16  # per peer and run; a member that sends rubbish must not fill the other's log
 
 
@@ -36,8 +37,12 @@ class Context:
     verify: Verify = verify_signature
     state: State = State.PROPOSING
     now: float = 0.0
-    start: StartRecord | None = None
-    schedule: Schedule | None = None
+    record: StartRecord | None = None  # as it was signed
+    start: StartRecord | None = None  # the same with all who were admitted since, also for rounds to come
+    schedules: list[Schedule] = field(default_factory=list)  # with none, one, ... of all admissions ever
+    admitted: int = 0  # how many of these hold: a stop may come before the last ones do
+    joined: dict[PeerId, int] = field(default_factory=dict)  # from which round each who was admitted takes part
+    prekeys: dict[PeerId, bytes] = field(default_factory=dict)  # of all who ever took part
     position: Position = (0, 0)  # the one in work, or the next one
     linked: set[PeerId] = field(default_factory=set)
     missing: dict[PeerId, tuple[int, str]] = field(default_factory=dict)
@@ -62,20 +67,46 @@ class Context:
     arguments: int = 0  # the argument version of the round that was entered last
     versions: dict[int, int] = field(default_factory=dict)  # of each round entered within the window
     argument_problem: ArgumentProblem = lambda arguments: NO_CHANGES
+    newcomer_problem: str | None = None  # why the plan lets nobody join a run that has begun
+    barred: str | None = None  # why this peer could not go on, should it be admitted
     tolerance: float | None = None  # of the consensus distances at the end, as the plan states it; None: not judged
     unlike: set[PeerId] = field(default_factory=set)  # whose messages show another argument version than ours
+    outside_rounds: Callable[[], bool] = lambda: False  # admitted, and not in the rounds yet
+    wait_to_join: Callable[[], None] = lambda: None  # after a restart: admitted, and still without a neighbour's state
     adopt: Callable[[], bool] = lambda: False  # before a round: whether neighbours' states are taken in first
     away_for_good: str | None = None  # why we take no part in the rest of the run
 
+    def begin(self, record: StartRecord, schedule: Schedule) -> None:
+        """The start record is valid."""
+        self.record = self.start = record
+        self.schedules = [schedule]
+        self.prekeys = {item.peer_id: item.prekey for item in record.participants}
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The schedule of all who take part now or from a later round on; None before the start record."""
+        return self.schedules[self.admitted] if self.schedules else None
+
     @property
     def running_schedule(self) -> Schedule:
-        """The schedule; only after the start record."""
-        assert self.schedule is not None
-        return self.schedule
+        """The same; only after the start record."""
+        return self.schedules[self.admitted]
+
+    def schedule_at(self, round_: int) -> Schedule:
+        """The schedule of those who take part in this round, by the arguments that it has here."""
+        if len(self.schedules) == 1 or self.directive is None:
+            return self.schedules[0]
+        return self.schedules[self.directive.admitted(round_, self.arguments_at(round_))]
+
+    @property
+    def signed(self) -> StartRecord:
+        """The start record as it was signed; only after it is valid."""
+        assert self.record is not None
+        return self.record
 
     @property
     def running(self) -> StartRecord:
-        """The start record; only after it is valid."""
+        """The start record with all who were admitted since; only after it is valid."""
         assert self.start is not None
         return self.start
 
@@ -96,12 +127,17 @@ class Context:
         if self.directive is not None:
             stop = self.directive.stop_at
             if stop is not None and stop < self.running_schedule.rounds:
-                self.schedule = self.running_schedule.stopped(stop)
+                self.stop_after(stop)
+
+    def stop_after(self, rounds: int) -> None:
+        """Fewer training rounds; the closing ones follow right after them."""
+        self.schedules = [schedule.stopped(rounds) for schedule in self.schedules]
 
     def sign_under(self, round_: int) -> None:
         """The round in work has this number from now on; its arguments are those that it was entered with."""
         self.versions[round_] = self.arguments
-        for past in [past for past in self.versions if past < round_ - SETTLING_WINDOW]:
+        # the last ones stay: in asynchronous runs, where rounds are skipped, their edges may still be open
+        for past in [past for past in list(self.versions)[:-VERSIONS_KEPT] if past < round_ - SETTLING_WINDOW]:
             del self.versions[past]
 
     @property
@@ -118,19 +154,38 @@ class Context:
         round_, step = position
         if round_ >= self.running_schedule.total:
             return ()
-        mixings = self.running_schedule.round(round_).mixings
+        mixings = self._mixings(round_)
         return mixings[step].neighbours(self.me) if step < len(mixings) else ()
 
     def own_steps(self, round_: int) -> tuple[int, ...]:
         """The mixing steps of a round in which this peer has a neighbour; (0,) if there is none."""
-        mixings = self.running_schedule.round(round_).mixings
+        mixings = self._mixings(round_)
         steps = tuple(step for step, mixing in enumerate(mixings) if mixing.neighbours(self.me))
         return steps or (0,)
 
+    def _mixings(self, round_: int) -> tuple[Mixing, ...]:
+        """None in rounds before this peer takes part."""
+        schedule = self.schedule_at(round_)
+        return schedule.round(round_).mixings if self.me in schedule.graph else ()
+
     def partners(self) -> tuple[PeerId, ...]:
-        """All peers this one ever mixes with in the run, in peer-id order."""
-        graph = self.running_schedule.graph
-        return tuple(sorted(graph.neighbors(self.me))) if self.me in graph else ()
+        """All peers this one mixes with as things stand, in peer-id order."""
+        return self._around([self.running_schedule])
+
+    def partners_ever(self) -> tuple[PeerId, ...]:
+        """The same, and those it mixed with before others were admitted."""
+        return self._around(self.schedules)
+
+    def _around(self, schedules: Sequence[Schedule]) -> tuple[PeerId, ...]:
+        graphs = [schedule.graph for schedule in schedules if self.me in schedule.graph]
+        return tuple(sorted({peer for graph in graphs for peer in graph.neighbors(self.me)}))
+
+    def newcomers_after(self, round_: int) -> tuple[PeerId, ...]:
+        """Partners that take part from the next round on: they go on from this round's messages."""
+        now, then = self.schedule_at(round_), self.schedule_at(round_ + 1)
+        if now is then or self.me not in then.graph:
+            return ()
+        return tuple(sorted(peer for peer in then.graph.neighbors(self.me) if peer not in now.graph))
 
     def emit(self, effect: Effect) -> None:
         """Add an effect to the answer for the event in hand."""

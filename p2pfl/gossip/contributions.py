@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from p2pfl.types import PeerId
@@ -60,9 +61,9 @@ def count(ranges: Iterable[Range]) -> int:
     return sum(last - first + 1 for first, last in ranges)
 
 
-def gaps(ranges: Iterable[Range], total: int) -> tuple[Range, ...]:
-    """The rounds from 0 to ``total`` - 1 that are in no range."""
-    found, start = [], 0
+def gaps(ranges: Iterable[Range], total: int, first_round: int = 0) -> tuple[Range, ...]:
+    """The rounds from ``first_round`` to ``total`` - 1 that are in no range."""
+    found, start = [], first_round
     for first, last in union([ranges]):
         if first > start:
             found.append((start, first - 1))
@@ -73,12 +74,16 @@ def gaps(ranges: Iterable[Range], total: int) -> tuple[Range, ...]:
 
 
 def completion_record(
-    statements: Mapping[PeerId, Closing], participants: Iterable[PeerId], rounds: int
+    statements: Mapping[PeerId, Closing],
+    participants: Iterable[PeerId],
+    rounds: int,
+    joined: Mapping[PeerId, int] = MappingProxyType({}),
 ) -> dict[PeerId, dict[str, Any]]:
     """Per participant: rounds contributed and missed, why, samples, digest, consensus distance.
 
-    A pure function of the statements. ``rounds`` counts training rounds. ``finished`` is None for a site that made no
-    statement; it is known by what its neighbours mixed.
+    A pure function of the statements. ``rounds`` counts training rounds; ``joined`` has the first one of each site that
+    was admitted after the start. ``finished`` is None for a site that made no statement; it is known by what its
+    neighbours mixed.
     """
     record = {}
     for peer in participants:
@@ -86,12 +91,13 @@ def completion_record(
         contributed = union(
             [ranges for statement in statements.values() for who, ranges in statement.contributed if who == peer]
         )
-        missed = gaps(contributed, rounds)
+        missed = gaps(contributed, rounds, joined.get(peer, 0))
         reasons = sorted(
             {reason for statement in statements.values() for who, _, reason in statement.missing if who == peer}
         )
         record[peer] = {
             "finished": own.finished if own else None,
+            "joined": joined.get(peer),
             "contributed": [list(item) for item in contributed],
             "rounds": count(contributed),
             "missed": [list(item) for item in missed],
@@ -108,6 +114,8 @@ def summary(record: Mapping[PeerId, Mapping[str, Any]], names: Mapping[PeerId, s
     parts = []
     for peer, row in record.items():
         name = names.get(peer) or peer[-6:]
+        if row["joined"] is not None and row["contributed"]:
+            parts.append(f"with {name} from round {row['joined']}")
         for first, last in row["missed"]:
             if last >= rounds - 1 and not row["finished"]:  # else it was only behind at the end, and closed with all
                 parts.append(f"without {name} from round {first}")

@@ -19,7 +19,7 @@ from p2pfl.gossip.direct import Acknowledgement
 from p2pfl.gossip.effects import Fetch, Forget, Release, SendAnnouncement, SendStatement
 from p2pfl.gossip.holding import Holding
 from p2pfl.gossip.messages import (
-    MAX_CHANGES,
+    MAX_ARGUMENT_VERSION,
     MAX_STEPS,
     SETTLING_WINDOW,
     TO_ALL,
@@ -115,6 +115,8 @@ class Deliveries:
         if origin != peer:
             raise SignatureRefused(f"announcement signed by {origin}, not by the peer that sent it", peer=peer)
         self._check_place(origin, core)
+        if not self._mixed_with(origin, core) or self._lists_alone(core, announcement):
+            return self._beside(Incoming(origin, envelope.digest, core, announcement.core, b"", b""), announcement)
         known = self.signed.get((origin, core.key))
         for first in filter(None, (known, self.offered.get(origin, {}).get(core.key))):
             if first.digest != envelope.digest:
@@ -214,20 +216,54 @@ class Deliveries:
         start = self.context.running
         if core.run != start.run:
             raise SignatureRefused("core of another run", peer=origin)
-        if origin not in self.context.partners():
-            raise LimitExceeded("announcement from a peer that is no neighbour in this run", peer=origin)
         if core.recipient != TO_ALL:
             # also when it names us: two cores for one place, one of them hidden from the others, would be equivocation
             raise LimitExceeded("announcement for one peer only, where this run's go to all neighbours", peer=origin)
         if core.round >= start.rounds + start.closing_rounds:
             raise LimitExceeded(f"round {core.round} lies after the end of the run", peer=origin)
-        scheduled = dict(self.context.neighbours(core.position))
-        if core.round < self.context.running_schedule.total and origin not in scheduled:
-            raise LimitExceeded(
-                f"no mixing with this peer is scheduled at round {core.round}, step {core.step}", peer=origin
-            )
-        if not 0 <= core.arguments <= MAX_CHANGES + 1 or core.codec != "raw":
+        if not 0 <= core.arguments <= MAX_ARGUMENT_VERSION or core.codec != "raw":
             raise LimitExceeded("core names a codec or arguments that this run cannot have", peer=origin)
+
+    def _mixed_with(self, origin: PeerId, core: Core) -> bool:
+        """Whether we mix with its origin at this place. Raises LimitExceeded where we never do.
+
+        It is no offence where one of the two lacks the proposer's newest word on who takes part, nor where a newcomer
+        is told what to go on from, or one end of a former edge what is still open.
+        """
+        context, partner = self.context, origin in self.context.partners_ever()
+        past = core.round >= context.running_schedule.total
+        if partner and (past or origin in dict(context.neighbours(core.position))):
+            return True
+        if not self._like_ours(core) or (context.joined and origin in context.running.shares):
+            return False
+        if not partner:
+            raise LimitExceeded("announcement from a peer that is no neighbour in this run", peer=origin)
+        raise LimitExceeded(
+            f"no mixing with this peer is scheduled at round {core.round}, step {core.step}", peer=origin
+        )
+
+    def _lists_alone(self, core: Core, announcement: Announcement) -> bool:
+        """Whether its origin, by a word that we have not heard yet, is no neighbour of ours in this round any more."""
+        if self._like_ours(core):
+            return False
+        return self.context.me not in open_cover(announcement.cover, self.context.verify)[1].keys
+
+    def _beside(self, held: Incoming, announcement: Announcement) -> Core | None:
+        """A core that is not for an edge here: its lists count, and a newcomer goes on from what it is given."""
+        context, core, origin = self.context, held.core, held.origin
+        context.counters["beside the schedule"] += 1
+        self._compare_arguments(origin, core)
+        if origin not in context.partners_ever():
+            return None
+        self.reached[origin] = max(self.reached.get(origin, (0, 0)), core.position)
+        cover_envelope, cover = open_cover(announcement.cover, context.verify)
+        own = cover_envelope.signer == origin and cover.core == held.digest
+        if context.me in context.joined and own and context.me in cover.keys:
+            self._check_content(core)
+            held.wrapped_key, held.inline = cover.keys[context.me], announcement.inline
+            self._keep_state(held)
+            self._owe(held)
+        return core
 
     def _check_content(self, core: Core) -> None:
         spec = next((item for item in self.context.running.channels if item.name == core.channel), None)

@@ -31,6 +31,7 @@ from p2pfl.gossip.effects import Begin, Effect, StoreStatement
 from p2pfl.gossip.flood import SAME_KIND, SAME_KIND_OF
 from p2pfl.gossip.heartbeat import open_heartbeat
 from p2pfl.gossip.holders import NOT_ASKED_FOR, Holders
+from p2pfl.gossip.joining import OUTSIDE, Joining
 from p2pfl.gossip.memory import Memory, Restored
 from p2pfl.gossip.messages import FLOOD_LIMIT
 from p2pfl.gossip.offers import open_wanted
@@ -66,15 +67,18 @@ class Machine:
         restored: Restored | None = None,
         verify: Verify = verify_signature,
         argument_problem: ArgumentProblem | None = None,
+        newcomer_problem: str | None = None,
         tolerance: float | None = None,
     ) -> None:
         """``verify`` checks signatures; only simulations pass another one than Ed25519's.
 
         ``argument_problem`` says what is wrong with a change of arguments under the plan; without it, none is allowed.
+        ``newcomer_problem`` says why the plan lets nobody join a run that has begun, if it does not.
         ``tolerance`` is the plan's for the distances between sites at the end, in parameter units.
         """
         self.context = Context(me, roster, proposal, verify)
         self.context.tolerance = tolerance
+        self.context.newcomer_problem = newcomer_problem
         if argument_problem is not None:
             self.context.argument_problem = argument_problem
         self.starting = Starting(self.context)
@@ -87,6 +91,12 @@ class Machine:
         self.beat_rate = BeatRate(len(roster.members))
         self.context.too_few = self.presence.too_few
         self.context.never_enough = self.presence.never_enough
+        self.joining = Joining(
+            self.context, self.starting, self.deliveries, self.rounds, self.closing, self.directives, self.returning,
+            self.presence,
+        )  # fmt: skip
+        self.context.outside_rounds = self.joining.still_outside
+        self.context.wait_to_join = self.joining.wait
         holders = Holders(self.context, self.deliveries, self.presence)
         self.adopting = Adopting(self.context, self.rounds, holders)
         self.context.adopt = self.adopting.begin
@@ -117,8 +127,9 @@ class Machine:
             ev.Direct: self._direct,
         }
         self.memory = Memory(
-            self.context, self.starting, self.deliveries, self.rounds, self.closing, self.returning, self.presence
-        )
+            self.context, self.starting, self.deliveries, self.rounds, self.closing, self.returning, self.presence,
+            self.directives,
+        )  # fmt: skip
         self.context.remember = self.memory.remember
         if restored is not None:
             self.memory.restore(restored)
@@ -174,6 +185,7 @@ class Machine:
             "contributors": self.presence.contributors() if context.start else [],
             "paused_because": (context.few or context.held or USER_PAUSED) if context.state is State.PAUSED else None,
             "directive": self.directives.status(),
+            "joining": self.joining.status(),
             "unacknowledged": len(self.deliveries.outgoing),
             "unsettled": rounds.biased,
             "counters": dict(context.counters),
@@ -184,7 +196,7 @@ class Machine:
 
     def _announcement(self, event: ev.AnnouncementReceived) -> None:
         context = self.context
-        if context.start is None:
+        if context.start is None or self.joining.outside:
             early = self._early.setdefault(event.peer, [])
             if context.roster.member(event.peer) is not None:
                 early.append(event.data)
@@ -252,6 +264,8 @@ class Machine:
         kind, signer = envelope.kind, envelope.signer
         if kind == "approval":
             _, approval = open_approval(data, _verified)
+            if self.context.start is not None:
+                return self.joining.hear_approval(envelope, approval, data)
             if self.context.state is not State.PROPOSING:
                 return False
             self.starting.hear_approval(envelope, approval, data)
@@ -270,6 +284,9 @@ class Machine:
             return kind in ("closing", "directive")
         elif kind == "directive":
             return self._heed(data)
+        elif kind == "closing" and signer not in self.context.running.shares:
+            self._early_closings[signer] = data  # the proposer may have admitted it, and the word is on its way
+            self.context.unlike.add(signer)
         elif kind == "closing":
             self.closing.hear_closing(signer, open_closing(data, _verified)[1], data)
             self._enough_again()
@@ -285,6 +302,8 @@ class Machine:
                 self.closing.hear_settle(signer, settle)
         elif kind == "standing":
             standing = open_standing(data, _verified)[1]
+            if self.joining.outside:
+                self.joining.standings[signer] = data
             if standing.directive:
                 self._hear_shared(signer, standing.directive)
             self.returning.hear(signer, standing)
@@ -300,6 +319,8 @@ class Machine:
     def _progress(self) -> None:
         """After anything heard: does it let the present state go on?"""
         context = self.context
+        self.joining.admit()
+        self.joining.look()
         if context.unlike and context.start is not None:
             self.returning.compare_directives()
         if context.state is State.PROPOSING:
@@ -357,6 +378,7 @@ class Machine:
             if context.state is not State.DONE and context.away_for_good is None:
                 self.presence.beat()
             self._enough_again()
+            self.joining.admit()
         elif event.name == "few" and context.state is State.PAUSED and (why := context.few or context.held):
             context.give_up(why)
             self.closing.state_absence()
@@ -374,6 +396,7 @@ class Machine:
         elif event.name == "standing":
             self.returning.patience_over()
             self.closing.state_absence()
+            self.joining.look()
         elif event.name == "absent" and context.state is State.ABSENT and not context.away_for_good:
             self._absence_over()
         elif event.name == "ask" and context.state is State.CLOSING and not self.closing.finishing:
@@ -493,12 +516,13 @@ class Machine:
     def _begin(self) -> None:
         context, record = self.context, self.starting.record
         assert record is not None
-        context.start, context.schedule = record, schedule_of(record)
+        context.begin(record, schedule_of(record))
         context.tell("started", run=record.run, participants=[item.peer_id for item in record.participants])
         if context.me not in record.shares:
-            context.away_for_good = "not among the participants"
+            context.away_for_good = OUTSIDE
             context.state = State.ABSENT
             self.presence.listen(context.now)
+            self.joining.standings, self._early_standings = self._early_standings, {}
             self._hear_early()
             return
         context.emit(Begin(record))
@@ -508,10 +532,13 @@ class Machine:
         self._hear_early()
         if context.state is State.PROPOSING and not self.returning.signed_before(self._early_standings):
             self.returning.join()
+        self._hear_early_announcements()
+
+    def _hear_early_announcements(self) -> None:
         early, self._early = self._early, {}
         for peer, announcements in early.items():
             for data in announcements:
-                self._announcement(ev.AnnouncementReceived(context.now, peer, data))
+                self._announcement(ev.AnnouncementReceived(self.context.now, peer, data))
 
     def _hear_early(self) -> None:
         early, self._early_closings = self._early_closings, {}
@@ -524,7 +551,10 @@ class Machine:
         self.starting.proposed(event.waited)
 
     def _approve(self, event: ev.Approve) -> None:
-        self.starting.approve(event.samples, event.prekey)
+        if self.context.start is not None:
+            self.joining.approve(event.samples, event.prekey)
+        else:
+            self.starting.approve(event.samples, event.prekey)
 
     def _pause(self, event: ev.Pause) -> None:
         context = self.context
@@ -568,6 +598,12 @@ class Machine:
         context = self.context
         if not self.directives.hear(data):
             return False
+        came = list(self.directives.came)
+        self.joining.follow()
+        if context.me in came:
+            self._hear_early_announcements()
+        for closing in [self._early_closings.pop(peer) for peer in came if peer in self._early_closings]:
+            self._statement(ev.StatementReceived(context.now, context.me, closing))
         assert context.directive is not None
         stopped = context.few is not None and context.directive.stop_at is not None
         waits = context.state is State.PAUSED and (context.held or stopped) and not context.pause_wanted
@@ -589,6 +625,8 @@ class Machine:
             self.closing.give_up()
             return
         if context.state is State.ABSENT:
+            if self.joining.outside:
+                context.barred = event.reason  # should the proposer admit this site, it says so
             return
         context.give_up(event.reason)
         self.closing.state_absence()

@@ -9,6 +9,8 @@ from p2pfl.errors import RemoteError, StoreError
 from p2pfl.gossip.closing import ClosingPart
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.deliveries import Deliveries, Outgoing
+from p2pfl.gossip.directives import Directives
+from p2pfl.gossip.joining import OUTSIDE
 from p2pfl.gossip.messages import Core, position_of
 from p2pfl.gossip.presence import Presence
 from p2pfl.gossip.returning import Returning
@@ -17,9 +19,10 @@ from p2pfl.gossip.starting import Starting, schedule_of
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId, RunId, StartRecord
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 STATE_LIMIT = 64 << 20  # bytes; what 50 neighbours signed within the window is some 2 MB
 STATE_ITEMS = 1 << 20
+WITHOUT_STATE = "this peer was restarted without its stored state"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Memory:
     closing: ClosingPart
     returning: Returning
     presence: Presence
+    directives: Directives
     digest: Digest | None = None  # of the state that was taken up
 
     def restore(self, restored: Restored) -> None:
@@ -56,17 +60,21 @@ class Memory:
         if restored.start is None:
             return
         context = self.context
-        context.start, context.schedule = restored.start, schedule_of(restored.start)
+        context.begin(restored.start, schedule_of(restored.start))
         context.pause_wanted = bool(restored.paused)
         context.asked = False
+        if restored.state:
+            self._recall_directive(restored.state)
         self.rounds.prepare()
         self.rounds.rounds_done = restored.rounds_done
         for digest, core, waiting in restored.outgoing:
             self.deliveries.outgoing[digest] = Outgoing(core, set(waiting))
         self.deliveries.holding.recall(restored.holdings)
-        takes_part = context.me in restored.start.shares
+        takes_part = context.me in context.running.shares
         goes_on = takes_part and (bool(restored.state) or restored.untouched)
-        why_not = "this peer was restarted without its stored state" if takes_part else "not among the participants"
+        why_not = WITHOUT_STATE if takes_part else OUTSIDE
+        if not takes_part and not restored.untouched:
+            context.barred = WITHOUT_STATE
         context.away_for_good = None if goes_on else why_not
         self.presence.listen(context.now)
         context.state = State.DONE if restored.closed else State.CATCHING_UP if goes_on else State.ABSENT
@@ -92,16 +100,23 @@ class Memory:
                 "arguments": [[round_, version] for round_, version in context.versions.items()],
                 "training_rounds": context.running_schedule.rounds,
                 "pause_wanted": context.pause_wanted,
+                "directive": self.directives.envelope,
                 "rounds": self.rounds.remember(),
                 "deliveries": self.deliveries.remember(),
                 "presence": self.presence.remember(),
             }
         )
 
+    def _recall_directive(self, data: bytes) -> None:
+        """Who takes part is as it was when the state was stored."""
+        if not readable_state(data, self.context.proposal.run):
+            raise StoreError("the stored state of a run was written by another version; the peer stays absent from it")
+        kept = unpack(data, what="stored state", limit=STATE_LIMIT, max_items=STATE_ITEMS)
+        if kept["directive"]:
+            self.directives.recall(kept["directive"])
+
     def _recall(self, data: bytes) -> None:
         context = self.context
-        if not readable_state(data, context.proposal.run):
-            raise StoreError("the stored state of a run was written by another version; the peer stays absent from it")
         kept = unpack(data, what="stored state", limit=STATE_LIMIT, max_items=STATE_ITEMS)
         context.position = position_of(kept["position"])
         context.missing = {PeerId(peer): (row[0], row[1]) for peer, row in kept["missing"].items()}
@@ -109,7 +124,7 @@ class Memory:
         context.versions = dict(kept["arguments"])
         context.arguments = next(reversed(context.versions.values()), 0)
         if kept["training_rounds"] < context.running.rounds:
-            context.schedule = context.running_schedule.stopped(kept["training_rounds"])
+            context.stop_after(kept["training_rounds"])
         context.pause_wanted = kept["pause_wanted"]
         self.rounds.recall(kept["rounds"])
         self.deliveries.recall(kept["deliveries"])

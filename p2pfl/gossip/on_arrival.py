@@ -59,11 +59,12 @@ class OnArrival:
         edges = []
         for peer, position in deliveries.open_edges.items():
             ledger, ready = rounds.ledgers[peer], deliveries.ready(peer, position)
-            declined = ledger.declined(position)
+            weight = dict(context.neighbours(position)).get(peer)  # None: the proposer took an admission back
+            declined = ledger.declined(position) or weight is None
             if ready is None and not declined:
                 continue
-            if ready is not None and not declined:
-                edges.append(Edge(peer, dict(context.neighbours(position))[peer], ready, position))
+            if ready is not None and weight is not None and not declined:
+                edges.append(Edge(peer, weight, ready, position))
                 rounds.took(peer, position)
             deliveries.open_edges.close(peer, position[0])
             rounds.apply(peer, ledger.decide(position, not declined))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from p2pfl.errors import Equivocation, LimitExceeded
+from p2pfl.errors import Equivocation
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.deliveries import EVIDENCE_LOGGED, Deliveries
 from p2pfl.gossip.effects import Flood
@@ -61,13 +61,20 @@ class Presence:
         self.since = since
         self.heard = {peer: Heard(since) for peer in self.context.running.shares if peer != self.context.me}
 
+    def meet(self, peers: Iterable[PeerId]) -> None:
+        """Others take part, too: they count as soon as they are heard."""
+        for peer in peers:
+            if peer != self.context.me:
+                self.heard.setdefault(peer, Heard(self.since, taking_part=False))
+
     def beat(self) -> None:
         """Flood the own heartbeat, and again after a while."""
         context = self.context
         if context.me not in context.running.shares:
             return
         self.prune()
-        taking_part = context.away_for_good is None and not context.pause_wanted and context.state is not State.DONE
+        there = context.away_for_good is None and context.state is not State.DONE
+        taking_part = there and not context.pause_wanted and not context.outside_rounds()
         cores = tuple((*place, digest) for place, digest in self.own.items())
         beat = Heartbeat(context.running.run, self.count, context.position, taking_part, cores)
         self.count += 1
@@ -88,7 +95,9 @@ class Presence:
     def hear(self, signer: PeerId, beat: Heartbeat, envelope: bytes) -> None:
         """Another participant's heartbeat; an older one than the newest counts for nothing. Raises Equivocation."""
         if signer not in self.context.running.shares:
-            raise LimitExceeded("heartbeat of a site that takes no part in the run", peer=signer)
+            self.context.unlike.add(signer)  # the proposer may have admitted it, and the word is still on its way
+            self.context.counters["heartbeat of a site that takes no part"] += 1
+            return
         known = self.heard.get(signer)
         if known is None or beat.count <= known.count:
             return
@@ -157,8 +166,8 @@ class Presence:
 
     @property
     def needed(self) -> int:
-        """How many contributors the charter asks for; never more than take part in the run."""
-        return min(self.context.roster.minimum_contributors, len(self.context.running.shares))
+        """How many contributors the charter asks for; never more than the run began with."""
+        return min(self.context.roster.minimum_contributors, len(self.context.signed.shares))
 
     def staying(self) -> int:
         """Participants that have not said that they take no further part, this peer included."""

@@ -9,7 +9,6 @@ from typing import Any
 from p2pfl.crypto import Verify, verify_signature
 from p2pfl.gossip.anchors import decode_outbound
 from p2pfl.gossip.closing_statement import closing_from_entry
-from p2pfl.gossip.directives import Directive, directive_from_entry
 from p2pfl.gossip.memory import Restored
 from p2pfl.gossip.messages import Core, open_core
 from p2pfl.gossip.starting import record_from_payload
@@ -33,7 +32,7 @@ class FromLog:
     paused: bool | None = None  # by the user; None: never
     approved: tuple[Digest, int] | None = None  # plan and samples
     statements: list[tuple[str, bytes]] = field(default_factory=list)  # (kind, payload) of own ones it vouches for
-    directive: Directive | None = None  # the newest own one
+    directive: bytes = b""  # payload of the newest own one
     waiting: dict[Digest, tuple[Core, set[PeerId], bytes]] = field(default_factory=dict)  # core, who lacks it, stored
 
     def restored(self, kept: Callable[[Digest, frozenset[PeerId]], bool], state: bytes) -> Restored:
@@ -75,10 +74,10 @@ def read_log(
             case "pause_asked" | "pause_ended":
                 found.paused = kind == "pause_asked"
             case "directive_signed":
-                found.directive = directive_from_entry(proposal.run, body)
+                found.directive = document()
             case "run_closed":
                 found.closed = True
                 found.statements.append(("closing", closing_from_entry(proposal.run, body).encode()))
-    if found.directive is not None:
-        found.statements.append(("directive", found.directive.encode()))
+    if found.directive:
+        found.statements.append(("directive", found.directive))
     return found

@@ -141,7 +141,7 @@ class Returning:
             return
         if context.away_for_good is not None or context.state in (State.CLOSING, State.DONE):
             return  # nothing that could contradict it is signed any more
-        if self.stage is None:
+        if self.stage is None and not context.outside_rounds():
             # the same key signs elsewhere: whatever we sign from now on could contradict it
             context.give_up(
                 "another process signs with this peer's key: a neighbour has a message of it; stop the other one"
@@ -176,6 +176,15 @@ class Returning:
             self._skip()
         return context.state is not State.PROPOSING
 
+    def hear_early(self, peer: PeerId, data: bytes) -> None:
+        """A standing told before this peer took part: what it has signed on another disk is not signed again."""
+        try:
+            _, standing = open_standing(data, self.context.verify)
+            self._check_own(peer, standing.newest)
+            self._check_closed(peer, standing.closing)
+        except RemoteError as error:
+            self.context.refuse(peer, str(error))
+
     def join(self) -> None:
         """The first round, or the one that the others are in already."""
         horizon, total = self.rounds.horizon(), self.context.running_schedule.total
@@ -199,6 +208,8 @@ class Returning:
             self._skip()
         elif stage == "sent":
             self.rounds.begin_collecting()
+        elif stage == "joining":
+            context.wait_to_join()
         elif stage == "mixed":
             self.rounds.go_on_after(*context.position)
         elif stage == "paused" and context.pause_wanted:

@@ -19,7 +19,7 @@ from p2pfl.gossip.attendance import Attendance
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.contributions import RoundSet
 from p2pfl.gossip.deliveries import OTHER_ARGUMENTS, Deliveries
-from p2pfl.gossip.effects import Edge, Encode, Forget, Mix, Train
+from p2pfl.gossip.effects import Edge, Encode, Forget, Mix, SendAnnouncement, Train
 from p2pfl.gossip.events import Encoded, Mixed, TrainingFailed
 from p2pfl.gossip.messages import MAX_STEPS, SETTLING_WINDOW, TO_ALL, Core, Position, position_of
 from p2pfl.gossip.on_arrival import OnArrival
@@ -56,6 +56,8 @@ class Rounds:
     distance: float = 0.0
     cores: tuple[Core, ...] = ()  # own cores of the position in work, while they are being committed
     recipients: tuple[PeerId, ...] = ()
+    beside: tuple[PeerId, ...] = ()  # who gets the lists of these cores alone
+    asking: set[PeerId] = field(default_factory=set)  # who listed open edges without being a neighbour any more
     corrections_used: tuple[tuple[PeerId, Position], ...] = ()  # taken back by the mixing in work
     settled: list[tuple[PeerId, Position]] = field(default_factory=list)  # displacements to forget after the mixing
     attendance: Attendance = field(init=False)
@@ -64,9 +66,15 @@ class Rounds:
         self.attendance = Attendance(self.context, self.deliveries, self._set_deadline)
 
     def prepare(self) -> None:
-        """The run begins: one ledger per partner."""
+        """The run begins, or others are admitted: one ledger per partner. Former partners keep theirs."""
         asynchronous = self.context.staleness > 0
-        self.ledgers = {peer: EdgeLedger(asynchronous=asynchronous) for peer in self.context.partners()}
+        for peer in self.context.partners_ever():
+            self.ledgers.setdefault(peer, EdgeLedger(asynchronous=asynchronous))
+
+    @property
+    def blank(self) -> bool:
+        """Whether the own parameters are still the run's first ones: never trained, nor caught up."""
+        return self.loss is None and self.digest is None
 
     # --- one round, in order
 
@@ -84,7 +92,7 @@ class Rounds:
         context.position = (round_, context.own_steps(round_)[0])
         self.attendance.tell_back()
         self.pace.start(context.position, context.now)
-        plan = context.running_schedule.round(round_)
+        plan = context.schedule_at(round_).round(round_)
         context.log(
             "round_started", {"round": round_, "active": context.me in plan.active, "arguments": context.arguments}
         )
@@ -128,13 +136,18 @@ class Rounds:
     def encoded(self, event: Encoded) -> None:
         """The messages are sealed: commit them with what they say about unsettled edges."""
         context = self.context
-        recipients = tuple(peer for peer, _ in context.neighbours(context.position))
+        mixing = tuple(peer for peer, _ in context.neighbours(context.position))
+        recipients = (*mixing, *context.newcomers_after(event.round))
         if not recipients:
             context.commit(f"sent:{event.round}:{event.step}", stage="sent")
             return
         if context.asynchronous(event.round):
-            OnArrival(self).announce(event.round, recipients)
-        lists = {peer: self.ledgers[peer].list(self.deliveries.open_edges.until(peer)) for peer in recipients}
+            OnArrival(self).announce(event.round, mixing)
+        self.beside = self._with_open_edges(recipients)
+        lists = {
+            peer: self.ledgers[peer].list(self.deliveries.open_edges.until(peer))
+            for peer in (*recipients, *self.beside)
+        }
         bases = {channel.name: channel.base for channel in context.running.channels}
         cores = []
         for parcel in event.parcels:
@@ -149,10 +162,23 @@ class Rounds:
         self.cores = tuple(cores)
         self.recipients = recipients
 
+    def _with_open_edges(self, recipients: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
+        """Who was a neighbour before others were admitted, and still has something to settle: it gets the lists alone.
+
+        Without them the edges of the last common rounds would never settle; whoever lists some gets ours in return.
+        """
+        if not self.context.joined:
+            return ()
+        asking, self.asking = self.asking, set()
+        left = [peer for peer, ledger in sorted(self.ledgers.items()) if peer in asking or ledger.list().items]
+        return tuple(peer for peer in left if peer in self.context.linked and peer not in recipients)
+
     def committed(self, digests: tuple[Digest, ...]) -> None:
         """The own messages are on the record: let them out, and collect."""
         if digests:
             self.deliveries.sent(self.cores, digests, self.recipients)
+            for peer in self.beside:
+                self.context.emit(SendAnnouncement(peer, digests[0]))
         self.begin_collecting()
 
     def begin_collecting(self) -> None:
@@ -432,6 +458,8 @@ class Rounds:
         self.attendance.heard(origin, core.round)
         edges = core.lists.get(context.me)
         if edges is not None:
+            if edges.items and context.joined:
+                self.asking.add(origin)
             self._apply(origin, self.ledgers[origin].hear(edges, core.position, self._undecided))
 
     @property

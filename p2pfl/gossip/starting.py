@@ -82,6 +82,13 @@ class Starting:
 
     def hear_approval(self, envelope: Envelope, approval: Approval, data: bytes) -> None:
         """A member approves. Only one approval per member counts."""
+        self.take_approval(envelope, approval, data)
+        self.context.tell("approval", peer=envelope.signer, have=len(self.approvals))
+        if set(self.approvals) == set(self.context.roster.peer_ids):
+            self.make_start()
+
+    def take_approval(self, envelope: Envelope, approval: Approval, data: bytes) -> bool:
+        """Keep it; whether it is news. Raises RemoteError."""
         if approval.plan != self.context.proposal.plan:
             raise SignatureRefused("approval of another plan under this run's name", peer=envelope.signer)
         self._require_member(envelope.signer)
@@ -89,9 +96,7 @@ class Starting:
         if known is not None and known[0] != approval:
             raise Equivocation("two different approvals for one run", peer=envelope.signer)
         self.approvals.setdefault(envelope.signer, (approval, data))
-        self.context.tell("approval", peer=envelope.signer, have=len(self.approvals))
-        if set(self.approvals) == set(self.context.roster.peer_ids):
-            self.make_start()
+        return known is None
 
     def patience_over(self) -> None:
         """The proposer has waited long enough: start with those who approved, or give up; the others give up."""

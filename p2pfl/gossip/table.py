@@ -134,6 +134,7 @@ TABLE: Mapping[State, Mapping[type[events.Event], frozenset[State]]] = {
             events.Encoded: _stay(_S.ABSENT),
             events.Mixed: _stay(_S.ABSENT),
             events.Adopted: _stay(_S.ABSENT),
+            events.Approve: _stay(_S.ABSENT),  # of a run that began without this site
             events.Pause: _stay(_S.ABSENT),
             events.Resume: _stay(_S.ABSENT),
             events.Leave: _stay(_S.ABSENT),

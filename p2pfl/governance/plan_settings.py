@@ -24,6 +24,9 @@ NO_DELAYS = {
     "kgt": "how its correction reacts to displacements that come late is neither proven nor measured",
     "relaysgd": "it counts each site once per round, and a late message would be counted twice or never",
 }
+NO_NEWCOMERS = {
+    "relaysgd": "its relays count every site from the first round on, and cannot begin in the middle of a run"
+}
 MAX_DEADLINE = 24 * 3600.0  # seconds; gossip refuses more: nobody waits longer than a day for one round
 MAX_CATCH_UP_ROUNDS = 1000  # gossip refuses more
 
@@ -186,6 +189,12 @@ class PlanSettings(_Table):
             if not low <= value <= high:
                 return f"{name} = {value} is outside the approved range of {low} to {high}"
         return None
+
+    @property
+    def newcomer_problem(self) -> str | None:
+        """Why no member can join a run of this plan that has begun; None if they can."""
+        reason = NO_NEWCOMERS.get(self.training.rule)
+        return None if reason is None else f"rule {self.training.rule} takes nobody in later: {reason}"
 
     @field_validator("topology")
     @classmethod

@@ -82,7 +82,9 @@ async def _approve(peer: Peer, request: dict[str, Any]) -> Any:
             f"run {run.id[:12]} carries plan {run.plan.digest[:12]}, not {str(expected)[:12]}; read it again"
         )
     await peer.join(run.id)
-    return {"run": run.id, "plan": run.plan.digest}
+    proposer = peer.roster.member(run.proposer)
+    late = run.status()["joining"]
+    return {"run": run.id, "plan": run.plan.digest, "joining": late, "proposer": proposer.name if proposer else "?"}
 
 
 async def _pause(peer: Peer, request: dict[str, Any]) -> Any:

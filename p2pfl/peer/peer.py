@@ -234,9 +234,11 @@ class Peer:
         graphs = [build_graph(self._charter.topology, self._roster.peer_ids)]
         for runner in self._book.runners.values():
             context = runner.machine.context
-            nodes = tuple(context.start.shares) if context.start else self._roster.peer_ids
-            graphs.append(build_graph(context.proposal.topology, nodes))
+            if context.start is None:
+                graphs.append(build_graph(context.proposal.topology, self._roster.peer_ids))
         wanted = {PeerId(peer) for graph in graphs if self.peer_id in graph for peer in graph.neighbors(self.peer_id)}
+        for runner in self._book.runners.values():
+            wanted |= set(runner.machine.rounds.ledgers)  # with former ones, to settle what was open between the two
         return wanted - {self.peer_id}
 
     def _wanted(self) -> set[PeerId]:
@@ -373,7 +375,11 @@ class Peer:
         return self._adopt(runner.machine.context.proposal.run)
 
     async def join(self, run: str) -> Run:
-        """Approve a proposal of another member after reading its plan; the run begins when enough have."""
+        """Approve a proposal of another member after reading its plan; the run begins when enough have.
+
+        Where it has begun without this site, the proposer admits it from one of the next rounds on: ``run.status()``
+        says in "joining" from which. Raises ConfigError where the run cannot take it in any more.
+        """
         runner = await self._book.approve(run)
         return self.run(runner.machine.context.proposal.run)
 
@@ -419,7 +425,7 @@ class Peer:
                 self._spawn(self._complete(self._book.runners[run], handle, topic))
             elif topic == "late statement":
                 self._renew_report(self._book.runners[run], handle)
-            elif topic in ("started", "taking states", "caught up"):
+            elif topic in ("started", "admitted", "taking states", "caught up"):
                 self._want()
 
     async def _close(self, runner: Runner, handle: Run) -> None:
@@ -446,15 +452,22 @@ class Peer:
 
     async def _complete(self, runner: Runner, handle: Run, topic: str) -> None:
         if topic == "expired":
-            if runner.worker is not None:
-                await runner.worker.stop()
+            await self._stop_worker(runner)
             reason = runner.machine.context.away_for_good or "the proposal expired"
             handle.end(None, {}, ConfigError(f"run {handle.id[:12]} did not start: {reason}"))
         elif self.peer_id not in runner.machine.context.running.shares:
-            handle.end(None, {}, ConfigError(f"run {handle.id[:12]} took place without this site; it had not approved"))
+            late = runner.worker is not None
+            why = "it had approved too late to be admitted" if late else "it had not approved"
+            await self._stop_worker(runner)
+            handle.end(None, {}, ConfigError(f"run {handle.id[:12]} took place without this site; {why}"))
         if topic == "complete":
             self._renew_report(runner, handle)
         self._book.mark_over(handle.id)
+
+    async def _stop_worker(self, runner: Runner) -> None:
+        worker, runner.worker = runner.worker, None
+        if worker is not None:
+            await worker.stop()
 
     def _renew_report(self, runner: Runner, handle: Run) -> None:
         """Statements came in after the own end: the stored report takes them in."""
@@ -500,6 +513,7 @@ class Peer:
                     "name": names.get(item.peer_id, ""),
                     "samples": item.samples,
                     "share": item.share,
+                    "joined": machine.context.joined.get(item.peer_id),
                 }
                 for item in start.participants
             ],

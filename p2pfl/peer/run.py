@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from p2pfl.errors import ConfigError, IllegalStep, P2PFLError
-from p2pfl.gossip import State, directive_facts, events
+from p2pfl.gossip import State, events
 from p2pfl.peer.runner import Runner
 from p2pfl.types import PeerId
 
@@ -128,9 +128,9 @@ class Run:
         if self.state is State.PROPOSING:
             raise IllegalStep(f"run {self.id[:12]} is {self.state}; only a run that is under way can be directed")
         self._runner.do(events.Direct(self._runner.now(), word, arguments or {}, from_round))
-        waiting = self._runner.machine.directives.waiting
-        assert waiting is not None
-        return {"run": self.id, "version": waiting.version, **directive_facts(waiting)}
+        directives = self._runner.machine.directives
+        assert directives.waiting is not None
+        return {"run": self.id, "version": directives.waiting.version, **directives.facts(directives.waiting)}
 
     def leave(self, reason: str = "left by the user") -> None:
         """Take no further part in this run."""

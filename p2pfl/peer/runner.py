@@ -398,7 +398,7 @@ class Runner:
         identity = self._services.identity
         signed = sign_envelope(identity, "core", core.encode())
         context = sealing_context(self._run, identity.peer_id, core.position, core.channel, core.recipient)
-        prekeys = {item.peer_id: item.prekey for item in self.machine.context.running.participants}
+        prekeys = self.machine.context.prekeys
         keys = {peer: wrap_key(sealed.key, prekeys[peer], context) for peer in recipients}
         outbound = Outbound(self._run, signed.encode(), keys)
         self.timings.signing += self.now() - started

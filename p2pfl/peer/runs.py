@@ -202,6 +202,7 @@ class Runs:
             sequence=restored.sequence if restored else 0,
             restored=restored.state if restored else None,
             argument_problem=plan.settings.argument_problem,
+            newcomer_problem=plan.settings.newcomer_problem,
             tolerance=plan.settings.training.tolerance,
         )
         holdings = Holdings(folder / "holdings", self._services.contents)
@@ -222,7 +223,7 @@ class Runs:
 
     def _restored(self, proposal: Proposal) -> RestoredRun:
         """What the log says about this run; only deltas whose ciphertext is still here can be sent again."""
-        restored = restored_run(self._services.journal.log, proposal, self._roster)
+        restored = restored_run(self._services.journal.log, proposal, self._roster, self.me)
         contents = self._services.contents
         kept = tuple(row for row in restored.state.outgoing if contents.restore_ciphertext(row[0], row[2]))
         stored = self._stored_state(proposal.run, restored)
@@ -270,7 +271,8 @@ class Runs:
             stored = self._stored_state(proposal.run, restored)
             if stored is not None:
                 runner.keys.checkpoint = stored.checkpoint
-            approved = runner.machine.state is State.PROPOSING and any(self._is_own_approval(data) for data in kept)
+            open_ = runner.machine.state is State.PROPOSING or runner.machine.joining.outside
+            approved = open_ and any(self._is_own_approval(data) for data in kept)
             if approved or runner.machine.state is State.CATCHING_UP:
                 await self._rearm(runner)
             for data in kept:
@@ -372,11 +374,13 @@ class Runs:
     # --- approval
 
     async def approve(self, run: str) -> Runner:
-        """The site's yes: fetch the initial parameters, try the plan on the granted data, sign the approval."""
+        """The site's yes: fetch the initial parameters, try the plan on the granted data, sign the approval.
+
+        Also to a run that has begun without this site: its proposer then admits it from one of the next rounds on.
+        """
         runner = self.runner(run)
         context = runner.machine.context
-        if runner.machine.state is not State.PROPOSING:
-            raise ConfigError(f"run {run[:12]} is {runner.machine.state}; only an open proposal can be approved")
+        self._check_open(runner.machine)
         if context.me in runner.machine.starting.approvals or runner.worker is not None:
             raise ConfigError(f"run {run[:12]} is already approved here; nothing more is needed")
         if run in self._approving:
@@ -385,9 +389,25 @@ class Runs:
         try:
             await self._arm(runner)
             await self._say_yes(runner)
+        except P2PFLError:
+            worker, runner.worker = runner.worker, None
+            if worker is not None:
+                await worker.stop()
+            raise
         finally:
             self._approving.discard(run)
         return runner
+
+    def _check_open(self, machine: Machine) -> None:
+        """Raises ConfigError unless a yes is of use now."""
+        run = machine.context.proposal.run[:12]
+        late = machine.joining.status()
+        if machine.state is not State.PROPOSING and (late is None or not machine.joining.outside):
+            raise ConfigError(f"run {run} is {machine.state} here; only an open proposal can be approved")
+        if machine.closing.complete:
+            raise ConfigError(f"run {run} is over; only an open proposal can be approved")
+        if late is not None and late["problem"] is not None:
+            raise ConfigError(f"run {run} cannot take this site in: {late['problem']}; wait for the next run")
 
     async def _arm(self, runner: Runner) -> None:
         """Have worker, data, initial parameters and keys at hand for this run. Raises before anything is said."""

@@ -96,7 +96,7 @@ class Commits:
             core = site.member.core(site, core)
         signed = sign_envelope(site.identity, "core", core.encode())
         context = sealing_context(core.run, site.peer_id, core.position, core.channel, core.recipient)
-        prekeys = {item.peer_id: item.prekey for item in site.running.context.running.participants}
+        prekeys = site.running.context.prekeys
         keys = {peer: site.world.kit.wrap(sealed.key, prekeys[peer], context) for peer in recipients}
         document = Outbound(core.run, signed.encode(), keys).encode()
         site.disk.outbox[signed.digest] = document

@@ -103,12 +103,12 @@ class Equivocate(Member):
             )
         )
         delta[0] += 1.0
-        kit, run = site.world.kit, site.running.context.running
+        kit = site.world.kit
         context = sealing_context(core.run, site.peer_id, core.position, core.channel, TO_ALL)
         sealed = kit.seal(delta.numpy().tobytes(), context)
         result = vector_digest(delta if base is None else base + delta)
         signed = sign_envelope(site.identity, "core", replace(core, manifest=sealed.manifest, result=result).encode())
-        prekeys = {item.peer_id: item.prekey for item in run.participants}
+        prekeys = site.running.context.prekeys
         old = open_cover(parts.cover, kit.verify)[1]
         keys = {peer: kit.wrap(sealed.key, prekeys[peer], context) for peer in old.keys}
         proof = lone_proof(site.identity, {"run": core.run, "core": signed.digest})

@@ -48,7 +48,7 @@ def start_machine(
         tolerance=tolerance,
     )
     own = list(found.statements)
-    if found.approved is not None and found.start is None:
+    if found.approved is not None and (found.start is None or me not in found.start.shares):
         plan, samples = found.approved
         own.insert(0, ("approval", Approval(proposal.run, plan, samples, prekey).encode()))
     return Start(machine, tuple(own), found.approved is not None)

@@ -140,9 +140,14 @@ class Site(Process):
 
     def _approve(self) -> None:
         machine = self.running
-        if machine.state is State.PROPOSING and machine.starting.own_approval is None:
+        open_ = machine.state is State.PROPOSING or machine.joining.outside
+        if open_ and machine.starting.own_approval is None and self.peer_id not in machine.starting.approvals:
             self.armed = True
             self.post(events.Approve(self.now, self.samples, self.prekey[1]))
+
+    def approve_late(self) -> None:
+        """The user approves now, be the run under way or not; also again if that was lost with the disk."""
+        self.enter(self._approve)
 
     def stop(self, *, silently: bool = False) -> None:
         """The process ends at once; what it had not made durable is gone. ``silently``: the whole machine did."""

@@ -301,7 +301,7 @@ REPLACING: dict[str, tuple[Callable[[Scene], bytes], str]] = {
     "unknown channel": (lambda run: run.forge(channel="y"), "no channel named 'y'"),
     "another base": (lambda run: run.forge(base=sha256(b"elsewhere")), "another base"),
     "another codec": (lambda run: run.forge(codec="top-k"), "codec"),
-    "codec arguments": (lambda run: run.forge(arguments=34), "codec or arguments"),
+    "codec arguments": (lambda run: run.forge(arguments=98), "codec or arguments"),
     "for another peer": (lambda run: run.forge(recipient=run.world.order[LEFT]), "for one peer only"),
     "for this peer alone": (lambda run: run.forge(recipient=run.world.order[ME]), "for one peer only"),
     "core of another run": (lambda run: run.forge(run=sha256(b"another run")), "core of another run"),
@@ -709,9 +709,6 @@ def acknowledgement(run: Bottle, identity: Identity) -> bytes:
 
 DURING: dict[str, tuple[Make, str, int]] = {
     "closing by a stranger": (lambda run: closing(run, STRANGER), "the charter does not name", HOSTILE),
-    "closing by a member who takes no part": (
-        lambda run: closing(run, run[OPPOSITE].identity), "takes no part", OPPOSITE,
-    ),
     "a second, different closing": (
         lambda run: closing(run, run[LEFT].identity), "two different closing statements", LEFT,
     ),
@@ -770,6 +767,15 @@ def test_the_honest_statements_of_these_tables_do_change_something(proposed: Bot
         tried.handle(events.StatementReceived(run.now, run.order[HOSTILE], data))
         assert known(tried) != known(run.machine(ME))
         assert tried.context.counters["refused"] == 0
+
+
+def test_a_closing_by_a_member_who_takes_no_part_is_kept_for_later_and_counts_for_nothing(under_way: Bottle) -> None:
+    """The proposer may have admitted it, and the word of that may still be on its way."""
+    tried = copy.deepcopy(under_way.machine(ME))
+    data = closing(under_way, under_way[OPPOSITE].identity)
+    tried.handle(events.StatementReceived(under_way.now, under_way.order[OPPOSITE], data))
+    assert tried.context.counters["refused"] == 0
+    assert tried.closing.record() == under_way.machine(ME).closing.record()
 
 
 def test_an_approval_with_a_useless_prekey_keeps_nobody_from_training(tmp_path: Path) -> None:
