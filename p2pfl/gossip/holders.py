@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from p2pfl.errors import LimitExceeded, MalformedMessage, RemoteError, SignatureRefused
+from p2pfl.gossip.anchors import check_anchor
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.deliveries import Content, Deliveries, Incoming
 from p2pfl.gossip.effects import SendStatement
-from p2pfl.gossip.messages import SETTLING_WINDOW, decode_announcement, open_core, open_cover
+from p2pfl.gossip.messages import SETTLING_WINDOW, Cover, decode_announcement, open_core, open_cover
 from p2pfl.gossip.offers import Offer, Wanted, decode_offer
 from p2pfl.gossip.presence import Presence
 from p2pfl.types import Digest, PeerId
@@ -119,16 +120,17 @@ class Holders:
             return False
         self.asked[offer.origin, holder] = True
         if offer.announcement:
-            held = self._open(holder, offer)
+            held, cover = self._open(holder, offer)
             try:
-                self._check(held)
+                self._check(held)  # first: two cores of one place are evidence, whatever their covers say
+                check_anchor(cover, held.origin, offer.run, self.context.roster.consortium, self.context.verify)
             except RemoteError as error:
                 self.context.refuse(held.origin, str(error))  # its own signed words: no holder can make them up
                 return True
             self._keep(Source(held, holder))
         return True
 
-    def _open(self, holder: PeerId, offer: Offer) -> Incoming:
+    def _open(self, holder: PeerId, offer: Offer) -> tuple[Incoming, Cover]:
         """What the holder must have checked before it passed it on."""
         announcement = decode_announcement(offer.announcement)
         envelope, core = open_core(announcement.core, self.context.verify)
@@ -140,7 +142,8 @@ class Holders:
         wrapped = cover.keys.get(self.context.me)
         if wrapped is None:
             raise SignatureRefused("an offered state is not for this peer", peer=holder)
-        return Incoming(offer.origin, envelope.digest, core, announcement.core, wrapped, announcement.inline)
+        held = Incoming(offer.origin, envelope.digest, core, announcement.core, wrapped, announcement.inline)
+        return held, cover
 
     def _check(self, held: Incoming) -> None:
         """What the origin has signed: in its place, of the right size, and the only one of this place."""

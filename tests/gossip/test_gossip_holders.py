@@ -19,6 +19,7 @@ from p2pfl.gossip.holders import NOT_ASKED_FOR, TRIES
 from p2pfl.gossip.holding import ANSWER_AGAIN
 from p2pfl.gossip.messages import (
     ANNOUNCEMENT_LIMIT,
+    SETTLING_WINDOW,
     Announcement,
     Core,
     decode_announcement,
@@ -144,7 +145,7 @@ HOSTILE: dict[str, tuple[Change, int | None]] = {
     "another channel": (other_channel, HOLDER),
     "nothing": (lambda world, offer: replace(offer, announcement=b"").encode(), None),
     "of a peer that was not asked for": (lambda world, offer: replace(offer, origin=world.order[HOLDER]).encode(), None),
-    "of long ago": (lambda w, o: signed_by_origin(w, o, lambda core: replace(core, round=1)), None),
+    "not in its origin's log": (lambda w, o: signed_by_origin(w, o, lambda core: replace(core, round=core.round - 1)), DEAD),
     "after the end": (lambda w, o: signed_by_origin(w, o, lambda core: replace(core, round=4000)), DEAD),
     "for one peer alone": (lambda w, o: signed_by_origin(w, o, lambda core: replace(core, recipient="x")), DEAD),
     "another base": (lambda w, o: signed_by_origin(w, o, lambda core: replace(core, base=sha256(b"b"))), DEAD),
@@ -167,6 +168,16 @@ def test_hostile_offers_cost_only_whoever_said_what_is_wrong(tmp_path: Path) -> 
         fetched = [effect for effect in todo if isinstance(effect, effects.Fetch)]
         assert not fetched, name
         assert machine.status()["state"] == "catching up", name
+
+
+def test_a_state_older_than_the_window_is_no_offence_and_of_no_use(tmp_path: Path) -> None:
+    world, kept = waiting(tmp_path, keep_offers=True)
+    machine = copy.deepcopy(world.machine(AWAY))
+    core = open_core(parts(decode_offer(kept[0])).core)[1]
+    machine.context.position = (core.round + SETTLING_WINDOW + 1, 0)
+    todo = machine.handle(events.OfferReceived(world.now, world.order[HOLDER], kept[0]))
+    assert not machine.context.refusals
+    assert not any(isinstance(effect, effects.Fetch) and effect.peer == world.order[DEAD] for effect in todo)
 
 
 def test_an_offer_is_taken_once_and_from_whom_it_was_asked(tmp_path: Path) -> None:
