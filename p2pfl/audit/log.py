@@ -20,8 +20,7 @@ from typing import Any
 from p2pfl.audit import store
 from p2pfl.audit.format import MAX_ENTRIES, Entry, Head, NewEntry, Prepared, prepare
 from p2pfl.audit.tree import End, node_of, prove, prove_growth
-from p2pfl.audit.wal import wal_problem
-from p2pfl.audit.writing import AFTER_FAILURE, WriterLock, build, check_end, damaged, insert, require_time
+from p2pfl.audit.writing import AFTER_FAILURE, WriterLock, build, connect_at_end, damaged, insert, require_time
 from p2pfl.crypto.checkpoints import log_origin
 from p2pfl.crypto.identity import Identity
 from p2pfl.crypto.log_proofs import LogProof
@@ -83,7 +82,7 @@ class AuditLog:
         store.require_file(place)
         lock = WriterLock(place)
         try:
-            connection, origin, end = _connect(place, identity)
+            connection, origin, end = connect_at_end(place, identity)
         except (sqlite3.Error, OSError) as error:
             lock.release()
             raise damaged(place, str(error)) from error
@@ -290,19 +289,6 @@ class AuditLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _connect(path: Path, identity: Identity) -> tuple[sqlite3.Connection, str, End]:
-    # Before SQLite looks: it drops everything behind a damaged frame, and the next commit overwrites it.
-    problem = wal_problem(path)
-    if problem is not None:
-        raise damaged(path, problem)
-    connection = store.connect_writer(path)
-    try:
-        return connection, *check_end(path, connection, identity)
-    except BaseException:
-        connection.close()
-        raise
 
 
 def _checked(path: Path, digest: Any, content: Any) -> bytes:

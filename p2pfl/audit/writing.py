@@ -23,6 +23,7 @@ from p2pfl.audit.format import (
 )
 from p2pfl.audit.kinds import Kind
 from p2pfl.audit.tree import End, node_of
+from p2pfl.audit.wal import wal_problem
 from p2pfl.crypto.checkpoints import open_checkpoint
 from p2pfl.crypto.identity import Identity
 from p2pfl.crypto.proofs import complete_subtrees, grow, join
@@ -127,6 +128,20 @@ def insert(
     head = sign_head(identity, origin, position, join(edge), previous)
     connection.execute("INSERT INTO heads (size, note) VALUES (?, ?)", (head.size, head.note))
     return End(head, tuple(edge))
+
+
+def connect_at_end(path: Path, identity: Identity) -> tuple[sqlite3.Connection, str, End]:
+    """The writing connection, the origin and the newest end. Raises what `check_end` does, sqlite3.Error, OSError."""
+    # Before SQLite looks: it drops everything behind a damaged frame, and the next commit overwrites it.
+    problem = wal_problem(path)
+    if problem is not None:
+        raise damaged(path, problem)
+    connection = store.connect_writer(path)
+    try:
+        return connection, *check_end(path, connection, identity)
+    except BaseException:
+        connection.close()
+        raise
 
 
 def check_end(path: Path, connection: sqlite3.Connection, identity: Identity) -> tuple[str, End]:

@@ -26,7 +26,7 @@ _START = bytes(32)
 class MemoryLog:
     """The tree over the rows of a disk, brought up to date when it is asked: most rows of a run are never proved.
 
-    Each row is a commit of its own, and the time is always 0; nothing else differs from an `p2pfl.audit.AuditLog`.
+    Each row is a commit of its own, and the time is always 0; nothing else differs from a `p2pfl.audit.AuditLog`.
     """
 
     def __init__(self, identity: Signer) -> None:

@@ -63,7 +63,7 @@ def _place(table: str, row: dict[str, Any]) -> str:
     }[table]
 
 
-@pytest.mark.parametrize("mask", [0x01, 0x80])
+@pytest.mark.parametrize("mask", [0x01, 0x80, *(pytest.param(1 << bit, marks=pytest.mark.slow) for bit in range(1, 7))])
 @pytest.mark.parametrize("table", list(KEYS))
 def test_every_flipped_byte_of_every_column_is_found_and_named(path: Path, table: str, mask: int) -> None:
     connection = tamperer(path)
