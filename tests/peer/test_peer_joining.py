@@ -103,8 +103,7 @@ async def test_a_fourth_hospital_joins_and_its_data_are_in_the_result(tmp_path: 
         assert report["missing"] == [] and report["consensus_distance"] < 1e-6
         shares = {row["name"]: (row["share"], row["joined"]) for row in report["participants"]}
         assert shares == {
-            name: (samples / 100, since if name == "d" else None)
-            for name, samples in zip("abcd", SAMPLES, strict=True)
+            name: (samples / 100, since if name == "d" else None) for name, samples in zip("abcd", SAMPLES, strict=True)
         }
     for home in homes:
         assert p2pfl.verify_log(home / "audit.db").ok
