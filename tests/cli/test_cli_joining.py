@@ -27,7 +27,9 @@ async def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     (tmp_path / "toy.csv").write_text(DATA)
     (tmp_path / "plan").mkdir()
     (tmp_path / "plan" / "plan.py").write_text(PLAN_PY)
-    (tmp_path / "plan" / "plan.toml").write_text(PLAN_TOML.replace("rounds = 3", "rounds = 9000", 1))
+    (tmp_path / "plan" / "plan.toml").write_text(
+        PLAN_TOML.replace("rounds = 3", "rounds = 9000", 1).replace("= 0.1", "= 0.001")
+    )
     network = MemoryNetwork()
     async with AsyncExitStack() as stack:
         running = []
