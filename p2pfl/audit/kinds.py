@@ -118,11 +118,12 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
             ("run", "round", "step", "stage", "digest"),
         ),
         Kind.DIRECTIVE_SIGNED: KindNote(
-            "this site, the run's proposer, directs it", ("run", "version", "paused_from", "stop_at", "changes")
+            "this site, the run's proposer, directs it (as signed: the document with role directive)",
+            ("run", "version", "paused_from", "stop_at", "changes", "joined"),
         ),
         Kind.DIRECTIVE_HEARD: KindNote(
             "the proposer's word, as it signed it (the document with role directive)",
-            ("run", "version", "paused_from", "stop_at", "changes"),
+            ("run", "version", "paused_from", "stop_at", "changes", "joined"),
         ),
         Kind.RUN_CLOSED: KindNote(
             "this site closed the run",

@@ -116,6 +116,17 @@ class _Words:
         found = [f"{self._peer(row[0])}'s was held by {self._peer(row[4])}" for row in full if row[4] != row[0]]
         return "".join(f"; {part}" for part in found[:SHOWN_ITEMS])
 
+    def joined(self) -> str:
+        """Members admitted after the start, with the round and their samples; what is not of that form is left out."""
+        rows = self._body.get("joined")
+        parts = []
+        for row in rows[:SHOWN_ITEMS] if isinstance(rows, list) else ():
+            if isinstance(row, list) and len(row) == 3:
+                parts.append(
+                    f"{self._peer(row[1])} takes part from round {self._text(row[0])} ({self._text(row[2])} samples)"
+                )
+        return "; ".join(parts)
+
     def because(self, field: str = "reason") -> str:
         return f": {self[field]}" if self.has(field) else ""
 
@@ -169,6 +180,7 @@ def _mixed(words: _Words) -> str:
 
 def _directed(words: _Words) -> str:
     parts = [words.changes()] if words.changes() else []
+    parts += [words.joined()] if words.joined() else []
     parts += [f"pause from round {words['paused_from']}"] if words.has("paused_from") else []
     parts += [f"stop at round {words['stop_at']}"] if words.has("stop_at") else []
     return f"directive {words['version']}: {'; '.join(parts) or 'the run goes on'}"

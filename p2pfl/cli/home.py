@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from p2pfl.cli.output import note, passphrase, show, write_result
-from p2pfl.cli.printing import Printer, plain
+from p2pfl.cli.printing import Printer, joining, plain
 from p2pfl.crypto import is_sealed
 from p2pfl.errors import ConfigError
 from p2pfl.peer import ControlServer, Home, Peer, Run, ask, check_new_home, init_home, open_home, read_text
@@ -162,6 +162,8 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
         lines.append(f"run          {run['run'][:12]}  {run['state']}, round {run['round']} of {run['of']}")
         if run["outcome"]:
             lines.append(f"  outcome    {run['outcome']}")
+        if run["joining"] and not run["outcome"]:
+            lines.append(f"  joining    {joining(run['joining'])}")
         if run["directive"]:
             lines += [f"  directed   {line}" for line in _directed(run["directive"])]
         if run["paused_because"]:
@@ -180,6 +182,10 @@ def _directed(directive: dict[str, Any]) -> list[str]:
     lines = [
         f"{', '.join(f'{name} = {value}' for name, value in values.items())} from round {since}"
         for since, values in directive["changes"]
+    ]
+    lines += [
+        f"{plain(peer)} takes part from round {since} ({samples} samples)"
+        for since, peer, samples in directive["joined"]
     ]
     if directive["paused_from"] is not None:
         lines.append(f"pause from round {directive['paused_from']}")
@@ -238,7 +244,8 @@ def _contribution(site: dict[str, Any], report: dict[str, Any]) -> str:
     """One participant's share and, where the completion record says so, its rounds."""
     row = next((row for row in report.get("completion", ()) if row["peer"] == site["peer"]), None)
     rounds = f", {row['rounds']} rounds" if row is not None else ""
-    return f"{site['name']:<16} share {site['share']:.3f}{rounds}"
+    since = f", joined at round {site['joined']}" if site.get("joined") is not None else ""
+    return f"{site['name']:<16} share {site['share']:.3f}{rounds}{since}"
 
 
 def _report(path: Path) -> dict[str, Any]:

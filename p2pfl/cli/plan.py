@@ -13,7 +13,7 @@ import typer
 
 from p2pfl.cli.home import AsJson, HomePath
 from p2pfl.cli.output import note, say, show, show_table, to_json, visible
-from p2pfl.cli.printing import plain
+from p2pfl.cli.printing import joining, plain
 from p2pfl.errors import ConfigError
 from p2pfl.governance import read_plan
 from p2pfl.peer import OVER, ask, check_plan, follow, open_home
@@ -142,13 +142,23 @@ def list_runs(home: HomePath, as_json: AsJson = False) -> None:
             run["run"][:12],
             run["name"],
             run["proposer"],
-            run["state"],
+            _state(run),
             f"{run['round']}/{run['of']}",
             len(run["approvals"]),
         )
         for run in runs
     ]
     show_table(runs, as_json, ("run", "plan", "proposer", "state", "round", "approvals"), rows)
+
+
+def _state(run: dict[str, Any]) -> str:
+    """For a site that was not there when the run began, whether it may still come in."""
+    late = run["joining"]
+    if late is None or run["outcome"] or run["state"] == "done":
+        return str(run["state"])
+    if late["from_round"] is not None:
+        return f"{run['state']}, since round {late['from_round']}"
+    return "waits for admission" if late["approved"] else "runs without this site"
 
 
 @app.command("show")
@@ -158,7 +168,8 @@ def show_run(home: HomePath, run: RunName, as_json: AsJson = False) -> None:
     Example: p2pfl plan show homes/lille 3f2a
     """
     value = asyncio.run(ask(home, "show", timeout=30, run=run))
-    show(value, as_json, _code(value))
+    late = value["status"]["joining"]
+    show(value, as_json, [*_code(value), *([f"note: {joining(late)}"] if late else [])])
 
 
 def _code(value: dict[str, Any]) -> list[str]:
@@ -184,17 +195,23 @@ def approve(
 ) -> None:
     """Show the code that travels with a proposal, and approve it: this site takes part with its data.
 
+    Where the run has begun without this site, the proposer's peer admits it from one of the next rounds on.
+
     Example: p2pfl plan approve homes/caen 3f2a
     """
     value = asyncio.run(ask(home, "show", timeout=30, run=run))
     if plan is not None and not (plan and value["plan"].startswith(plan.lower())):
         raise ConfigError(f"run {value['run'][:12]} carries the plan {value['plan'][:12]}, not {plan[:64]!r}; read it")
+    late = value["status"]["joining"]
+    if late and late["problem"] is not None:
+        raise ConfigError(f"run {value['run'][:12]} cannot take this site in: {late['problem']}; wait for the next run")
     if not as_json:
         show(value, False, _code(value))
     if not yes:
         _ask_consent(value, shown=not as_json)
     done = asyncio.run(ask(home, "approve", run=value["run"], plan=value["plan"]))
-    show(done, as_json, [f"approved run {done['run'][:12]}"])
+    said = [f"approved run {done['run'][:12]}"]
+    show(done, as_json, said + ([joining(done["joining"], done["proposer"])] if done.get("joining") else []))
 
 
 def _ask_consent(value: dict[str, Any], *, shown: bool) -> None:

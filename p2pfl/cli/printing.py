@@ -74,6 +74,20 @@ def _write(line: str) -> None:
         data = data[os.write(descriptor, data) :]
 
 
+def joining(late: dict[str, Any], proposer: str = "its proposer") -> str:
+    """How a site stands that was not there when a run began, for people."""
+    if late["from_round"] is not None:
+        return f"this site takes part from round {late['from_round']}"
+    if not late["approved"]:
+        if late["problem"] is not None:
+            return f"it runs without this site, and cannot take it in: {late['problem']}"
+        return "it runs without this site; `p2pfl plan approve` asks for admission"
+    where = f"the run is in round {late['run_is_in_round']}; this site takes part as soon as {proposer} has admitted it"
+    return (
+        where if late["proposer_heard"] else f"{where}, and that peer was not heard here yet: without it, it stays out"
+    )
+
+
 def plain(value: Any) -> str:
     """A fact in few characters."""
     if isinstance(value, float):

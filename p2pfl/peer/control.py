@@ -84,7 +84,12 @@ async def _approve(peer: Peer, request: dict[str, Any]) -> Any:
     await peer.join(run.id)
     proposer = peer.roster.member(run.proposer)
     late = run.status()["joining"]
-    return {"run": run.id, "plan": run.plan.digest, "joining": late, "proposer": proposer.name if proposer else "?"}
+    known = {"run": run.id, "plan": run.plan.digest}
+    return (
+        {**known, "joining": {**late, "approved": True}, "proposer": proposer.name if proposer else "?"}
+        if late
+        else known
+    )
 
 
 async def _pause(peer: Peer, request: dict[str, Any]) -> Any:

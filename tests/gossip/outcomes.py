@@ -90,6 +90,26 @@ def held(world: Bottle) -> None:
     world.run(lambda: machine.state is State.PAUSED)
 
 
+def outside(world: Bottle) -> None:
+    """The run is under way without this member."""
+    machine = world.machine(ME)
+    world.begin(approving=[LEFT, RIGHT, OPPOSITE])
+    world.run(lambda: machine.state is State.ABSENT and world.machine(LEFT).context.position[0] == ROUND)
+
+
+def admission(world: Bottle, version: int, round_: int) -> bytes:
+    approval = Approval(world.proposal.run, world.proposal.plan, 30, world[ME].prekey.public)
+    signed = sign_envelope(world[ME].identity, "approval", approval.encode()).encode()
+    return Directive(world.proposal.run, version, changes=(Change(round_, approval=signed),)).encode()
+
+
+def joining(world: Bottle) -> None:
+    """Admitted, and without a neighbour's state."""
+    outside(world)
+    data = sign_envelope(world[PROPOSER].identity, "directive", admission(world, 3, ROUND + 1)).encode()
+    world.machine(ME).handle(events.StatementReceived(world.now, world.order[PROPOSER], data))
+
+
 def returning(world: Bottle) -> None:
     """Back from a restart, before any neighbour has told its standing."""
     reached(State.COLLECTING)(world)
@@ -109,6 +129,8 @@ SCENARIOS: dict[str, Callable[[Bottle], None]] = {
         lambda now: events.TrainingFailed(now, ROUND, "no"), lambda now: events.TimerFired(now, "absent")
     ),
     "returning": returning,
+    "outside": outside,
+    "joining": joining,
     "paused": paused,
     "held": held,
     "closing": reached(State.CLOSING),
@@ -209,6 +231,7 @@ def cases(world: Bottle, machine: Machine) -> Iterator[tuple[str, events.Event]]
     yield "directive to stop", by(PROPOSER, "directive", replace(pause, paused_from=None, stop_at=here + 1).encode())
     change = replace(pause, paused_from=None, changes=(Change(here + 1, (("learning_rate", 0.1),)),))
     yield "directive outside the plan", by(PROPOSER, "directive", change.encode())
+    yield "directive to admit this site", by(PROPOSER, "directive", admission(world, 4, here + 1))
     yield "directive, old", by(PROPOSER, "directive", replace(pause, version=1).encode())
     yield "directive, another of its version", by(PROPOSER, "directive", replace(pause, version=3, stop_at=2).encode())
     yield "directive, not the proposer", by(RIGHT, "directive", pause.encode())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from bottle import QUADRATIC_PLAN, Quadratic
+from hospitals import free_port
 
 import p2pfl
 from p2pfl.audit import read_entries
@@ -25,21 +26,22 @@ rule = "kgt"
 learning_rate = 0.2
 local_steps = 1
 batch_size = 1000
-rounds = {rounds}
+rounds = 5000
 closing_rounds = 20
 dtype = "float64"
 """
 SAMPLES = (10, 20, 30, 40)
 
 
-def homes_of(folder: Path, rounds: int = 5000, topology: str = "full") -> list[Path]:
+def homes_of(folder: Path, *, topology: str = "full", tcp: bool = False) -> list[Path]:
     homes = [folder / name for name in ("a", "b", "c", "d")]
-    found_consortium(dict.fromkeys(homes), "test", {"kind": topology})
+    listen = {home: f"/ip4/127.0.0.1/tcp/{free_port()}" for home in homes} if tcp else {}
+    found_consortium(dict.fromkeys(homes), "test", {"kind": topology}, listen=listen)
     for home, file in zip(homes, Quadratic.make(SAMPLES).write(folder), strict=True):
         open_home(home).registry.add("points", file, now=1)
     (folder / "plan").mkdir()
     (folder / "plan" / "plan.py").write_text(QUADRATIC_PLAN)
-    (folder / "plan" / "plan.toml").write_text(PLAN.format(rounds=rounds))
+    (folder / "plan" / "plan.toml").write_text(PLAN)
     return homes
 
 
@@ -66,10 +68,10 @@ async def first_known(peer: p2pfl.Peer) -> p2pfl.Run:
     return next(iter(peer.runs.values()))
 
 
-@pytest.mark.parametrize("topology", ["full", "ring"])
-async def test_a_fourth_hospital_joins_and_its_data_are_in_the_result(tmp_path: Path, topology: str) -> None:
-    homes = homes_of(tmp_path, topology=topology)
-    network = MemoryNetwork()
+@pytest.mark.parametrize(("topology", "tcp"), [("full", True), ("ring", False)])
+async def test_a_fourth_hospital_joins_and_its_data_are_in_the_result(tmp_path: Path, topology: str, tcp: bool) -> None:
+    homes = homes_of(tmp_path, topology=topology, tcp=tcp)
+    network = None if tcp else MemoryNetwork()
     async with (
         p2pfl.Peer(homes[0], network=network) as first,
         p2pfl.Peer(homes[1], network=network) as second,
@@ -112,8 +114,12 @@ async def test_a_fourth_hospital_joins_and_its_data_are_in_the_result(tmp_path: 
         assert word == [[since, word[0][1], 40]]
 
 
-async def test_a_newcomer_killed_at_its_steps_goes_on_where_it_was(tmp_path: Path) -> None:
-    """It is stopped after its approval, after its admission, and after its first rounds, and comes back each time."""
+STEPS = ("taking states", "caught up", "mixed")
+
+
+@pytest.mark.parametrize("topics", [STEPS[:1], pytest.param(STEPS, marks=pytest.mark.slow)], ids=len)
+async def test_a_newcomer_killed_at_its_steps_goes_on_where_it_was(tmp_path: Path, topics: tuple[str, ...]) -> None:
+    """It is stopped as soon as its approval is known, and at these steps, and comes back each time."""
     homes = homes_of(tmp_path)
     network = MemoryNetwork()
     async with (
@@ -132,11 +138,9 @@ async def test_a_newcomer_killed_at_its_steps_goes_on_where_it_was(tmp_path: Pat
             await fourth.join(late.id)
             await heard(run, "late approval")
         await heard(run, "admitted")
-        for topic in ("taking states", "caught up", "mixed", "mixed"):
+        for topic in topics:
             async with p2pfl.Peer(homes[3], network=network) as fourth:
-                again = fourth.run(run.id)
-                if topic != "taking states" or again._runner.machine.rounds.blank:
-                    await heard(again, topic)
+                await heard(fourth.run(run.id), topic)
         async with p2pfl.Peer(homes[3], network=network) as fourth:
             again = fourth.run(run.id)
             await heard(again, "mixed")

@@ -12,6 +12,7 @@ import pytest
 from p2pfl.crypto import sign_envelope
 from p2pfl.errors import ConfigError, P2PFLError
 from p2pfl.gossip import State, events
+from p2pfl.gossip.directives import Change, Directive
 from p2pfl.gossip.statements import Approval
 from p2pfl.sim import (
     At,
@@ -230,3 +231,25 @@ def test_the_proposer_does_not_admit_what_the_graph_cannot_take() -> None:
     ended(world)
     assert [facts["peer"] for topic, facts in world.sites[PROPOSER].told if topic == "not admitted"] == [late.peer_id]
     assert not world.entries(PROPOSER, "directive_signed")
+
+
+def test_a_plan_whose_rule_cannot_begin_in_the_middle_takes_nobody_in() -> None:
+    """Neither the late member's own peer lets it approve, nor does the proposer admit it, nor the others agree."""
+    world = VirtualConsortium(5, rounds=40, closing_rounds=3)
+    world.begin(approving=range(4))
+    late, why = world.sites[4], "its rule cannot"
+    assert world.run(lambda: late.running.context.start is not None and late.running.presence.furthest() >= 5)
+    for machine in world.machines:
+        machine.context.newcomer_problem = why
+    with pytest.raises(ConfigError, match=why):
+        late.post(events.Approve(late.now, late.samples, late.prekey[1]))
+    approval = Approval(world.proposal.run, world.proposal.plan, 10, late.prekey[1])
+    data = sign_envelope(late.identity, "approval", approval.encode()).encode()
+    world.sites[PROPOSER].receive(4, "flood", data)
+    word = Directive(world.proposal.run, 1, changes=(Change(20, approval=data),))
+    signed = sign_envelope(world.sites[PROPOSER].identity, "directive", word.encode()).encode()
+    world.sites[2].receive(PROPOSER, "flood", signed)
+    assert world.run(world.done, limit_seconds=2000)
+    assert [facts["reason"] for topic, facts in world.sites[PROPOSER].told if topic == "not admitted"] == [why]
+    assert not world.entries(PROPOSER, "directive_signed")
+    assert [why in row["reason"] for row in world.entries(2, "refused")] == [True]

@@ -188,3 +188,26 @@ def test_closing_rounds_leave_what_their_contraction_says(spec: dict[str, Any], 
     worst = (right[0] / root)[:, None]
     assert bound == pytest.approx(values[0], abs=1e-12)
     assert apart(closed(worst)) == pytest.approx(bound * apart(worst), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "spec", [spec for spec in SPECS if spec["kind"] in ("ring", "full") or spec.get("clusters") == 2], ids=str
+)
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_one_more_site_shrinks_all_shares_alike_and_old_edges_keep_the_new_mean(
+    spec: dict[str, Any], place: int
+) -> None:
+    """What an edge of before moves, now or taken back later, leaves the mean over all sites where it is."""
+    newcomer = NODES[place]
+    before = [node for node in NODES if node != newcomer]
+    total = sum(SHARES[node] for node in before)
+    old = Schedule(spec, before, {node: SHARES[node] / total for node in before}, rounds=6, closing_rounds=2)
+    new = Schedule(spec, NODES, SHARES, rounds=6, closing_rounds=2)
+    for t in range(new.total):
+        for schedule in (old, new):
+            for mixing in schedule.round(t).mixings:
+                weights = {node: dict(mixing.neighbours(node)) for node in schedule.nodes}
+                for one in schedule.nodes:
+                    for other, weight in weights[one].items():
+                        assert SHARES[one] * weight == pytest.approx(SHARES[other] * weights[other][one], rel=1e-12)
+    assert newcomer not in old.graph and newcomer in new.graph
