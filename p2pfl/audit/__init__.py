@@ -17,7 +17,7 @@ from p2pfl.audit.format import (
 )
 from p2pfl.audit.kinds import NOTES, Kind, KindNote
 from p2pfl.audit.log import AuditLog
-from p2pfl.audit.show import as_dict, describe
+from p2pfl.audit.show import as_dict, describe, directive_lines
 from p2pfl.audit.store import read_entries
 from p2pfl.audit.tree import prove_entry
 from p2pfl.audit.verify import Verification, verify_log
@@ -37,6 +37,7 @@ __all__ = [
     "Verification",
     "as_dict",
     "describe",
+    "directive_lines",
     "entry_from_data",
     "prove_entry",
     "read_entries",

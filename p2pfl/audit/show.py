@@ -99,7 +99,7 @@ class _Words:
             parts.append(f"channel {self['channel']}")
         return ", ".join(parts)
 
-    def changes(self) -> str:
+    def changes(self) -> list[str]:
         """Changed arguments with the round each holds from; what is not of that form is left out."""
         rows = self._body.get("changes")
         parts = []
@@ -107,7 +107,7 @@ class _Words:
             if isinstance(row, list) and len(row) == 2 and isinstance(row[1], dict):
                 values = ", ".join(f"{_safe(str(name))} = {self._text(value)}" for name, value in row[1].items())
                 parts.append(f"{values} from round {self._text(row[0])}")
-        return "; ".join(parts)
+        return parts
 
     def held_by_others(self) -> str:
         """Of a list of states those that another peer than their origin had; entries of before have no holder."""
@@ -116,7 +116,7 @@ class _Words:
         found = [f"{self._peer(row[0])}'s was held by {self._peer(row[4])}" for row in full if row[4] != row[0]]
         return "".join(f"; {part}" for part in found[:SHOWN_ITEMS])
 
-    def joined(self) -> str:
+    def joined(self) -> list[str]:
         """Members admitted after the start, with the round and their samples; what is not of that form is left out."""
         rows = self._body.get("joined")
         parts = []
@@ -125,7 +125,13 @@ class _Words:
                 parts.append(
                     f"{self._peer(row[1])} takes part from round {self._text(row[0])} ({self._text(row[2])} samples)"
                 )
-        return "; ".join(parts)
+        return parts
+
+    def directed(self) -> list[str]:
+        """What a run's proposer directed, a line each; empty: the run goes on."""
+        lines = [*self.changes(), *self.joined()]
+        lines += [f"pause from round {self['paused_from']}"] if self.has("paused_from") else []
+        return lines + ([f"stop at round {self['stop_at']}"] if self.has("stop_at") else [])
 
     def because(self, field: str = "reason") -> str:
         return f": {self[field]}" if self.has(field) else ""
@@ -178,12 +184,13 @@ def _mixed(words: _Words) -> str:
     return f"mixed {words.place()} with {words.peers('edges')}{taken}"
 
 
+def directive_lines(body: Mapping[str, Any], names: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """What a run's proposer directed, from an entry's body or a run's status; none of it: the run goes on."""
+    return _Words(body, names).directed()
+
+
 def _directed(words: _Words) -> str:
-    parts = [words.changes()] if words.changes() else []
-    parts += [words.joined()] if words.joined() else []
-    parts += [f"pause from round {words['paused_from']}"] if words.has("paused_from") else []
-    parts += [f"stop at round {words['stop_at']}"] if words.has("stop_at") else []
-    return f"directive {words['version']}: {'; '.join(parts) or 'the run goes on'}"
+    return f"directive {words['version']}: {'; '.join(words.directed()) or 'the run goes on'}"
 
 
 def _closed(words: _Words) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from p2pfl.audit import directive_lines
 from p2pfl.cli.output import note, passphrase, show, write_result
 from p2pfl.cli.printing import Printer, joining, plain
 from p2pfl.crypto import is_sealed
@@ -165,7 +166,7 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
         if run["joining"] and not run["outcome"]:
             lines.append(f"  joining    {joining(run['joining'])}")
         if run["directive"]:
-            lines += [f"  directed   {line}" for line in _directed(run["directive"])]
+            lines += [f"  directed   {line}" for line in directive_lines(run["directive"], names)]
         if run["paused_because"]:
             lines.append(f"  paused     {run['paused_because']}")
         lines += [
@@ -175,23 +176,6 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
         ]
     lines.append(f"log          {value['log']['entries']} entries, head {value['log']['head'][:16]}")
     show(value, as_json, lines)
-
-
-def _directed(directive: dict[str, Any]) -> list[str]:
-    """What the proposer directed, for people."""
-    lines = [
-        f"{', '.join(f'{name} = {value}' for name, value in values.items())} from round {since}"
-        for since, values in directive["changes"]
-    ]
-    lines += [
-        f"{plain(peer)} takes part from round {since} ({samples} samples)"
-        for since, peer, samples in directive["joined"]
-    ]
-    if directive["paused_from"] is not None:
-        lines.append(f"pause from round {directive['paused_from']}")
-    if directive["stop_at"] is not None:
-        lines.append(f"stop at round {directive['stop_at']}")
-    return lines
 
 
 def _link(member: dict[str, Any]) -> str:

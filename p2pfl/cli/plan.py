@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from p2pfl.audit import directive_lines
 from p2pfl.cli.home import AsJson, HomePath
 from p2pfl.cli.output import note, say, show, show_table, to_json, visible
 from p2pfl.cli.printing import joining, plain
@@ -24,7 +25,12 @@ MOST_ROUNDS = 100_000  # as in plan.toml; every member refuses a proposal with m
 Everybody = Annotated[bool, typer.Option("--everybody", help="For all sites; only the run's proposer can.")]
 FromRound = Annotated[
     int | None,
-    typer.Option("--from-round", help="From this round on; two rounds from now if absent.", min=0, max=MOST_ROUNDS),
+    typer.Option(
+        "--from-round",
+        help="From this round on; two after the one that most sites are in if absent.",
+        min=0,
+        max=MOST_ROUNDS,
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 RunName = Annotated[str, typer.Argument(help="The run's id or its beginning.", metavar="RUN")]
@@ -318,8 +324,7 @@ def _direct(
         ask(home, "direct", timeout=30, run=run, word=word, from_round=from_round, arguments=arguments or {})
     )
     if word == "change":
-        since, values = done["changes"][-1]
-        said = f"{', '.join(f'{name} = {value}' for name, value in values.items())} from round {since} on"
+        said = directive_lines({"changes": done["changes"][-1:]})[0] + " on"
     else:
         said = {
             "pause": f"all sites pause before round {done['paused_from']}",

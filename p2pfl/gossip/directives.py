@@ -37,7 +37,7 @@ from p2pfl.gossip.messages import (
 )
 from p2pfl.types import PeerId, RunId
 
-LEAD = 2  # rounds from the furthest one heard of: one that is under way, and one for the word to reach everybody
+LEAD = 2  # rounds from where the run is: one that is under way, and one for the word to reach everybody
 MAX_ARGUMENTS = 16  # in one change
 MAX_NAME = 64  # characters of an argument's name
 MAX_APPROVAL = 1024  # bytes of an approval's envelope; it has some 360
@@ -178,8 +178,8 @@ class Directives:
 
     # --- the proposer's
 
-    def direct(self, event: Direct, furthest: int) -> None:
-        """Sign the next version. ``furthest`` is the furthest round heard of.
+    def direct(self, event: Direct, run_round: int) -> None:
+        """Sign the next version. ``run_round`` is the round that most of the run is in.
 
         Raises PolicyRefusal if this site did not propose the run, ConfigError for what is not possible.
         """
@@ -191,8 +191,8 @@ class Directives:
         last = self.newest or Directive(context.running.run, 0)
         if last.version >= MAX_DIRECTIVES:
             raise ConfigError(f"a run takes {MAX_DIRECTIVES} directives at most; propose a new one")
-        round_ = furthest + LEAD if event.from_round is None else event.from_round
-        self._sign(self._changed(last, event, round_, furthest))
+        round_ = run_round + LEAD if event.from_round is None else event.from_round
+        self._sign(self._changed(last, event, round_, run_round))
 
     def admit(self, approvals: Sequence[bytes], from_round: int) -> None:
         """Sign the next version: the members that signed these approvals take part from this round on."""
@@ -200,10 +200,10 @@ class Directives:
         rows = tuple(Change(from_round, approval=data) for data in approvals)
         self._sign(replace(last, changes=(*last.changes, *rows)))
 
-    def earliest(self, furthest: int) -> int:
+    def earliest(self, run_round: int) -> int:
         """The round that the next change can hold from: never before an earlier one's, versions count them in order."""
         changes = self.newest.changes if self.newest is not None else ()
-        return max([furthest + LEAD, *(change.from_round for change in changes)])
+        return max([run_round + LEAD, *(change.from_round for change in changes)])
 
     def _sign(self, directive: Directive) -> None:
         context = self.context
@@ -212,7 +212,7 @@ class Directives:
         context.log("directive_signed", facts, ("directive", self.waiting.encode()))
         context.commit(f"directive:{self.waiting.version}")
 
-    def _changed(self, last: Directive, event: Direct, round_: int, furthest: int) -> Directive:
+    def _changed(self, last: Directive, event: Direct, round_: int, run_round: int) -> Directive:
         if event.word == "resume":
             if last.paused_from is None:
                 raise ConfigError("the run is not paused for everybody; there is nothing to resume")
@@ -222,8 +222,8 @@ class Directives:
         rounds = self.context.running.rounds
         if round_ >= rounds:
             raise ConfigError(f"the run ends by itself after round {rounds - 1}; name a round before, or let it end")
-        if round_ <= furthest:
-            raise ConfigError(f"the run is in round {furthest} already; name a later round, or none")
+        if round_ <= run_round:
+            raise ConfigError(f"the run is in round {run_round} already; name a later round, or none")
         if event.word == "pause":
             if last.paused_from is not None:
                 raise ConfigError(f"the run is paused for everybody from round {last.paused_from} already")

@@ -102,7 +102,7 @@ class Joining:
                 self.refused[peer] = len(shares)
                 context.tell("not admitted", peer=peer, reason=problem)
         if newcomers:
-            from_round = self.directives.earliest(self.presence.furthest())
+            from_round = self.directives.earliest(self.presence.run_round())
             self.directives.admit([self.starting.approvals[peer][1] for peer in newcomers], from_round)
 
     def problem(self, newcomers: Mapping[PeerId, Approval]) -> str | None:
@@ -110,7 +110,7 @@ class Joining:
         context, directive = self.context, self.context.directive
         if directive is not None and directive.stop_at is not None:
             return "its proposer has stopped it"
-        if self.directives.earliest(self.presence.furthest()) >= context.running.rounds:
+        if self.directives.earliest(self.presence.run_round()) >= context.running.rounds:
             return "it is in its last rounds"
         if self.directives.version >= MAX_DIRECTIVES:
             return f"its proposer has directed it {MAX_DIRECTIVES} times, and more is not possible"
@@ -214,7 +214,7 @@ class Joining:
         return {
             "approved": approved,
             "from_round": context.joined.get(context.me),
-            "run_is_in_round": self.presence.furthest(),
+            "run_is_in_round": self.presence.run_round(),
             "proposer_heard": heard is not None and heard.count >= 0,
             "problem": None if approved else self.problem({context.me: anybody}),
         }

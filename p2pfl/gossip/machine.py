@@ -576,7 +576,7 @@ class Machine:
             raise IllegalStep("the run is over at all sites; there is nothing to direct any more")
         if not self.context.asked or self.returning.stage is not None or self.presence.alone():
             raise IllegalStep("this peer does not know yet where the run is: no other site told; try again in a moment")
-        self.directives.direct(event, self.presence.furthest())
+        self.directives.direct(event, self.presence.run_round())
 
     def _hear_shared(self, sender: PeerId, data: bytes) -> None:
         """A directive that a neighbour passes on with its standing; the proposer is to blame for what it says."""

@@ -139,7 +139,7 @@ class Presence:
 
     # --- the estimate
 
-    def furthest(self) -> int:
+    def run_round(self) -> int:
         """Where the run is: the upper median of the participants' rounds as heard, or the own one if that is further.
 
         No single member can pretend that the run is further than it is.

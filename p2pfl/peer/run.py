@@ -121,9 +121,10 @@ class Run:
     ) -> dict[str, Any]:
         """Direct the whole run, as its proposer: pause or resume it for everybody, stop it, or change arguments.
 
-        It holds from ``from_round``, by default two rounds on, so that all hear of it in time; it is signed, written
-        down and told to all members. Returns what was directed. Raises PolicyRefusal at any other site, IllegalStep
-        while the run is not under way, ConfigError for what the plan or an earlier stop does not allow.
+        It holds from ``from_round``, by default two after the one most sites are in, so that all hear of it in time.
+        It is signed, written down and told to all members. Returns what was directed. Raises PolicyRefusal at any
+        other site, IllegalStep while the run is not under way, ConfigError for what the plan or an earlier stop does
+        not allow.
         """
         if self.state is State.PROPOSING:
             raise IllegalStep(f"run {self.id[:12]} is {self.state}; only a run that is under way can be directed")

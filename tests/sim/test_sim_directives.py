@@ -133,7 +133,7 @@ def test_two_arguments_in_one_round_are_never_mixed() -> None:
     proposer = world.sites[PROPOSER]
 
     def speak() -> None:
-        next_round = proposer.running.presence.furthest() + 1
+        next_round = proposer.running.presence.run_round() + 1
         proposer.post(events.Direct(proposer.now, "change", {"learning_rate": 0.5}, next_round))
 
     world.clock.at(20.0, speak)

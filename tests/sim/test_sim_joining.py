@@ -201,7 +201,7 @@ def test_it_is_told_why_it_cannot_join(topology: Any, at: int, word: Any, why: s
     )
     world.begin(approving=range(4))
     late, proposer = world.sites[4], world.sites[PROPOSER]
-    assert world.run(lambda: late.running.context.start is not None and late.running.presence.furthest() >= at)
+    assert world.run(lambda: late.running.context.start is not None and late.running.presence.run_round() >= at)
     if word is not None:
         proposer.post(events.Direct(proposer.now, word))
         assert world.run(lambda: late.running.directives.newest is not None)
@@ -238,7 +238,7 @@ def test_a_plan_whose_rule_cannot_begin_in_the_middle_takes_nobody_in() -> None:
     world = VirtualConsortium(5, rounds=40, closing_rounds=3)
     world.begin(approving=range(4))
     late, why = world.sites[4], "its rule cannot"
-    assert world.run(lambda: late.running.context.start is not None and late.running.presence.furthest() >= 5)
+    assert world.run(lambda: late.running.context.start is not None and late.running.presence.run_round() >= 5)
     for machine in world.machines:
         machine.context.newcomer_problem = why
     with pytest.raises(ConfigError, match=why):
