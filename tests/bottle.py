@@ -241,7 +241,8 @@ class Site:
         signed = sign_envelope(self.identity, "core", core.encode())
         context = sealing_context(core.run, self.peer_id, core.position, core.channel, core.recipient)
         keys = {peer: wrap_key(sealed.key, self.bottle.sites[peer].prekey.public, context) for peer in recipients}
-        proof = lone_proof(self.identity, {"run": core.run, "core": signed.digest}).encode()
+        body = {"run": core.run, "core": signed.digest}
+        proof = lone_proof(self.identity, body, self.bottle.roster.consortium).encode()
         announcement = Outbound(core.run, signed.encode(), keys).announce(signed.digest, self.identity, proof)
         self.outbox[signed.digest] = (announcement, tuple(sealed.chunks))
         self.log.append(("delta_sent", {"round": core.round, "step": core.step, "core": signed.digest}, ()))
