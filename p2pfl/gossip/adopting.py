@@ -50,6 +50,8 @@ class Adopting:
     late: bool = False  # the time for announcements and answers is over
     taken: dict[PeerId, Source] = field(default_factory=dict)  # the one state of each neighbour that is fetched
     asked: Adopt | None = None  # with the worker
+    fetches: int = 0
+    silent: set[PeerId] = field(default_factory=set)  # of whom nothing came in the last taking
 
     @property
     def away(self) -> int:
@@ -92,7 +94,8 @@ class Adopting:
             source = self.holders.best(peer)
             # the newest is known when all have answered
             if source is not None and peer not in self.taken and (self.late or not self._asked(peer)):
-                source.held.content = Content.FETCHING
+                self.fetches += 1
+                source.held.content, source.fetch = Content.FETCHING, self.fetches
                 self.taken[peer] = source
                 held, key = source.held, source.worker_key
                 self.context.emit(
@@ -117,6 +120,8 @@ class Adopting:
             return source.held.content is Content.FETCHING
         if peer in self.context.joined:
             return False  # it may itself be just coming in, and waiting for ours
+        if peer in self.silent:  # waiting for it at each taking would leave us ever further behind
+            return not self.late and self._asked(peer)
         return not self.late and (peer in self.context.linked or self.holders.awaited(peer))
 
     def _lacking(self) -> list[PeerId]:
@@ -184,6 +189,7 @@ class Adopting:
     def patience_over(self) -> None:
         """Whoever has announced is waited for as long as for a delta; then what is here must do."""
         self.late = True
+        self.silent = {peer for peer in self._neighbours() if peer not in self.taken}
         self.look()
         if self.began is None:
             return

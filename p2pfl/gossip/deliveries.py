@@ -259,6 +259,10 @@ class Deliveries:
         cover_envelope, cover = open_cover(announcement.cover, context.verify)
         own = cover_envelope.signer == origin and cover.core == held.digest
         if context.me in context.joined and own and context.me in cover.keys:
+            check_anchor(cover, origin, core.run, context.roster.consortium, context.verify)
+            known = self.signed.get((origin, core.key))
+            if known is not None and known.digest != held.digest:
+                self._keep_evidence(origin, known, announcement.core)
             self._check_content(core)
             held.wrapped_key, held.inline = cover.keys[context.me], announcement.inline
             self._keep_state(held)

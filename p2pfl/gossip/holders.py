@@ -32,6 +32,7 @@ class Source:
 
     held: Incoming
     holder: PeerId
+    fetch: int = 0  # which one of this peer's fetches: a late answer to an older one is not taken for this one's
 
     @property
     def origin(self) -> PeerId:
@@ -41,7 +42,7 @@ class Source:
     @property
     def worker_key(self) -> Digest:
         """What the worker keeps it under: its core may wait there as an edge's message at the same time."""
-        return Digest(f"state {self.held.digest} from {self.holder}")
+        return Digest(f"state {self.held.digest} from {self.holder}, fetch {self.fetch}")
 
     @property
     def place(self) -> tuple[Digest, PeerId]:

@@ -89,7 +89,10 @@ class Joining:
         shares = context.running.shares
         late = [peer for peer in context.roster.peer_ids if peer in self.starting.approvals and peer not in shares]
         late = [peer for peer in late if self.refused.get(peer) != len(shares)]
-        unsure = not context.asked or self.returning.stage is not None or self.presence.alone()
+        # while too few contribute no round comes in which neighbours could seal their parameters for a newcomer
+        unsure = (
+            context.few is not None or not context.asked or self.returning.stage is not None or self.presence.alone()
+        )
         if not late or unsure or self.directives.waiting is not None:
             return
         newcomers: dict[PeerId, Approval] = {}

@@ -10,6 +10,8 @@ Who is waited for is `p2pfl.gossip.attendance`'s to know.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +32,7 @@ from p2pfl.types import Digest, PeerId
 
 PAUSE_LIMIT = 7 * 24 * 3600.0  # seconds; after a week too few will not become enough by themselves
 EARLY = 1e-3  # seconds that a timer may fire before its time: clocks round
+DIVERGED = sys.float_info.max  # a distance in a signed statement is a finite number, also of a plan that diverged
 MAX_FAILURES = 3  # local trainings that fail one after the other before the peer leaves the run
 
 
@@ -309,7 +312,8 @@ class Rounds:
         """The model holds the mix: write it down and go on."""
         context = self.context
         round_, step = event.round, event.step
-        self.digest, self.distance = event.digest, event.distance
+        self.digest = event.digest
+        self.distance = event.distance if math.isfinite(event.distance) else DIVERGED
         self.deliveries.finish(context.position)
         self.settled += self.corrections_used
         self.corrections_used = ()

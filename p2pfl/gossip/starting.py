@@ -50,6 +50,7 @@ class Starting:
     record_digest: Digest | None = None
     signatures: dict[PeerId, Digest] = field(default_factory=dict)
     committing: bool = False
+    made: bool = False  # the proposer has sent its start record, and never makes a second one
     waited: bool = False  # the margin for the start record's signatures is under way
 
     def proposed(self, waited: float = 0.0) -> None:
@@ -114,7 +115,7 @@ class Starting:
     def make_start(self) -> None:
         """The proposer turns the approvals it has into the start record."""
         context = self.context
-        if context.proposal.proposer != context.me or self.start_payload is not None:
+        if context.proposal.proposer != context.me or self.start_payload is not None or self.made:
             return
         if len(self.approvals) < context.roster.minimum_participants:
             context.away_for_good = (
@@ -130,6 +131,7 @@ class Starting:
         except ConfigError as error:
             context.away_for_good = f"those who approved cannot form the graph: {error}"
             return
+        self.made = True  # before it comes back to us: another approval may be heard first
         ordered = [self.approvals[peer][1] for peer in context.roster.peer_ids if peer in self.approvals]
         context.emit(Flood("start", Start(context.proposal.run, tuple(ordered)).encode()))
 

@@ -35,7 +35,7 @@ SAMPLES = (10, 20, 30, 40)
 
 def homes_of(folder: Path, *, topology: str = "full", tcp: bool = False) -> list[Path]:
     homes = [folder / name for name in ("a", "b", "c", "d")]
-    listen = {home: f"/ip4/127.0.0.1/tcp/{free_port()}" for home in homes} if tcp else {}
+    listen = {home: f"/ip4/127.0.0.1/tcp/{free_port()}" for home in homes} if tcp else None
     found_consortium(dict.fromkeys(homes), "test", {"kind": topology}, listen=listen)
     for home, file in zip(homes, Quadratic.make(SAMPLES).write(folder), strict=True):
         open_home(home).registry.add("points", file, now=1)

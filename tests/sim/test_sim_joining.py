@@ -13,14 +13,18 @@ from p2pfl.crypto import sign_envelope
 from p2pfl.errors import ConfigError, P2PFLError
 from p2pfl.gossip import State, events
 from p2pfl.gossip.directives import Change, Directive
+from p2pfl.gossip.messages import Cover, decode_announcement, open_cover
 from p2pfl.gossip.statements import Approval
 from p2pfl.sim import (
     At,
     Crash,
+    Pause,
     SlowSite,
     StubTraining,
     VirtualConsortium,
 )
+from p2pfl.sim.members import Member
+from p2pfl.sim.site import Site
 
 TWO_CLUSTERS = {"kind": "hierarchical", "clusters": 2}
 PROPOSER = 0
@@ -253,3 +257,48 @@ def test_a_plan_whose_rule_cannot_begin_in_the_middle_takes_nobody_in() -> None:
     assert [facts["reason"] for topic, facts in world.sites[PROPOSER].told if topic == "not admitted"] == [why]
     assert not world.entries(PROPOSER, "directive_signed")
     assert [why in row["reason"] for row in world.entries(2, "refused")] == [True]
+
+
+def test_an_approval_behind_the_proposers_patience_makes_no_second_start_record() -> None:
+    for seed in range(4):
+        world = world_with([3], 61.0, 4, rounds=6, seed=seed)
+        world.inject(Pause(PROPOSER, 4.0), At(58.0))
+        world.begin()
+        assert world.run(world.done, limit_seconds=2000.0), world.states()
+        assert not [row for site in world.sites for row in site.disk.rows("refused")]
+
+
+class WithoutProof(Member):
+    """Covers for one site that prove nothing about the sender's log."""
+
+    def sends(self, site: Site, target: int, kind: str, data: bytes) -> list[bytes]:
+        if kind != "announcement" or target != 4:
+            return [data]
+        announcement = decode_announcement(data)
+        cover = open_cover(announcement.cover, site.world.kit.verify)[1]
+        bare = sign_envelope(site.identity, "cover", Cover(cover.core, cover.keys, b"garbage").encode()).encode()
+        return [replace(announcement, cover=bare).encode()]
+
+
+def test_a_newcomer_takes_no_state_that_its_senders_log_does_not_prove() -> None:
+    world = world_with(rounds=20, topology="full")
+    for number in range(3):
+        world.corrupt(number, WithoutProof())
+    world.begin()
+    assert world.run(lambda: bool(world.entries(4, "caught_up")), limit_seconds=400.0), world.states()
+    rows = [row for body in world.entries(4, "caught_up") for row in body["states"]]
+    straight = {world.numbers[origin] for origin, _, _, _, holder in rows if origin == holder}
+    assert straight == {3}, "the others' states come from whoever was shown a proof"
+    assert {world.numbers[row["peer"]] for row in world.entries(4, "refused")} <= {0, 1, 2}
+    assert world.entries(4, "refused")
+
+
+def test_while_too_few_contribute_nobody_is_admitted() -> None:
+    """No round comes in which neighbours could seal their parameters for it; it comes in when the run goes on."""
+    world = world_with([3], 125.0, 4, rounds=40, topology="full", minimum_contributors=3)
+    world.inject(Crash(2, back_after=60.0), At(80.0))
+    world.begin()
+    assert world.run(lambda: world.now > 135.0)
+    assert not world.entries(PROPOSER, "directive_signed") and world.states()[PROPOSER] is State.PAUSED
+    assert world.run(world.done, limit_seconds=2000.0), world.states()
+    assert world.entries(3, "caught_up") and world.machines[3].rounds.rounds_done > 0

@@ -10,7 +10,7 @@ from matrix import Case, play
 
 from p2pfl.gossip import State
 from p2pfl.gossip.adopting import PATIENCE
-from p2pfl.sim import At, ComputeModel, Crash, InState, Loss, Partition, Pause, VirtualConsortium
+from p2pfl.sim import At, ComputeModel, Crash, InState, LinkModel, Loss, Partition, Pause, UserPause, VirtualConsortium
 from p2pfl.sim.training import StubTraining
 from p2pfl.sim.triggers import When
 
@@ -196,3 +196,31 @@ def test_the_fault_matrix_where_every_skipped_round_counts() -> None:
         result = play(Case(fault, state, NAMES[place % 3], 300), catch_up_rounds=1)
         bad += [f"{result.case}: {problem}" for problem in result.problems]
     assert bad == []
+
+
+def test_a_silent_neighbour_is_waited_for_once_and_not_at_each_taking() -> None:
+    """Rounds of a second, ten of patience: waiting anew each time, the returning site would chase the run to its end."""
+    world = VirtualConsortium(4, topology="full", rounds=80, closing_rounds=1, seed=1, catch_up_rounds=1)
+    world.inject(UserPause(2, None), At(5.0))
+    world.inject(Crash(1, back_after=25.0), At(12.0))
+    world.begin()
+    assert world.run(lambda: all(world.sites[number].finished for number in (0, 1, 3)), limit_seconds=600.0)
+    assert len(world.entries(1, "caught_up")) <= 2
+    after = [row["round"] for row in world.entries(1, "mixed") if row["edges"] and row["round"] > 12]
+    assert len(after) >= 30, "it contributes to the rest of the run"
+
+
+@pytest.mark.parametrize("seed", [2, 4])
+def test_a_late_answer_to_an_older_fetch_throws_nobody_out(seed: int) -> None:
+    """A state is fetched, given up, and fetched again; both answers come."""
+    world = VirtualConsortium(
+        6, topology="full", rounds=30, closing_rounds=1, seed=seed, deadline=6.0, catch_up_rounds=1,
+        content_bytes=200_000, links=LinkModel(bandwidth=50_000.0),
+    )  # fmt: skip
+    world.inject(Crash(4, back_after=8.0), At(8.0))
+    world.inject(Loss(0.25, 20.0), At(16.0))
+    world.inject(Partition(((4,),), heal_after=4.0), At(19.0))
+    world.begin()
+    assert world.run(world.done, limit_seconds=2000.0), world.states()
+    assert not any(site.problems for site in world.sites), [site.problems for site in world.sites]
+    assert [machine.context.away_for_good for machine in world.machines] == 6 * [None]
