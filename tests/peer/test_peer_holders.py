@@ -57,6 +57,7 @@ def four_homes(folder: Path) -> list[Path]:
     return homes
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_the_state_of_a_peer_that_is_gone_comes_from_its_other_neighbour(tmp_path: Path) -> None:
     a, b, c, d = four_homes(tmp_path)

@@ -68,7 +68,7 @@ async def first_known(peer: p2pfl.Peer) -> p2pfl.Run:
     return next(iter(peer.runs.values()))
 
 
-@pytest.mark.parametrize(("topology", "tcp"), [("full", True), ("ring", False)])
+@pytest.mark.parametrize(("topology", "tcp"), [("full", True), pytest.param("ring", False, marks=pytest.mark.slow)])
 async def test_a_fourth_hospital_joins_and_its_data_are_in_the_result(tmp_path: Path, topology: str, tcp: bool) -> None:
     homes = homes_of(tmp_path, topology=topology, tcp=tcp)
     network = None if tcp else MemoryNetwork()
@@ -117,7 +117,8 @@ async def test_a_fourth_hospital_joins_and_its_data_are_in_the_result(tmp_path: 
 STEPS = ("taking states", "caught up", "mixed")
 
 
-@pytest.mark.parametrize("topics", [STEPS[:1], pytest.param(STEPS, marks=pytest.mark.slow)], ids=len)
+@pytest.mark.slow
+@pytest.mark.parametrize("topics", [STEPS[:1], STEPS], ids=len)
 async def test_a_newcomer_killed_at_its_steps_goes_on_where_it_was(tmp_path: Path, topics: tuple[str, ...]) -> None:
     """It is stopped as soon as its approval is known, and at these steps, and comes back each time."""
     homes = homes_of(tmp_path)
