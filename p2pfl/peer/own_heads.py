@@ -106,9 +106,8 @@ class OwnHeads:
 
     async def _compare(self, note: bytes) -> None:
         checkpoint, epoch = self.open(note)
-        if await self._contains(checkpoint) or await asyncio.to_thread(self._declaring_entry, checkpoint, epoch):
-            return
-        if not self._opening:
+        declared = await asyncio.to_thread(self._declaring_entry, checkpoint, epoch)
+        if not await self._contains(checkpoint) and declared is None and not self._opening:
             known = self._lost.get(epoch)
             if known is None or known.size < checkpoint.size:
                 self._lost[epoch] = checkpoint

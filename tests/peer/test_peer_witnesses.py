@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import shutil
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hospitals import free_port
 
 import p2pfl
-from p2pfl.audit import AuditLog, NewEntry, check_evidence, read_entries, read_evidence
-from p2pfl.crypto import log_origin, read_log_proof
+from p2pfl.audit import Answer, AuditLog, NewEntry, check_evidence, read_entries, read_evidence
+from p2pfl.crypto import log_origin, pack, read_log_proof, unpack
 from p2pfl.crypto.notes import read_note
-from p2pfl.errors import SignatureRefused
-from p2pfl.net import MemoryNetwork
+from p2pfl.errors import Refusal, RemoteError
+from p2pfl.governance import parse_charter
+from p2pfl.net import Host, MemoryNetwork
 from p2pfl.peer import found_consortium, open_home
+from p2pfl.peer.own_heads import WITNESS
+from p2pfl.types import PeerId
 
 NAME = "test"
 
@@ -36,7 +40,7 @@ def found(folder: Path, names: str = "abc", kind: str = "full") -> list[Path]:
 
 
 @contextlib.asynccontextmanager
-async def up(*homes: Path, network: MemoryNetwork) -> AsyncIterator[list[p2pfl.Peer]]:
+async def up(*homes: Path, network: MemoryNetwork | None) -> AsyncIterator[list[p2pfl.Peer]]:
     async with contextlib.AsyncExitStack() as stack:
         yield [await stack.enter_async_context(p2pfl.Peer(home, network=network)) for home in homes]
 
@@ -79,34 +83,80 @@ def evidence_of(home: Path) -> list[Path]:
     return sorted((home / "evidence").glob("*.json"))
 
 
-def rewrite(home: Path, *reasons: str, like: Path | None = None) -> None:
-    """What the owner of the key can do: a whole new log, every hash and signature in order."""
+def rewrite(home: Path, entries: int) -> None:
+    """What the owner of the key can do: a whole new log of so many entries, every hash and signature in order."""
     opened = open_home(home)
     first = next(iter(read_entries(opened.audit)))
     for file in home.glob("audit.db*"):
         file.unlink()
     with AuditLog.create(opened.audit, opened.identity(None), first.time, NAME) as log:
-        for reason in reasons:
-            log.append([NewEntry("refused", {"peer": "x", "reason": reason})], first.time + 1)
+        log.append([NewEntry("refused", {"reason": f"nothing happened {n}"}) for n in range(entries - 1)], first.time)
 
 
-def deny(peer: p2pfl.Peer) -> None:
-    """A dishonest peer: it claims that it contains whatever is held of it."""
-    heads = peer._own_heads
-
-    async def contains(checkpoint: Any) -> bool:
-        return True
-
-    async def growth(old: int, new: int) -> tuple[bytes, ...]:
-        return (bytes(32),) if old != new else ()
-
-    heads._contains = contains  # type: ignore[method-assign]
-    heads._growth = growth  # type: ignore[method-assign]
+Say = Callable[[PeerId, bytes, bytes], bytes]
+"""What a dishonest owner answers a witness: (who asks, held note, to which note) -> envelope. May raise Refusal."""
 
 
-def dishonest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sign the answer whatever it says: honest software checks its own answer first."""
-    monkeypatch.setattr("p2pfl.peer.own_heads.judge", lambda *arguments: None)
+def lie(peer: p2pfl.Peer, log: AuditLog | None = None) -> Say:
+    """Sign that one's log holds whatever is asked for, with the best proof that it can give."""
+    chosen = peer._journal.log if log is None else log
+
+    def say(witness: PeerId, held: bytes, to: bytes) -> bytes:
+        newest = to or chosen.head.note
+        old, new = (int(note.split(b"\n")[1]) for note in (held or newest, newest))
+        proof = chosen.prove_growth(old, new) if held and 0 < old < new <= chosen.head.size else ()
+        return Answer(held, newest, proof).sign(peer._identity)
+
+    return say
+
+
+def dishonest(peer: p2pfl.Peer, say: Say) -> None:
+    """This peer asks nobody what they hold of its log, and answers for it as ``say`` does."""
+    peer._own_heads.cleared.set()
+
+    async def handler(witness: PeerId, data: bytes) -> bytes:
+        question = unpack(data, what="question", limit=200_000)
+        if question["ask"] == "grow":
+            return say(witness, question["held"], question["to"])
+        return pack([]) if question["ask"] == "held" else b""
+
+    peer._host.handle(WITNESS, handler)
+
+
+@contextlib.asynccontextmanager
+async def up_dishonest(home: Path, network: MemoryNetwork | None, say: Callable[[p2pfl.Peer], Say]) -> Any:
+    """Dishonest from the first message on."""
+    peer = p2pfl.Peer(home, network=network)
+    start = Host.start
+
+    async def started(host: Host, listen: Any) -> Any:
+        if host is peer._host:
+            dishonest(peer, say(peer))
+        return await start(host, listen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Host, "start", started)
+        await peer.__aenter__()
+    try:
+        yield peer
+    finally:
+        await peer.__aexit__()
+
+
+def convicts(home: Path, charter: Path, owner: str) -> str:
+    """The claim of the one evidence file in a home, found to hold with the charter alone; every altered one is refused."""
+    (file,) = evidence_of(home)
+    founded = parse_charter(charter.read_text())
+    evidence, origin = read_evidence(file.read_bytes()), log_origin(founded.name, owner)
+    first, second = check_evidence(evidence, origin, owner)
+    assert {first.origin, second.origin} <= {origin, f"{origin}/1"}
+    with pytest.raises(RemoteError):
+        check_evidence(replace(evidence, notes=(evidence.notes[0], evidence.notes[0])), origin, owner)
+    with pytest.raises(RemoteError):
+        check_evidence(replace(evidence, answer=b"", claim="growth"), origin, owner)
+    (entry,) = read_entries(home / "audit.db", kind="log_misbehaviour")
+    assert (entry.body["peer"], entry.body["claim"]) == (owner, evidence.claim)
+    return evidence.claim
 
 
 async def test_neighbours_cosign_and_the_next_cover_carries_it(tmp_path: Path) -> None:
@@ -176,3 +226,128 @@ async def test_a_restored_backup_declares_its_loss_and_goes_on_in_a_new_epoch(tm
         assert first.status()["epoch"] == 1
         await until(lambda: row(second, first)["holds"] is not None)
         assert row(second, first)["alarm"] is None
+
+
+# --- attacks: who notices
+
+
+async def history(homes: list[Path], network: MemoryNetwork | None, entries: int = 10) -> int:
+    """A first day: the first home's log grows, the next ones witness it; the size they hold."""
+    async with up(*homes, network=network) as (first, *others):
+        await asyncio.gather(*(witnessed(other, first) for other in others))
+        await grow(first, entries)
+        for other in others:
+            ask_again(other, first)
+            await until(lambda other=other: row(other, first)["held"] > entries)
+        return int(max(row(other, first)["held"] for other in others))
+
+
+@pytest.mark.parametrize("kind", ["memory", "tcp"])
+async def test_a_rewritten_entry_with_all_hashes_and_signatures_anew(tmp_path: Path, kind: str) -> None:
+    """Longer than what was witnessed, every hash in order: both neighbours have the owner's word against itself."""
+    homes = [tmp_path / name for name in "abc"]
+    listen = {home: f"/ip4/127.0.0.1/tcp/{free_port()}" for home in homes} if kind == "tcp" else None
+    found_consortium(dict.fromkeys(homes), NAME, {"kind": "full"}, listen=listen)
+    network = None if kind == "tcp" else MemoryNetwork()
+    held = await history(homes, network)
+    rewrite(homes[0], held + 5)
+    async with up(*homes[1:], network=network) as (second, third), up_dishonest(homes[0], network, lie) as evil:
+        for witness in (second, third):
+            await until(lambda witness=witness: row(witness, evil)["alarm"])
+            assert row(witness, evil)["held"] <= held, "what contradicts is not cosigned"
+            assert witness.status()["witnesses"]
+    for home in homes[1:]:
+        assert convicts(home, homes[2] / "charter", peer_id(homes[0])) == "growth"
+
+
+async def test_truncated_and_yesterdays_backup_put_back_silently(tmp_path: Path) -> None:
+    homes = found(tmp_path)
+    network = MemoryNetwork()
+    async with up(*homes, network=network) as (first, second, third):
+        await asyncio.gather(witnessed(second, first), witnessed(third, first))
+    shutil.copytree(homes[0], tmp_path / "yesterday")
+    await history(homes, network, entries=40)
+    shutil.rmtree(homes[0])
+    shutil.copytree(tmp_path / "yesterday", homes[0])
+    async with up(*homes[1:], network=network) as (second, third), up_dishonest(homes[0], network, lie) as evil:
+        for witness in (second, third):
+            await until(lambda witness=witness: row(witness, evil)["alarm"])
+    for home in homes[1:]:
+        assert convicts(home, homes[1] / "charter", peer_id(homes[0])) == "rollback"
+
+
+@pytest.mark.parametrize("apart", [0, 7])
+async def test_two_histories_for_two_neighbours(tmp_path: Path, apart: int) -> None:
+    """Of one size, or one longer by some entries: the neighbours tell each other what they were shown."""
+    homes = found(tmp_path)
+    network = MemoryNetwork()
+    opened = open_home(homes[0])
+    rewrite_as = tmp_path / "other" / "audit.db"
+    rewrite_as.parent.mkdir()
+    with (
+        AuditLog.create(rewrite_as, opened.identity(None), 1, NAME) as other,
+        AuditLog.create(rewrite_as.with_name("one.db"), opened.identity(None), 2, NAME) as one,
+    ):
+        one.append([NewEntry("refused", {"reason": "one"})] * 20, 3)
+        other.append([NewEntry("refused", {"reason": "other"})] * (20 + apart), 3)
+
+        def two_faced(peer: p2pfl.Peer) -> Say:
+            faces = {peer_id(homes[1]): lie(peer, one), peer_id(homes[2]): lie(peer, other)}
+            return lambda witness, held, to: faces[witness](witness, held, to)
+
+        async with up(*homes[1:], network=network) as (second, third):
+            async with up_dishonest(homes[0], network, two_faced) as evil:
+                await until(lambda: row(second, evil)["alarm"] and row(third, evil)["alarm"])
+    for home in homes[1:]:
+        claim = convicts(home, homes[1] / "charter", peer_id(homes[0]))
+        assert claim in (("growth",) if apart else ("fork",))
+
+
+async def test_whoever_withholds_its_log_is_named(tmp_path: Path) -> None:
+    homes = found(tmp_path, "ab")
+    network = MemoryNetwork()
+    await history(homes, network)
+
+    def silent(peer: p2pfl.Peer) -> Say:
+        def say(witness: PeerId, held: bytes, to: bytes) -> bytes:
+            raise Refusal("ask me tomorrow")
+
+        return say
+
+    async with up(homes[1], network=network) as (witness,), up_dishonest(homes[0], network, silent) as evil:
+        await until(lambda: row(witness, evil)["withheld"])
+        assert row(witness, evil)["alarm"] is None and not evidence_of(homes[1]), "a finding, no proof"
+    (entry,) = read_entries(homes[1] / "audit.db", kind="head_withheld")
+    assert entry.body["peer"] == peer_id(homes[0]) and "tomorrow" in entry.body["reason"]
+
+
+async def test_one_colluding_neighbour_does_not_help(tmp_path: Path) -> None:
+    homes = found(tmp_path)
+    network = MemoryNetwork()
+    held = await history(homes, network)
+    rewrite(homes[0], held + 5)
+    async with up(*homes[1:], network=network) as (colluding, honest):
+        colluding.witnessing.accused[PeerId(peer_id(homes[0]))] = "looks away"
+        async with up_dishonest(homes[0], network, lie) as evil:
+            await until(lambda: row(honest, evil)["alarm"])
+    assert convicts(homes[2], homes[2] / "charter", peer_id(homes[0])) == "growth"
+    assert not evidence_of(homes[1])
+
+
+async def test_of_two_live_instances_of_one_key_one_stops_and_says_why(tmp_path: Path) -> None:
+    homes = a, b, _ = found(tmp_path)
+    network = MemoryNetwork()
+    await history(homes, network)
+    twin = tmp_path / "twin"
+    shutil.copytree(a, twin)
+    (twin / "home.toml").write_text((twin / "home.toml").read_text().replace("/memory/a", "/memory/twin"))
+    async with up(b, a, network=network) as (witness, first):
+        await grow(first)
+        before = row(witness, first)["held"]
+        ask_again(witness, first)
+        await until(lambda: row(witness, first)["held"] > before)
+        async with up(twin, network=network) as (second,):
+            await until(lambda: first.failure or second.failure)
+            stopped = first.failure or second.failure
+            assert "another process signs with the key" in str(stopped)
+        assert not evidence_of(b), "an honest copy is a declared loss, not a fork"
