@@ -82,4 +82,4 @@ def check_evidence(evidence: Evidence, origin: str, owner: str) -> tuple[Checkpo
     except LogMisbehaviour as shown:
         if shown.claim == evidence.claim and shown.notes == evidence.notes:
             return open_checkpoint(first, origin, owner), open_checkpoint(second, origin, owner)
-    raise SignatureRefused(f"what is signed here does not show the claim {evidence.claim!r}: no evidence")
+    raise SignatureRefused(f"what is signed here does not show the claim {evidence.claim!r}; ask for the file again")

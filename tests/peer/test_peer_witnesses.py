@@ -340,7 +340,9 @@ async def test_of_two_live_instances_of_one_key_one_stops_and_says_why(tmp_path:
     await history(homes, network)
     twin = tmp_path / "twin"
     shutil.copytree(a, twin)
-    (twin / "home.toml").write_text((twin / "home.toml").read_text().replace("/memory/a", "/memory/twin"))
+    (twin / "home.toml").write_text(
+        (twin / "home.toml").read_text().replace("/memory/a", "/memory/twin").replace('"a"', '"twin"')
+    )
     async with up(b, a, network=network) as (witness, first):
         await grow(first)
         before = row(witness, first)["held"]
