@@ -48,6 +48,7 @@ class Kind(StrEnum):
     RUN_CLOSED = "run_closed"
     EPOCH_OPENED = "epoch_opened"
     LOSS_DECLARED = "loss_declared"
+    LOSS_WITNESSED = "loss_witnessed"
     LOG_MISBEHAVIOUR = "log_misbehaviour"
     HEAD_WITHHELD = "head_withheld"
 
@@ -137,6 +138,10 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
         Kind.LOSS_DECLARED: KindNote(
             "later in the epoch another witness turned out to hold more of what was lost",
             ("epoch", "kept", "lost", "heads", "reason"),
+        ),
+        Kind.LOSS_WITNESSED: KindNote(
+            "a member declared a loss in its log, whose first held entries had been checked here; kept is its own word",
+            ("peer", "epoch", "kept", "held"),
         ),
         Kind.LOG_MISBEHAVIOUR: KindNote(
             "a member's log contradicts what its key has signed; the evidence is kept, as a document and as a file",

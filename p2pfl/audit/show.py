@@ -258,6 +258,10 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
             f"lost up to {w.sizes('lost')}{w.because()}"
         ),
         Kind.LOSS_DECLARED: lambda w: f"lost as well, up to {w.sizes('lost')}{w.because()}",
+        Kind.LOSS_WITNESSED: lambda w: (
+            f"{w.peer()} declared a loss: of {w['held']} entries checked here it says to have kept {w['kept']}; "
+            f"its log is in epoch {w['epoch']}"
+        ),
         Kind.LOG_MISBEHAVIOUR: lambda w: (
             f"ALARM: the log of {w.peer()} contradicts itself ({w['claim']}); evidence in {w['file']}"
         ),

@@ -96,10 +96,9 @@ def open_checkpoint(data: bytes, origin: str, peer_id: str, verify: Verify = ver
     Raises MalformedMessage, LimitExceeded or SignatureRefused; also for extension lines: our logs write none.
     """
     note = read_note(data)
+    line = note.text.partition("\n")[0]
+    check_note(note, (log_key(line if epoch_of(line, origin) else origin, peer_id),), verify)
     checkpoint = read_checkpoint(note.text)
-    if epoch_of(checkpoint.origin, origin) is None:
-        raise SignatureRefused(f"a checkpoint of {peer_id} names another log; drop it")
-    check_note(note, (log_key(checkpoint.origin, peer_id),), verify)
-    if checkpoint.text != note.text:
-        raise SignatureRefused(f"a checkpoint of {peer_id} says more than it may; drop it")
+    if epoch_of(checkpoint.origin, origin) is None or checkpoint.text != note.text:
+        raise SignatureRefused(f"a checkpoint of {peer_id} names another log, or says more than it may; drop it")
     return checkpoint

@@ -125,10 +125,12 @@ class OwnHeads:
 
     async def _declare(self, kind: str, epoch: int, *, begin: bool = False) -> None:
         lost = [(number, item.size, item.root) for number, item in sorted(self._lost.items())]
-        body = {"epoch": epoch, "kept": self.kept, "lost": [list(row) for row in lost], "reason": REASON}
+        # this log may have grown since it was put back: what it shares with a lost head ends before that head
+        kept = min([self.kept, *(size - 1 for _, size, _ in lost)])
+        body = {"epoch": epoch, "kept": kept, "lost": [list(row) for row in lost], "reason": REASON}
         await self._journal.commit([NewEntry(kind, body)], epoch=epoch if begin else None)
         self._lost = {}
-        self._opened({"epoch": epoch, "kept": self.kept, "lost": [row[1] for row in lost]})
+        self._opened({"epoch": epoch, "kept": kept, "lost": [row[1] for row in lost]})
 
     # --- what is asked later
 

@@ -244,6 +244,8 @@ class Witnessing:
             return
         self._held[owner] = (new.epoch, new.size)
         if judged.kept is not None:
+            body = {"peer": owner, "epoch": judged.epoch, "kept": judged.kept, "held": held.size if held else 0}
+            self._commit(NewEntry("loss_witnessed", body))
             self._told("loss declared", {"peer": owner, "epoch": judged.epoch, "kept": judged.kept})
         self._tell(owner, judged.note, None)
         item = cosign(self._identity, self._consortium, judged.note, now).encode()

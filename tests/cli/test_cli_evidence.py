@@ -61,7 +61,7 @@ def test_evidence_that_does_not_hold_is_one_sentence(
             "does not hold"
             in do(capsys, "audit", "check-evidence", "altered", "--charter", "signed.charter").sentence()
         )
-    for charter, reason in {"other": "about no member of south", "fresh": "not signed by all"}.items():
+    for charter, reason in {"other": "about another log than the charter says", "fresh": "not signed by all"}.items():
         said = do(capsys, "audit", "check-evidence", "fork.json", "--charter", f"{charter}.charter").sentence()
         assert reason in said
 

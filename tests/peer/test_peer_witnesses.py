@@ -228,6 +228,50 @@ async def test_a_restored_backup_declares_its_loss_and_goes_on_in_a_new_epoch(tm
         assert row(second, first)["alarm"] is None
 
 
+async def test_a_backup_that_grew_before_it_met_a_witness_is_no_fork(tmp_path: Path) -> None:
+    """Put back and started twice without neighbours: by then it is as long as what was lost, or longer."""
+    homes = a, b = found(tmp_path, "ab")
+    network = MemoryNetwork()
+    async with up(*homes, network=network) as (first, second):
+        await witnessed(second, first)
+    shutil.copytree(a, tmp_path / "backup")
+    held = await history(homes, network, entries=2)
+    shutil.rmtree(a)
+    shutil.copytree(tmp_path / "backup", a)
+    for _ in range(2):
+        async with up(a, network=network) as (first,):
+            await grow(first, 5)
+            assert not first._own_heads.cleared.is_set(), "nothing leaves before somebody was asked"
+    async with up(b, a, network=network) as (second, first):
+        assert first._own_heads.kept > held
+        await until(lambda: row(second, first)["epoch"] == 1)
+        assert row(second, first)["alarm"] is None
+    (entry,) = read_entries(b / "audit.db", kind="loss_witnessed")
+    assert (entry.body["held"], entry.body["kept"]) == (held, held - 1)
+    assert not evidence_of(b)
+
+
+async def test_a_witness_that_comes_later_makes_the_loss_longer(tmp_path: Path) -> None:
+    """It was away when the backup was put back, and holds more than all others did."""
+    homes = a, b, c = found(tmp_path)
+    network = MemoryNetwork()
+    async with up(*homes, network=network) as (first, second, third):
+        await asyncio.gather(witnessed(second, first), witnessed(third, first))
+    shutil.copytree(a, tmp_path / "backup")
+    less = await history([a, b], network, entries=5)
+    more = await history([a, c], network, entries=20)
+    assert more > less
+    shutil.rmtree(a)
+    shutil.copytree(tmp_path / "backup", a)
+    async with up(b, a, network=network) as (second, first):
+        await until(lambda: row(second, first)["epoch"] == 1)
+        async with up(c, network=network) as (third,):
+            await until(lambda: row(third, first)["epoch"] == 1)
+            assert row(third, first)["alarm"] is None and first.failure is None
+    declared = [entry for entry in read_entries(a / "audit.db") if entry.kind in ("epoch_opened", "loss_declared")]
+    assert [entry.body["lost"][0][1] for entry in declared] == [less, more]
+
+
 # --- attacks: who notices
 
 
@@ -236,9 +280,10 @@ async def history(homes: list[Path], network: MemoryNetwork | None, entries: int
     async with up(*homes, network=network) as (first, *others):
         await asyncio.gather(*(witnessed(other, first) for other in others))
         await grow(first, entries)
+        size = first._journal.head.size
         for other in others:
             ask_again(other, first)
-            await until(lambda other=other: row(other, first)["held"] > entries)
+            await until(lambda other=other: row(other, first)["held"] >= size)
         return int(max(row(other, first)["held"] for other in others))
 
 
