@@ -173,7 +173,7 @@ class Peer:
         self.witnessing = Witnessing(
             self._identity, name, self._host, store, self._own_heads,
             roster=lambda: self._roster, folder=self.home.evidence,
-            commit=lambda entry: self._spawn(self._journal.commit([entry])), spawn=self._log_tasks.spawn,
+            commit=lambda entry: self._journal.commit([entry]), spawn=self._log_tasks.spawn,
             told=self._heard,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ NOTE_BYTES = 16 * 1024  # of a checkpoint told by others, cosignatures included
 SEEN = 32  # checkpoints per log kept in memory to compare with
 JOINED = 4  # checkpoints seen elsewhere that are joined in one go, the newest ones
 QUESTIONS_PER_HOUR = 3600  # answered for each neighbour
+HEADS_PER_HOUR = 20_000  # told by one neighbour: of 50 logs one each in `PACE` seconds
 RELAYED_PER_MINUTE = 60  # checkpoints of one log handed on
 
 _log = logging.getLogger("p2pfl.witness")
@@ -65,13 +66,13 @@ Place = tuple[int, int]  # epoch, size
 class Witnessing:
     """All logs that this peer sees. All calls belong to one event loop.
 
-    ``commit`` writes an entry without waiting, ``spawn`` runs a task whose errors end the peer, ``told`` hears
+    ``commit`` writes an entry, ``spawn`` runs a task whose errors end the peer, ``told`` hears
     (topic, facts) of what people must know.
     """
 
     def __init__(
         self, identity: Identity, consortium: str, host: Host, store: WitnessStore, own: OwnHeads, *,
-        roster: Callable[[], Roster], folder: Path, commit: Callable[[NewEntry], None],
+        roster: Callable[[], Roster], folder: Path, commit: Callable[[NewEntry], Awaitable[int]],
         spawn: Callable[[Coroutine[Any, Any, None]], None], told: Callable[[str, dict[str, Any]], None],
     ) -> None:  # fmt: skip
         self._identity, self._consortium, self._host, self._store, self._own = identity, consortium, host, store, own
@@ -81,6 +82,7 @@ class Witnessing:
         """Members that are linked and do not show that their log has grown, and why."""
         self.accused: dict[str, str] = {item.log: item.claim for item in store.findings()}
         """Members of whose logs there is evidence, and what it shows."""
+        self._alarming: set[PeerId] = set()
         self._seen: dict[PeerId, dict[Place, bytes]] = {}
         self._pending: dict[PeerId, set[Place]] = {}  # seen elsewhere, not yet joined with what the owner shows
         self._busy: dict[PeerId, bool] = {}  # a check is under way; True: another one is wanted behind it
@@ -88,6 +90,7 @@ class Witnessing:
         self._misses: Counter[PeerId] = Counter()
         self._relayed: dict[PeerId, deque[float]] = {}
         self._held: dict[PeerId, Place] = {}  # the newest in the store, once it was read
+        self._heads: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(HEADS_PER_HOUR))
         self._questions: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(QUESTIONS_PER_HOUR))
         host.handle(WITNESS, self._on_request)
         host.handle_notify(HEAD, self._on_head)
@@ -96,7 +99,6 @@ class Witnessing:
 
     def linked(self, peer: PeerId) -> None:
         """A link came up."""
-        self._misses.pop(peer, None)
         self._own.linked(peer)
         self._want(peer)
 
@@ -111,7 +113,9 @@ class Witnessing:
         self._spawn(self._hear_all([note for note in notes if note], None))
 
     def _on_head(self, peer: PeerId, data: bytes) -> None:
-        if len(data) <= NOTE_BYTES:
+        now = int(time.time())
+        if len(data) <= NOTE_BYTES and self._heads[peer].allows(now):
+            self._heads[peer].count(now)
             self._spawn(self._hear_all([data], peer))
 
     async def _on_request(self, peer: PeerId, data: bytes) -> bytes:
@@ -212,7 +216,7 @@ class Witnessing:
                 except LogMisbehaviour as shown:
                     await self._alarm(shown)
                 except (RemoteError, LinkError, Refusal) as error:
-                    self._missed(owner, str(error))
+                    await self._missed(owner, str(error))
                     self._busy[owner] = True
                 else:
                     self._misses.pop(owner, None)
@@ -235,6 +239,9 @@ class Witnessing:
         await self._join(owner, judged)
         if held is not None and (judged.epoch, judged.newest.size) <= (held.epoch, held.size):
             return
+        if judged.kept is not None and held is not None:  # before it is taken: rather twice in the log than never
+            body = {"peer": owner, "epoch": judged.epoch, "kept": judged.kept, "held": held.size}
+            await self._commit(NewEntry("loss_witnessed", body))
         now = int(time.time())
         new = HeldHead(judged.epoch, judged.newest.size, judged.newest.root, judged.note, now)
         try:
@@ -244,8 +251,6 @@ class Witnessing:
             return
         self._held[owner] = (new.epoch, new.size)
         if judged.kept is not None:
-            body = {"peer": owner, "epoch": judged.epoch, "kept": judged.kept, "held": held.size if held else 0}
-            self._commit(NewEntry("loss_witnessed", body))
             self._told("loss declared", {"peer": owner, "epoch": judged.epoch, "kept": judged.kept})
         self._tell(owner, judged.note, None)
         item = cosign(self._identity, self._consortium, judged.note, now).encode()
@@ -273,14 +278,16 @@ class Witnessing:
             pending.discard(other)
         pending.intersection_update(sorted(pending)[-SEEN:])
 
-    def _missed(self, owner: PeerId, why: str) -> None:
+    async def _missed(self, owner: PeerId, why: str) -> None:
+        if owner not in self._host.links:
+            return  # not its fault
         self._misses[owner] += 1
-        if self._misses[owner] < MISSES or owner in self.withheld or owner not in self._host.links:
+        if self._misses[owner] < MISSES or owner in self.withheld:
             return
-        self.withheld[owner] = why
         held = self._store.newest(owner)
         body = {"peer": owner, "asked": self._misses[owner], "size": held.size if held else 0, "reason": why[:400]}
-        self._commit(NewEntry("head_withheld", body))
+        await self._commit(NewEntry("head_withheld", body))
+        self.withheld[owner] = why
         self._told("head withheld", {"peer": owner, "reason": why})
 
     # --- misbehaviour
@@ -288,19 +295,19 @@ class Witnessing:
     async def _alarm(self, shown: LogMisbehaviour) -> None:
         """Keep the evidence as a file, write it down, tell people; the log is not cosigned any more."""
         owner = PeerId(str(shown.peer))
-        if owner in self.accused:
+        if owner in self.accused or owner in self._alarming:
             return
-        self.accused[owner] = shown.claim
-        milliseconds = time.time_ns() // 1_000_000
+        self._alarming.add(owner)
+        origin, milliseconds = log_origin(self._consortium, owner), time.time_ns() // 1_000_000
         found = {"by": self._identity.peer_id, "at": milliseconds}
-        origin = log_origin(self._consortium, owner)
         data = Evidence(shown.claim, owner, origin, shown.notes, shown.answer, found).encode()
-        name = f"{shown.claim}-{owner[-12:]}-{sha256(data)[:12]}.json"
-        await asyncio.to_thread(self._write, name, data)
-        await asyncio.to_thread(self._store.find, Finding(owner, shown.claim, name, milliseconds // 1000))
+        name = f"{shown.claim}-{owner[-12:]}-{sha256(b''.join(shown.notes))[:12]}.json"
         sizes = [open_checkpoint(note, origin, owner).size for note in shown.notes]
         body = {"peer": owner, "claim": shown.claim, "sizes": sizes, "file": f"evidence/{name}"}
-        self._commit(NewEntry("log_misbehaviour", body, (("evidence", data),)))
+        await asyncio.to_thread(self._write, name, data)
+        await self._commit(NewEntry("log_misbehaviour", body, (("evidence", data),)))
+        await asyncio.to_thread(self._store.find, Finding(owner, shown.claim, name, milliseconds // 1000))
+        self.accused[owner] = shown.claim  # last: what is cut off before is found again with the next question
         _log.warning("%s", shown)
         self._told("alarm", {"peer": owner, "claim": shown.claim, "file": f"evidence/{name}"})
 

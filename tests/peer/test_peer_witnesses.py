@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 from hospitals import free_port
+from test_peer_restart import three_homes
 
 import p2pfl
 from p2pfl.audit import Answer, AuditLog, NewEntry, check_evidence, read_entries, read_evidence
 from p2pfl.crypto import log_origin, pack, read_log_proof, unpack
 from p2pfl.crypto.notes import read_note
 from p2pfl.errors import Refusal, RemoteError
+from p2pfl.gossip.messages import decode_announcement, open_cover
 from p2pfl.governance import parse_charter
 from p2pfl.net import Host, MemoryNetwork
 from p2pfl.peer import found_consortium, open_home
@@ -181,6 +183,30 @@ async def test_neighbours_cosign_and_the_next_cover_carries_it(tmp_path: Path) -
     assert not evidence_of(b) and not list(read_entries(b / "audit.db", kind="log_misbehaviour"))
 
 
+async def test_covers_of_a_run_bring_checkpoints_and_carry_cosignatures(tmp_path: Path) -> None:
+    homes = three_homes(tmp_path, rounds=30)
+    covers: list[bytes] = []
+    async with up(*homes, network=MemoryNetwork()) as peers:
+        first, second, third = peers
+        saw = second.witnessing.saw
+
+        def listen(announcement: bytes) -> None:
+            covers.append(decode_announcement(announcement).cover)
+            saw(announcement)
+
+        second.witnessing.saw = listen  # type: ignore[method-assign]
+        run = await first.propose(tmp_path / "plan")
+        joined = [await peer.join((await peer.next_proposal()).id) for peer in (second, third)]
+        await asyncio.gather(*(handle.finished() for handle in (run, *joined)))
+        sent = [entry.position for entry in read_entries(homes[0] / "audit.db", kind="delta_sent")]
+        for witness in (second, third):
+            await until(lambda witness=witness: row(witness, first)["held"] > sent[-2])
+            assert row(witness, first)["alarm"] is None
+        stapled = [open_cover(cover)[1].witnessed for cover in covers]
+        assert max(len(read_note(note).signatures) for note in stapled if note) > 1
+    assert not any(list(read_entries(home / "audit.db", kind="head_withheld")) for home in homes)
+
+
 async def test_what_was_cosigned_is_remembered_over_a_restart(tmp_path: Path) -> None:
     a, b = found(tmp_path, "ab")
     network = MemoryNetwork()
@@ -321,31 +347,34 @@ async def test_truncated_and_yesterdays_backup_put_back_silently(tmp_path: Path)
         assert convicts(home, homes[1] / "charter", peer_id(homes[0])) == "rollback"
 
 
-@pytest.mark.parametrize("apart", [0, 7])
-async def test_two_histories_for_two_neighbours(tmp_path: Path, apart: int) -> None:
-    """Of one size, or one longer by some entries: the neighbours tell each other what they were shown."""
-    homes = found(tmp_path)
+@pytest.mark.parametrize(("names", "kind", "apart"), [("abc", "full", 0), ("abc", "full", 7), ("abdc", "ring", 7)])
+async def test_two_histories_for_two_neighbours(tmp_path: Path, names: str, kind: str, apart: int) -> None:
+    """Of one size, or one longer by some entries: the neighbours are told what the others were shown.
+
+    In the ring they have no link with each other, but a common neighbour, whom the owner never talks to.
+    """
+    homes = found(tmp_path, names, kind)
+    victims = homes[1], homes[-1]
     network = MemoryNetwork()
-    opened = open_home(homes[0])
-    rewrite_as = tmp_path / "other" / "audit.db"
-    rewrite_as.parent.mkdir()
+    identity = open_home(homes[0]).identity(None)
     with (
-        AuditLog.create(rewrite_as, opened.identity(None), 1, NAME) as other,
-        AuditLog.create(rewrite_as.with_name("one.db"), opened.identity(None), 2, NAME) as one,
+        AuditLog.create(tmp_path / "one.db", identity, 1, NAME) as one,
+        AuditLog.create(tmp_path / "other.db", identity, 2, NAME) as other,
     ):
         one.append([NewEntry("refused", {"reason": "one"})] * 20, 3)
         other.append([NewEntry("refused", {"reason": "other"})] * (20 + apart), 3)
 
         def two_faced(peer: p2pfl.Peer) -> Say:
-            faces = {peer_id(homes[1]): lie(peer, one), peer_id(homes[2]): lie(peer, other)}
+            faces = {peer_id(home): lie(peer, log) for home, log in zip(victims, (one, other), strict=True)}
             return lambda witness, held, to: faces[witness](witness, held, to)
 
-        async with up(*homes[1:], network=network) as (second, third):
+        async with up(*homes[1:], network=network) as honest:
             async with up_dishonest(homes[0], network, two_faced) as evil:
-                await until(lambda: row(second, evil)["alarm"] and row(third, evil)["alarm"])
-    for home in homes[1:]:
+                await until(lambda: row(honest[0], evil)["alarm"] and row(honest[-1], evil)["alarm"])
+                assert set(honest[0].links()) == ({homes[0].name, "d"} if kind == "ring" else {"a", "c"})
+    for home in victims:
         claim = convicts(home, homes[1] / "charter", peer_id(homes[0]))
-        assert claim in (("growth",) if apart else ("fork",))
+        assert claim == ("growth" if apart else "fork")
 
 
 async def test_whoever_withholds_its_log_is_named(tmp_path: Path) -> None:
