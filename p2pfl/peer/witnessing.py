@@ -11,13 +11,11 @@ import asyncio
 import logging
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from p2pfl.audit import (
-    Evidence,
-    Finding,
     HeldHead,
     Judged,
     LogMisbehaviour,
@@ -35,14 +33,13 @@ from p2pfl.crypto import (
     pack,
     read_fields,
     read_log_proof,
-    sha256,
     unpack,
 )
 from p2pfl.errors import IllegalStep, LinkError, MalformedMessage, Refusal, RemoteError
-from p2pfl.files import write_atomic
 from p2pfl.gossip.messages import ANNOUNCEMENT_LIMIT, decode_announcement, decode_cover
 from p2pfl.governance import Pace
 from p2pfl.net import Host
+from p2pfl.peer.alarms import Alarms, Commit, Told
 from p2pfl.peer.own_heads import GROW, KEEP, WITNESS, OwnHeads
 from p2pfl.types import PeerId, Roster
 
@@ -72,17 +69,16 @@ class Witnessing:
 
     def __init__(
         self, identity: Identity, consortium: str, host: Host, store: WitnessStore, own: OwnHeads, *,
-        roster: Callable[[], Roster], folder: Path, commit: Callable[[NewEntry], Awaitable[int]],
-        spawn: Callable[[Coroutine[Any, Any, None]], None], told: Callable[[str, dict[str, Any]], None],
+        roster: Callable[[], Roster], folder: Path, commit: Commit,
+        spawn: Callable[[Coroutine[Any, Any, None]], None], told: Told,
     ) -> None:  # fmt: skip
         self._identity, self._consortium, self._host, self._store, self._own = identity, consortium, host, store, own
-        self._roster, self._folder, self._commit, self._spawn, self._told = roster, folder, commit, spawn, told
+        self._roster, self._commit, self._spawn, self._told = roster, commit, spawn, told
         self.pace = PACE
         self.withheld: dict[PeerId, str] = {}
         """Members that are linked and do not show that their log has grown, and why."""
-        self.accused: dict[str, str] = {item.log: item.claim for item in store.findings()}
-        """Members of whose logs there is evidence, and what it shows."""
-        self._alarming: set[PeerId] = set()
+        self._alarms = Alarms(identity.peer_id, consortium, store, folder, commit, told)
+        self.accused = self._alarms.accused
         self._seen: dict[PeerId, dict[Place, bytes]] = {}
         self._pending: dict[PeerId, set[Place]] = {}  # seen elsewhere, not yet joined with what the owner shows
         self._busy: dict[PeerId, bool] = {}  # a check is under way; True: another one is wanted behind it
@@ -141,7 +137,7 @@ class Witnessing:
             try:
                 await self._hear(note, sender)
             except LogMisbehaviour as shown:
-                await self._alarm(shown)
+                await self._alarms.sound(shown)
             except RemoteError as error:
                 _log.debug("a checkpoint is of no use: %s", error)
 
@@ -214,7 +210,7 @@ class Witnessing:
                 try:
                     await self._check_once(owner)
                 except LogMisbehaviour as shown:
-                    await self._alarm(shown)
+                    await self._alarms.sound(shown)
                 except (RemoteError, LinkError, Refusal) as error:
                     await self._missed(owner, str(error))
                     self._busy[owner] = True
@@ -289,31 +285,6 @@ class Witnessing:
         await self._commit(NewEntry("head_withheld", body))
         self.withheld[owner] = why
         self._told("head withheld", {"peer": owner, "reason": why})
-
-    # --- misbehaviour
-
-    async def _alarm(self, shown: LogMisbehaviour) -> None:
-        """Keep the evidence as a file, write it down, tell people; the log is not cosigned any more."""
-        owner = PeerId(str(shown.peer))
-        if owner in self.accused or owner in self._alarming:
-            return
-        self._alarming.add(owner)
-        origin, milliseconds = log_origin(self._consortium, owner), time.time_ns() // 1_000_000
-        found = {"by": self._identity.peer_id, "at": milliseconds}
-        data = Evidence(shown.claim, owner, origin, shown.notes, shown.answer, found).encode()
-        name = f"{shown.claim}-{owner[-12:]}-{sha256(b''.join(shown.notes))[:12]}.json"
-        sizes = [open_checkpoint(note, origin, owner).size for note in shown.notes]
-        body = {"peer": owner, "claim": shown.claim, "sizes": sizes, "file": f"evidence/{name}"}
-        await asyncio.to_thread(self._write, name, data)
-        await self._commit(NewEntry("log_misbehaviour", body, (("evidence", data),)))
-        await asyncio.to_thread(self._store.find, Finding(owner, shown.claim, name, milliseconds // 1000))
-        self.accused[owner] = shown.claim  # last: what is cut off before is found again with the next question
-        _log.warning("%s", shown)
-        self._told("alarm", {"peer": owner, "claim": shown.claim, "file": f"evidence/{name}"})
-
-    def _write(self, name: str, data: bytes) -> None:
-        self._folder.mkdir(exist_ok=True, mode=0o700)
-        write_atomic(self._folder / name, data)
 
     # --- what people ask
 
