@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from p2pfl.audit import Answer, NewEntry, WitnessStore, judge
+from p2pfl.audit import Answer, LogMisbehaviour, NewEntry, WitnessStore, judge
 from p2pfl.crypto import (
     Checkpoint,
     Identity,
@@ -24,7 +24,7 @@ from p2pfl.crypto import (
     unpack,
 )
 from p2pfl.crypto.cosignatures import decode_cosignature
-from p2pfl.errors import ConfigError, LinkError, P2PFLError, Refusal, RemoteError, SignatureRefused
+from p2pfl.errors import ConfigError, LinkError, P2PFLError, Refusal, RemoteError, SignatureRefused, StoreError
 from p2pfl.net import Host
 from p2pfl.peer.journal import Journal
 from p2pfl.types import PeerId
@@ -43,6 +43,8 @@ ELSEWHERE = (
     "the key, or this home is an older copy and started without its witnesses. Stop the other one, then start this "
     "peer again while its neighbours run; its log then goes on in a new epoch"
 )
+
+DAMAGED = "the tree of the audit log does not hold together; run p2pfl audit verify, and restore a backup"
 
 
 class OwnHeads:
@@ -177,7 +179,11 @@ class OwnHeads:
             signed = Answer(held, newest, loss=loss.encode()).sign(self._identity)
         else:
             raise self._elsewhere()
-        judge(signed, held, self.origin, self._identity.peer_id)  # a damaged tree must not become evidence
+        try:
+            judge(signed, held, self.origin, self._identity.peer_id)
+        except LogMisbehaviour:  # a damaged tree must not become evidence
+            self._failed(StoreError(DAMAGED))
+            raise Refusal("this peer has found its own log damaged; it stops") from None
         return signed
 
     def _newest(self, to: bytes) -> tuple[bytes, Checkpoint]:

@@ -377,6 +377,21 @@ async def test_two_histories_for_two_neighbours(tmp_path: Path, names: str, kind
         assert claim == ("growth" if apart else "fork")
 
 
+async def test_a_damaged_tree_ends_the_peer_and_never_becomes_evidence(tmp_path: Path) -> None:
+    homes = found(tmp_path, "ab")
+    async with up(*homes, network=MemoryNetwork()) as (first, second):
+        await witnessed(second, first)
+        await grow(first)
+        log = first._journal.log
+        proven = log.prove_growth
+        log.prove_growth = lambda old, new: tuple(bytes(32) for _ in proven(old, new))  # type: ignore[method-assign]
+        ask_again(second, first)
+        await until(lambda: first.failure)
+        assert "audit verify" in str(first.failure)
+        assert row(second, first)["alarm"] is None
+    assert not evidence_of(homes[1])
+
+
 async def test_whoever_withholds_its_log_is_named(tmp_path: Path) -> None:
     homes = found(tmp_path, "ab")
     network = MemoryNetwork()
