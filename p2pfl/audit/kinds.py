@@ -46,6 +46,11 @@ class Kind(StrEnum):
     DIRECTIVE_SIGNED = "directive_signed"
     DIRECTIVE_HEARD = "directive_heard"
     RUN_CLOSED = "run_closed"
+    EPOCH_OPENED = "epoch_opened"
+    LOSS_DECLARED = "loss_declared"
+    LOSS_WITNESSED = "loss_witnessed"
+    LOG_MISBEHAVIOUR = "log_misbehaviour"
+    HEAD_WITHHELD = "head_withheld"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,27 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
         Kind.DIRECTIVE_HEARD: KindNote(
             "the proposer's word, as it signed it (the document with role directive)",
             ("run", "version", "paused_from", "stop_at", "changes", "joined"),
+        ),
+        Kind.EPOCH_OPENED: KindNote(
+            "this site's log was behind what witnesses hold of it: it goes on from its first kept entries under a new "
+            "epoch; lost are the entries from there up to each size in lost, [epoch, size, root], heads are the notes",
+            ("epoch", "kept", "lost", "heads", "reason"),
+        ),
+        Kind.LOSS_DECLARED: KindNote(
+            "later in the epoch another witness turned out to hold more of what was lost",
+            ("epoch", "kept", "lost", "heads", "reason"),
+        ),
+        Kind.LOSS_WITNESSED: KindNote(
+            "a member declared a loss in its log, whose first held entries had been checked here; kept is its own word",
+            ("peer", "epoch", "kept", "held"),
+        ),
+        Kind.LOG_MISBEHAVIOUR: KindNote(
+            "a member's log contradicts what its key has signed; the evidence is kept, as a document and as a file",
+            ("peer", "claim", "sizes", "file"),
+        ),
+        Kind.HEAD_WITHHELD: KindNote(
+            "a linked member did not show that its log still holds what it had signed; a finding, no proof",
+            ("peer", "asked", "size", "reason"),
         ),
         Kind.RUN_CLOSED: KindNote(
             "this site closed the run",

@@ -19,9 +19,18 @@ from typing import Any
 
 from p2pfl.audit import store
 from p2pfl.audit.format import MAX_ENTRIES, Entry, Head, NewEntry, Prepared, prepare
-from p2pfl.audit.tree import End, node_of, prove, prove_growth
-from p2pfl.audit.writing import AFTER_FAILURE, WriterLock, build, connect_at_end, damaged, insert, require_time
-from p2pfl.crypto.checkpoints import log_origin
+from p2pfl.audit.tree import End, node_of, prove, prove_growth, prove_under
+from p2pfl.audit.writing import (
+    AFTER_FAILURE,
+    WriterLock,
+    build,
+    connect_at_end,
+    damaged,
+    epoch_at,
+    insert,
+    require_time,
+)
+from p2pfl.crypto.checkpoints import epoch_origin, log_origin
 from p2pfl.crypto.identity import Identity
 from p2pfl.crypto.log_proofs import LogProof
 from p2pfl.crypto.proofs import tree_root
@@ -46,6 +55,7 @@ class AuditLog:
         self._identity = identity
         self._connection = connection
         self._origin = origin
+        self._epoch = epoch_at(end.head, origin)
         self._end = end
         self._writer_lock = lock
         self._mutex = threading.Lock()
@@ -107,12 +117,19 @@ class AuditLog:
         return self._origin
 
     @property
+    def epoch(self) -> int:
+        """How often this log has gone on from an older copy, each time after declaring what was lost."""
+        return self._epoch
+
+    @property
     def broken(self) -> str | None:
         """Why this object takes no further entry, or None."""
         return self._broken
 
-    def append(self, entries: Sequence[NewEntry], now_ms: int) -> Head:
+    def append(self, entries: Sequence[NewEntry], now_ms: int, epoch: int | None = None) -> Head:
         """Commit entries, their documents and a signed head in one transaction; returns the new head.
+
+        ``epoch`` begins a new one, larger than the log's: this head and all later ones are signed under its origin.
 
         Blocks for a disk sync: call it through asyncio.to_thread. ``now_ms`` is Unix milliseconds. Raises
         ConfigError for entries that the format cannot hold (nothing has changed), StoreError when the disk or
@@ -123,19 +140,24 @@ class AuditLog:
             raise ConfigError(f"one append takes 1 to {MAX_ENTRIES} audit entries, not {len(entries)}; split them")
         prepared = [prepare(entry) for entry in entries]
         with self._exclusive():
+            begun = self._epoch if epoch is None else epoch
+            if epoch is not None and epoch <= self._epoch:
+                raise ConfigError(f"the log is in epoch {self._epoch}; epoch {epoch} cannot begin after it")
             if self._broken is not None:
                 raise StoreError(f"the audit log {self._path} takes no entries since {self._broken}; {AFTER_FAILURE}")
             self._begin()
             try:
                 self._require_unchanged()
-                end = insert(self._connection, self._identity, self._origin, self._end, prepared, now_ms)
+                end = insert(
+                    self._connection, self._identity, epoch_origin(self._origin, begun), self._end, prepared, now_ms
+                )
                 self._connection.execute("COMMIT")
             except (sqlite3.Error, StoreError) as error:
                 raise self._fail("a commit failed", error) from error
             except BaseException as error:
                 self._fail("a commit was interrupted", error)
                 raise
-            self._end = end
+            self._end, self._epoch = end, begun
             self._checkpoint(prepared)
             return end.head
 
@@ -192,6 +214,16 @@ class AuditLog:
         """The entry at ``position`` with its way into the newest checkpoint. Raises ConfigError if there is none."""
         with self._exclusive(), self._readable():
             return prove(self._connection, position)
+
+    def prove_under(self, position: int, size: int, note: bytes) -> LogProof:
+        """The entry at ``position`` with its way into ``note``, a checkpoint of this log over ``size`` entries.
+
+        Raises IllegalStep unless position < size <= the log's size.
+        """
+        with self._exclusive(), self._readable():
+            if size > self.head.size:
+                raise IllegalStep(f"the log has {self.head.size} entries, not {size}; ask for a size that it has had")
+            return prove_under(self._connection, position, size, note)
 
     def root_at(self, size: int) -> bytes:
         """The root of the first ``size`` entries, 32 bytes. Raises IllegalStep for a size the log has not had."""

@@ -109,6 +109,13 @@ class _Words:
                 parts.append(f"{values} from round {self._text(row[0])}")
         return parts
 
+    def sizes(self, field: str) -> str:
+        """Of a list of heads [epoch, size, root]: size and epoch of each."""
+        rows = self._body.get(field)
+        full = [row for row in rows if isinstance(row, list) and len(row) == 3] if isinstance(rows, list) else []
+        found = [f"size {self._text(row[1])} of epoch {self._text(row[0])}" for row in full[:SHOWN_ITEMS]]
+        return ", ".join(found) or "nobody knows where"
+
     def held_by_others(self) -> str:
         """Of a list of states those that another peer than their origin had; entries of before have no holder."""
         rows = self._body.get("states")
@@ -246,5 +253,20 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
         Kind.DIRECTIVE_SIGNED: lambda w: f"signed {_directed(w)}",
         Kind.DIRECTIVE_HEARD: lambda w: f"the proposer's {_directed(w)}",
         Kind.RUN_CLOSED: _closed,
+        Kind.EPOCH_OPENED: lambda w: (
+            f"epoch {w['epoch']} of this log opened: {w['kept']} entries kept, "
+            f"lost up to {w.sizes('lost')}{w.because()}"
+        ),
+        Kind.LOSS_DECLARED: lambda w: f"lost as well, up to {w.sizes('lost')}{w.because()}",
+        Kind.LOSS_WITNESSED: lambda w: (
+            f"{w.peer()} declared a loss: of {w['held']} entries checked here it says to have kept {w['kept']}; "
+            f"its log is in epoch {w['epoch']}"
+        ),
+        Kind.LOG_MISBEHAVIOUR: lambda w: (
+            f"ALARM: the log of {w.peer()} contradicts itself ({w['claim']}); evidence in {w['file']}"
+        ),
+        Kind.HEAD_WITHHELD: lambda w: (
+            f"{w.peer()} withholds its log: asked {w['asked']} times for its growth from size {w['size']}{w.because()}"
+        ),
     }
 )

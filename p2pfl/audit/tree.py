@@ -61,6 +61,17 @@ def prove(connection: sqlite3.Connection, position: int) -> LogProof:
     return proof
 
 
+def prove_under(connection: sqlite3.Connection, position: int, size: int, note: bytes) -> LogProof:
+    """The entry at a position, with its way into an earlier checkpoint of this log: ``note``, over ``size`` entries.
+
+    Raises StoreError if the file's tree is damaged there.
+    """
+    row = connection.execute(f"SELECT {store.ENTRY_COLUMNS} FROM entries WHERE position = ?", (position,)).fetchone()
+    if row is None or not store.entry_row_is_sound(row):
+        raise StoreError(f"entry {position} of the audit log has a damaged row; run p2pfl audit verify")
+    return LogProof(entry_data(*row[:6]), position, inclusion_proof(position, size, node_of(connection)), note)
+
+
 def prove_growth(connection: sqlite3.Connection, old: int, new: int) -> tuple[bytes, ...]:
     """The consistency proof from ``old`` to ``new`` entries, both sizes the log has had."""
     return consistency_proof(old, new, node_of(connection))

@@ -20,7 +20,7 @@ from p2pfl.audit.format import FORMAT, MAX_DOCUMENT, START, decode_body, entry_h
 from p2pfl.audit.kinds import Kind
 from p2pfl.audit.wal import wal_problem
 from p2pfl.audit.writing import other_format
-from p2pfl.crypto.checkpoints import open_checkpoint
+from p2pfl.crypto.checkpoints import epoch_of, open_checkpoint
 from p2pfl.crypto.proofs import grow, join
 from p2pfl.errors import RemoteError
 
@@ -81,6 +81,7 @@ class _Check:
         self._first = 0  # of the commit that the last entry belongs to
         self._edge: list[bytes] = []
         self._covered = 0  # size of the newest good head
+        self._epoch = 0  # of the newest good head
 
     def run(self, connection: sqlite3.Connection, place: Path, peer: str | None, origin: str | None) -> None:
         version = store.format_of(connection)
@@ -178,6 +179,10 @@ class _Check:
             raise _Bad(f"{name}: {error}") from None
         if checkpoint.size != size or checkpoint.root != join(self._edge):
             raise _Bad(f"{name}: it was signed for another size or for other entries")
+        epoch = epoch_of(checkpoint.origin, self.origin) or 0
+        if epoch < self._epoch:
+            raise _Bad(f"{name}: it is of epoch {epoch}, after one of epoch {self._epoch}")
+        self._epoch = epoch
         self.heads += 1
         self._covered, self.root = size, checkpoint.root
         heads.advance()

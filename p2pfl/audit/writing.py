@@ -24,7 +24,7 @@ from p2pfl.audit.format import (
 from p2pfl.audit.kinds import Kind
 from p2pfl.audit.tree import End, node_of
 from p2pfl.audit.wal import wal_problem
-from p2pfl.crypto.checkpoints import open_checkpoint
+from p2pfl.crypto.checkpoints import epoch_of, open_checkpoint
 from p2pfl.crypto.identity import Identity
 from p2pfl.crypto.proofs import complete_subtrees, grow, join
 from p2pfl.errors import ConfigError, RemoteError, StoreError
@@ -176,6 +176,11 @@ def other_format(path: Path, version: object) -> str:
             "version that wrote it, and make a new home for this one"
         )
     return f"the audit log {path} has format {version!r}, this program reads {FORMAT}; update it"
+
+
+def epoch_at(head: Head, origin: str) -> int:
+    """The epoch in which a head of the log named ``origin`` was signed."""
+    return epoch_of(head.note.partition(b"\n")[0].decode(), origin) or 0
 
 
 def _newest_end(path: Path, connection: sqlite3.Connection, origin: str, log: str) -> End:

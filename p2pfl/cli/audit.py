@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from p2pfl.audit import Kind, as_dict, describe, read_entries, verify_log
+from p2pfl.cli.evidence import check as check_evidence
 from p2pfl.cli.home import AsJson
 from p2pfl.cli.output import show
 from p2pfl.cli.proofs import check_proof, prove
@@ -20,6 +21,7 @@ from p2pfl.peer import open_home
 app = typer.Typer(no_args_is_help=True)
 app.command("prove")(prove)
 app.command("check-proof")(check_proof)
+app.command("check-evidence")(check_evidence)
 LogPlace = Annotated[Path, typer.Argument(help="A home folder, or an audit.db file.", metavar="HOME")]
 
 

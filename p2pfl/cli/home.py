@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,6 +123,7 @@ async def _watch(peer: Peer, printer: Printer) -> None:
     """Print what happens in every run, as it becomes known."""
     followed: dict[str, asyncio.Task[None]] = {}
     links: dict[str, str] = {}
+    news = 0
     try:
         while True:
             for run in peer.runs.values():
@@ -131,6 +133,9 @@ async def _watch(peer: Peer, printer: Printer) -> None:
             if now != links:
                 links = now
                 printer.event("links", dict(links))
+            for topic, facts in peer.log_news[news:]:
+                printer.event(topic, facts)
+            news = len(peer.log_news)
             await peer.changed()
     finally:
         for task in followed.values():
@@ -174,8 +179,24 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
             f"{gone['from_round']}: {gone['reason']}"
             for gone in run["missing"]
         ]
-    lines.append(f"log          {value['log']['entries']} entries, head {value['log']['head'][:16]}")
+    epoch = f", epoch {value['epoch']}" if value["epoch"] else ""
+    lines.append(f"log          {value['log']['entries']} entries, head {value['log']['head'][:16]}{epoch}")
+    lines += [f"witness      {names[item['peer']]:<16} {_witness(item)}" for item in value["witnesses"]]
     show(value, as_json, lines)
+
+
+def _witness(row: dict[str, Any]) -> str:
+    """What a member and this site know of each other's log, for people."""
+    if row["alarm"]:
+        return f"ALARM: its log contradicts itself ({row['alarm']}); the evidence is in the home's folder evidence"
+    cosigned = f"cosigned our first {row['holds']} entries at {_clock(row['cosigned'])}" if row["cosigned"] else ""
+    checked = f"we checked its first {row['held']} at {_clock(row['checked'])}" if row["checked"] else ""
+    withheld = f"WITHHOLDS its log: {plain(row['withheld'])}" if row["withheld"] else ""
+    return "; ".join(part for part in (withheld, cosigned, checked) if part) or "nothing witnessed yet"
+
+
+def _clock(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
 def _link(member: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import typer
 from p2pfl.audit import as_dict, describe, entry_from_data, prove_entry
 from p2pfl.cli.home import AsJson
 from p2pfl.cli.output import note, show, write_result
-from p2pfl.crypto import PROOF_LIMIT, LogProof, log_origin, read_log_proof
+from p2pfl.crypto import PROOF_LIMIT, LogProof, epoch_of, log_origin, read_log_proof
 from p2pfl.errors import ConfigError, RemoteError
 from p2pfl.governance import Charter, fingerprint, missing_signatures, parse_charter
 from p2pfl.peer import open_home, read_text
@@ -77,7 +77,7 @@ def _owner(proof: LogProof, charter: Charter) -> Member:
     """The member whose log the checkpoint claims to be of; whether that is true shows its signature."""
     origin = proof.checkpoint.partition(b"\n")[0].decode(errors="replace")
     for member in charter.members:
-        if log_origin(charter.name, member.peer_id) == origin:
+        if epoch_of(origin, log_origin(charter.name, member.peer_id)) is not None:
             return member
     raise ConfigError(
         f"the proof is of the log {origin[:200]}, which is of no member of {charter.name}; give that charter"

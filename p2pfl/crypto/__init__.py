@@ -14,7 +14,16 @@ from p2pfl.crypto.certificates import (
     certificate_pem,
     create_certificate,
 )
-from p2pfl.crypto.checkpoints import Checkpoint, log_key, log_origin, open_checkpoint, sign_checkpoint
+from p2pfl.crypto.checkpoints import (
+    Checkpoint,
+    epoch_of,
+    epoch_origin,
+    log_key,
+    log_origin,
+    open_checkpoint,
+    sign_checkpoint,
+)
+from p2pfl.crypto.cosignatures import Cosignature, cosign, open_cosignature, staple
 from p2pfl.crypto.digests import DIGEST_BYTES, parse_digest, sha256
 from p2pfl.crypto.envelope import (
     DOMAIN,
@@ -67,6 +76,7 @@ __all__ = [
     "WRAPPED_BYTES",
     "Certificate",
     "Checkpoint",
+    "Cosignature",
     "EntryData",
     "Envelope",
     "Identity",
@@ -82,8 +92,11 @@ __all__ = [
     "certificate_pem",
     "ciphertext_size",
     "claimed",
+    "cosign",
     "create_certificate",
     "entry_data",
+    "epoch_of",
+    "epoch_origin",
     "expected_chunks",
     "is_sealed",
     "leaf_hash",
@@ -94,6 +107,7 @@ __all__ = [
     "open_all",
     "open_all_off_loop",
     "open_checkpoint",
+    "open_cosignature",
     "open_envelope",
     "pack",
     "parse_digest",
@@ -111,6 +125,7 @@ __all__ = [
     "sha256",
     "sign_checkpoint",
     "sign_envelope",
+    "staple",
     "unpack",
     "verify_signature",
     "wrap_key",

@@ -2,8 +2,11 @@
 
 The origin is also the name of the key: ``p2pfl/<consortium>/<peer id>``, the consortium's name percent-encoded
 (RFC 3986, UTF-8). Name and peer id stand in the charter, and the peer id is the public key, so the charter alone says
-what to expect. No other statement of the key begins like a checkpoint: framed ones begin with the length of their
-domain, and ``p`` would be a domain of 112 bytes.
+what to expect. After a declared loss the log goes on in a new epoch, under ``<origin>/<epoch>``: what a restored backup
+writes never stands beside what was lost, under one name.
+
+No other statement of the key begins like a checkpoint: framed ones begin with the length of their domain, and ``p``
+would be a domain of 112 bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +25,11 @@ from p2pfl.errors import MalformedMessage, SignatureRefused
 
 MAX_SIZE = 2**63 - 1
 
+MAX_EPOCH = 9999
+"""Each restored backup opens one epoch."""
+
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
+_EPOCH = re.compile(r"/([1-9][0-9]{0,3})")
 _LINES = 3
 
 
@@ -43,6 +50,19 @@ class Checkpoint:
 def log_origin(consortium: str, peer_id: str) -> str:
     """The origin line of a member's log; of a log outside of any consortium without its part."""
     return f"p2pfl/{quote(consortium, safe='')}/{peer_id}" if consortium else f"p2pfl/{peer_id}"
+
+
+def epoch_origin(origin: str, epoch: int) -> str:
+    """The first line of the checkpoints of an epoch; epoch 0 has the log's own origin."""
+    return f"{origin}/{epoch}" if epoch else origin
+
+
+def epoch_of(line: str, origin: str) -> int | None:
+    """Which epoch of the log named ``origin`` a checkpoint's first line names; None if it is of another log."""
+    if line == origin:
+        return 0
+    found = _EPOCH.fullmatch(line.removeprefix(origin)) if line.startswith(origin) else None
+    return int(found[1]) if found else None
 
 
 def log_key(origin: str, peer_id: str) -> NoteKey:
@@ -71,13 +91,14 @@ def sign_checkpoint(identity: Signer, checkpoint: Checkpoint) -> bytes:
 
 
 def open_checkpoint(data: bytes, origin: str, peer_id: str, verify: Verify = verify_signature) -> Checkpoint:
-    """The checkpoint in a note that the log's owner signed under its origin.
+    """The checkpoint in a note that the log's owner signed under its origin, in any epoch of the log.
 
     Raises MalformedMessage, LimitExceeded or SignatureRefused; also for extension lines: our logs write none.
     """
     note = read_note(data)
-    check_note(note, (log_key(origin, peer_id),), verify)
+    line = note.text.partition("\n")[0]
+    check_note(note, (log_key(line if epoch_of(line, origin) else origin, peer_id),), verify)
     checkpoint = read_checkpoint(note.text)
-    if checkpoint.origin != origin or checkpoint.text != note.text:
+    if epoch_of(checkpoint.origin, origin) is None or checkpoint.text != note.text:
         raise SignatureRefused(f"a checkpoint of {peer_id} names another log, or says more than it may; drop it")
     return checkpoint

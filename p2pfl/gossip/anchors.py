@@ -33,12 +33,15 @@ class Outbound:
         fields: list[object] = [self.run, self.core, dict(self.keys)]
         return pack(fields)
 
-    def announce(self, digest: Digest, identity: Signer, proof: bytes, inline: bytes = b"") -> Announcement:
+    def announce(
+        self, digest: Digest, identity: Signer, proof: bytes, inline: bytes = b"", witnessed: bytes = b""
+    ) -> Announcement:
         """The announcement of the core with this digest under a fresh cover.
 
-        ``proof`` is a `p2pfl.crypto.LogProof`, encoded, of the entry that names the core.
+        ``proof`` is a `p2pfl.crypto.LogProof`, encoded, of the entry that names the core; ``witnessed`` the
+        newest checkpoint with cosignatures, or empty.
         """
-        cover = sign_envelope(identity, "cover", Cover(digest, self.keys, proof).encode())
+        cover = sign_envelope(identity, "cover", Cover(digest, self.keys, proof, witnessed).encode())
         return Announcement(self.run, self.core, cover.encode(), inline)
 
 

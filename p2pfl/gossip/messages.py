@@ -193,16 +193,20 @@ def decode_edge_list(value: Any) -> EdgeList:
 class Cover:
     """The part of an announcement that may be renewed: wrapped keys, and the core's entry in the origin's log.
 
-    ``proof`` is a C2SP tlog-proof: that entry, its way to the root, and the log's newest checkpoint.
+    ``proof`` is a C2SP tlog-proof: that entry, its way to the root, and the log's newest checkpoint. ``witnessed`` is
+    the newest checkpoint that neighbours have cosigned, with their lines, or empty: for the receiver's own witness.
     """
 
     core: Digest
     keys: Mapping[PeerId, bytes]
     proof: bytes
+    witnessed: bytes = b""
 
     def encode(self) -> bytes:
         """The payload to sign."""
-        fields: dict[str, object] = {"core": self.core, "keys": dict(self.keys), "proof": self.proof}
+        fields: dict[str, object] = {
+            "core": self.core, "keys": dict(self.keys), "proof": self.proof, "witnessed": self.witnessed
+        }  # fmt: skip
         return pack(fields)
 
 
@@ -211,11 +215,11 @@ def decode_cover(payload: bytes) -> Cover:
     fields = read_fields(
         unpack(payload, what="cover", limit=ANNOUNCEMENT_LIMIT),
         "cover",
-        {"core": str, "keys": dict, "proof": bytes},
+        {"core": str, "keys": dict, "proof": bytes, "witnessed": bytes},
     )
     check_keys(fields["keys"], "cover")
     check_digest(fields["core"], "cover: core")
-    return Cover(Digest(fields["core"]), fields["keys"], fields["proof"])
+    return Cover(Digest(fields["core"]), fields["keys"], fields["proof"], fields["witnessed"])
 
 
 def check_keys(keys: dict[Any, Any], what: str) -> None:

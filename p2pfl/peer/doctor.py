@@ -36,6 +36,7 @@ from p2pfl.peer.findings import (
     probed,
 )
 from p2pfl.peer.home import Home, open_home
+from p2pfl.peer.log_findings import log_findings
 from p2pfl.peer.own_record import known_records
 from p2pfl.peer.transports import ice_settings
 
@@ -73,6 +74,8 @@ async def _examine(home: Home) -> dict[str, Any]:
     else:
         findings += partner_findings(peer)
     partners, own = _members(home, findings)
+    names = {row["peer"]: row["name"] for row in partners}
+    findings += await asyncio.to_thread(_logs, home, names)
     letter = firewall_letter(settings, own, partners)
     return {"findings": [asdict(finding) for finding in findings], "firewall": letter}
 
@@ -92,6 +95,13 @@ def _local(home: Home) -> list[Finding]:
     except P2PFLError as error:
         return [*found, Finding("record", BROKEN, str(error))]
     return [*found, *expiry_findings(own.expires, shown, int(time.time()))]
+
+
+def _logs(home: Home, names: Mapping[str, str]) -> list[Finding]:
+    try:
+        return log_findings(home, names, int(time.time()))
+    except P2PFLError as error:
+        return [Finding("witnesses", BROKEN, str(error))]
 
 
 def _members(home: Home, findings: list[Finding]) -> tuple[list[Mapping[str, Any]], list[str]]:

@@ -10,6 +10,7 @@ charter         the accepted charter
 ways.json       how each member was reached last
 data.json       registered datasets           approvals.json   approved plan hashes
 audit.db        log and outbox                outbox/          ciphertexts, until acknowledged
+witness.db      checkpoints of others' logs   evidence/        against logs that contradict themselves
 runs/<run>/     proposal, statements, prekey, model and report of one run
 contents/       files named by their SHA-256
 """
@@ -62,6 +63,16 @@ class Home:
     def audit(self) -> Path:
         """The audit database."""
         return self.path / "audit.db"
+
+    @property
+    def witness_store(self) -> Path:
+        """What this peer has witnessed, and who has witnessed it."""
+        return self.path / "witness.db"
+
+    @property
+    def evidence(self) -> Path:
+        """The folder of evidence files."""
+        return self.path / "evidence"
 
     @property
     def charter_file(self) -> Path:

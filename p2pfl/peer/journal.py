@@ -19,10 +19,11 @@ from p2pfl.errors import ConfigError, StoreError
 class _Waiting:
     """What one caller wants written, and the answer it waits for: the position of its first entry."""
 
-    __slots__ = ("entries", "position")
+    __slots__ = ("entries", "epoch", "position")
 
-    def __init__(self, entries: Sequence[NewEntry]) -> None:
+    def __init__(self, entries: Sequence[NewEntry], epoch: int | None) -> None:
         self.entries = tuple(entries)
+        self.epoch = epoch  # that begins with these entries
         self.position: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
 
@@ -37,13 +38,15 @@ class Journal:
         self.commits = 0
         self.seconds = 0.0
 
-    async def commit(self, entries: Sequence[NewEntry]) -> int:
+    async def commit(self, entries: Sequence[NewEntry], *, epoch: int | None = None) -> int:
         """Write entries and their documents, all of them in one transaction; returns the first one's position.
+
+        ``epoch`` begins with them (`AuditLog.append`).
 
         Raises StoreError, after which nothing is written. A caller that is cancelled before its transaction has begun
         leaves no entry.
         """
-        waiting = _Waiting(entries)
+        waiting = _Waiting(entries, epoch)
         self._queue.append(waiting)
         if self._writing is None:
             self._writing = asyncio.get_running_loop().create_task(self._write())
@@ -65,7 +68,9 @@ class Journal:
         """The oldest, and all behind it that fit into one transaction."""
         taken, size = [self._queue.popleft()], 0
         size += len(taken[0].entries)
-        while self._queue and size + len(self._queue[0].entries) <= MAX_ENTRIES:
+        if taken[0].epoch is not None:
+            return taken
+        while self._queue and self._queue[0].epoch is None and size + len(self._queue[0].entries) <= MAX_ENTRIES:
             taken.append(self._queue.popleft())
             size += len(taken[-1].entries)
         return taken
@@ -74,7 +79,7 @@ class Journal:
         started, position = time.perf_counter(), self.head.size
         try:
             entries = [entry for waiting in taken for entry in waiting.entries]
-            await asyncio.to_thread(self.log.append, entries, unix_milliseconds())
+            await asyncio.to_thread(self.log.append, entries, unix_milliseconds(), taken[0].epoch)
         except ConfigError as error:
             if len(taken) == 1:
                 taken[0].position.set_exception(error)

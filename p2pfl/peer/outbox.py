@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from p2pfl.crypto import Identity
@@ -23,9 +24,10 @@ class _Item:
 class Outbox:
     """Committed and not yet released. Nothing is in it before its transaction is durable."""
 
-    def __init__(self, identity: Identity, journal: Journal) -> None:
+    def __init__(self, identity: Identity, journal: Journal, witnessed: Callable[[], bytes] = bytes) -> None:
         self._identity = identity
         self._journal = journal
+        self._witnessed = witnessed  # gives the newest checkpoint with cosignatures, or nothing
         self._items: dict[Digest, _Item] = {}
         self._covering = asyncio.Lock()
 
@@ -54,6 +56,8 @@ class Outbox:
             size = self._journal.head.size
             if item.announcement is None or item.size != size:
                 proof = await self._journal.prove(item.position)
-                item.announcement = item.outbound.announce(core, self._identity, proof.encode())
+                item.announcement = item.outbound.announce(
+                    core, self._identity, proof.encode(), witnessed=self._witnessed()
+                )
                 item.size = size
             return item.announcement

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from p2pfl.audit import AuditLog, NewEntry
+from p2pfl.audit import AuditLog, NewEntry, WitnessStore
 from p2pfl.crypto import log_origin, sha256
 from p2pfl.errors import ConfigError, LinkError, P2PFLError, RemoteError, StoreError
 from p2pfl.gossip import State, events
@@ -22,12 +22,15 @@ from p2pfl.net import Discovery, Host, LinkInfo, MemoryNetwork, parse_address
 from p2pfl.peer.contents import Contents
 from p2pfl.peer.home import Home, open_home
 from p2pfl.peer.journal import Journal, unix_milliseconds
+from p2pfl.peer.own_heads import OwnHeads
 from p2pfl.peer.partner_checks import PartnerChecks
 from p2pfl.peer.records import Records
 from p2pfl.peer.run import Run
 from p2pfl.peer.runner import ANNOUNCE, DIRECT, FLOOD, OFFER, Runner, Services
 from p2pfl.peer.runs import PATIENCE, Runs
+from p2pfl.peer.tasks import Tasks
 from p2pfl.peer.transports import build_wires, read_ways, write_ways
+from p2pfl.peer.witnessing import Witnessing
 from p2pfl.topology import build_graph
 from p2pfl.types import PeerId, Roster
 
@@ -62,6 +65,8 @@ class Peer:
         self.failed = asyncio.Event()
         self.addresses: list[str] = []
         self.discovery_problem: str | None = None
+        self.log_news: list[tuple[str, dict[str, Any]]] = []
+        """(topic, facts) of alarms, withheld heads and declared losses since the start; few, by what leads to them."""
 
     @property
     def peer_id(self) -> PeerId:
@@ -116,6 +121,7 @@ class Peer:
         wires.introductions.attach(self._host)
         self.partner_checks = PartnerChecks(self._host, lambda: self.roster)
         self._records.attach(self._host, self._roster, log=self._note, refuse=self._refuse, failed=self._fail)
+        self._witness(stack)
         services = Services(
             self._identity, self._host, self._journal, self._contents,
             flood=lambda data: self._book.flood_own(data),
@@ -123,6 +129,7 @@ class Peer:
             store_statement=self._store_statement,
             approved=self.home.approvals.is_approved,
             told=self._told, failed=self._fail,
+            cleared=self._own_heads.cleared, witnessed=lambda: self._own_heads.witnessed,
         )  # fmt: skip
         self._book = Runs(self.home, self._roster, self._charter.topology, services)
         self._host.handle_notify(FLOOD, self._on_flood)
@@ -138,6 +145,8 @@ class Peer:
         stack.push_async_callback(self._stop_tasks)
         stack.push_async_callback(self._stop_runs)
         await self._restore()
+        stack.push_async_callback(self._log_tasks.stop)
+        stack.callback(self._own_heads.stop)
         stack.push_async_callback(self._records.stop)
         stack.push_async_callback(self._host.stop)
         self.addresses = await self._host.start(wires.listen)
@@ -148,6 +157,30 @@ class Peer:
             seeking = asyncio.create_task(self._look_for_introducers())
             stack.callback(seeking.cancel)
         await self._discover(stack)
+
+    def _witness(self, stack: contextlib.AsyncExitStack) -> None:
+        """The part in the others' logs, and theirs in ours."""
+        name = self._charter.name
+        store = WitnessStore(self.home.witness_store)
+        stack.callback(store.close)
+        self._log_tasks = Tasks(self._fail)
+        self._own_heads = OwnHeads(
+            self._identity, name, self._journal, store,
+            expected=self._neighbours, spawn=self._log_tasks.spawn, failed=self._fail,
+            opened=lambda facts: self._heard("epoch opened", facts),
+        )  # fmt: skip
+        self._own_heads.attach(self._host)
+        self.witnessing = Witnessing(
+            self._identity, name, self._host, store, self._own_heads,
+            roster=lambda: self._roster, folder=self.home.evidence,
+            commit=lambda entry: self._journal.commit([entry]), spawn=self._log_tasks.spawn,
+            told=self._heard,
+        )  # fmt: skip
+
+    def _heard(self, topic: str, facts: dict[str, Any]) -> None:
+        """Something about a log that people must know."""
+        self.log_news.append((topic, facts))
+        self._change.set()
 
     def _open_log(self) -> AuditLog:
         path = self.home.audit
@@ -276,6 +309,7 @@ class Peer:
         if up:
             self._book.resend(peer)
             self._records.greet(peer)
+            self.witnessing.linked(peer)
 
     def _on_replaced(self, peer: PeerId, was: str, kind: str) -> None:
         self._spawn(self._journal.commit([NewEntry("link_changed", {"peer": peer, "was": was, "kind": kind})]))
@@ -331,6 +365,7 @@ class Peer:
         except RemoteError as error:
             self._refuse(peer, str(error))
             return
+        self.witnessing.saw(data)
         if runner is not None:
             runner.post(events.AnnouncementReceived(runner.now(), peer, data))
 
@@ -583,5 +618,7 @@ class Peer:
             "members": members,
             "runs": [run.status() for run in self._runs.values()],
             "log": {"entries": head.size, "head": head.hash.hex(), "commits": self._journal.commits},
+            "epoch": self._journal.log.epoch,
+            "witnesses": self.witnessing.status(),
             "failure": str(self.failure) if self.failure else None,
         }

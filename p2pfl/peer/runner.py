@@ -53,6 +53,8 @@ class Services:
     approved: Callable[[Digest], bool]  # whether this site has approved a plan hash
     told: Callable[[str, str, dict[str, Any]], None]  # (run, topic, facts)
     failed: Callable[[P2PFLError], None]
+    cleared: asyncio.Event  # set once checkpoints may leave: see own_heads.py
+    witnessed: Callable[[], bytes]  # the newest own checkpoint with cosignatures, or nothing
 
 
 @dataclass(slots=True)
@@ -110,7 +112,7 @@ class Runner:
         self._saves = 0
         self._beginning: asyncio.Task[None] | None = None  # gives the worker its run
         self._announced_at: float | None = None
-        self.outbox = Outbox(services.identity, services.journal)
+        self.outbox = Outbox(services.identity, services.journal, services.witnessed)
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._drive(), name=f"run {self._run[:8]}")
 
@@ -420,6 +422,7 @@ class Runner:
     async def _send_announcement(self, peer: PeerId, core: Digest) -> None:
         # a later message must not overtake: a settle message in front of the last delta says that none will come
         async with self._lanes[peer]:
+            await self._services.cleared.wait()
             started = self.now()
             announcement = await self.outbox.announcement(core)
             if announcement is None:

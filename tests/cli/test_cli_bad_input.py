@@ -408,7 +408,16 @@ def test_one_clear_sentence_and_nothing_changed(
 # A peer that could not start has begun its log, and made the folders that every running peer has.
 _HARMLESS = {
     f"lille/{name}"
-    for name in ("audit.db", "audit.db-wal", "audit.db-shm", "audit.db.lock", "audit.db.new", "contents", "outbox")
+    for name in (
+        "audit.db",
+        "audit.db-wal",
+        "audit.db-shm",
+        "audit.db.lock",
+        "audit.db.new",
+        "witness.db",
+        "contents",
+        "outbox",
+    )
 }
 
 USAGE = [

@@ -48,7 +48,7 @@ async def test_a_later_message_to_a_neighbour_never_overtakes_an_earlier_one(tmp
     journal = Journal(log, lambda error: None)
     services: Any = SimpleNamespace(
         identity=me, host=SimpleNamespace(notify=notify), contents=SimpleNamespace(first_chunk=first_chunk),
-        journal=journal,
+        journal=journal, cleared=asyncio.Event(), witnessed=bytes,
     )  # fmt: skip
     runner = Runner(machine, services, RunKeys(), States(tmp_path), Holdings(tmp_path / "holdings", services))
     runner.outbox.restore(core, Outbound(run, b"core", {}).encode(), await journal.commit([NewEntry("x", {})]))
@@ -66,6 +66,10 @@ async def test_a_later_message_to_a_neighbour_never_overtakes_an_earlier_one(tmp
             await asyncio.sleep(0)
         assert wire == [(caen.peer_id, DIRECT)]  # one slow neighbour delays no other
         disk.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(wire) == 1, "no checkpoint leaves before it is known where the own log stands"
+        services.cleared.set()
         while len(wire) < 3:
             await asyncio.sleep(0)
     assert wire[1:] == [(lille.peer_id, ANNOUNCE), (lille.peer_id, DIRECT)]
@@ -115,6 +119,7 @@ async def test_a_checkpoint_is_taken_before_the_next_training_begins(tmp_path: P
         context=SimpleNamespace(proposal=SimpleNamespace(run=sha256(b"run"))), handle=lambda event: []
     )
     services: Any = SimpleNamespace(identity=me, journal=SimpleNamespace(commit=commit), approved=lambda plan: True)
+    services.cleared, services.witnessed = asyncio.Event(), bytes
     states = States(tmp_path)
     runner = Runner(machine, services, RunKeys(), states, Holdings(tmp_path / "holdings", services))
     runner.worker = SimpleNamespace(call=lambda operation, timeout=None, **more: call(operation, **more))  # type: ignore[assignment]

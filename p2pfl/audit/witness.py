@@ -1,0 +1,170 @@
+"""What one peer remembers as a witness of others' logs, and the cosignatures that others gave to its own.
+
+One SQLite file beside the audit log. Compare, store and only then answer, in one transaction: what was cosigned is
+never forgotten by a crash, and two answers at one time cannot take the witness back.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from p2pfl.audit import store
+from p2pfl.crypto.cosignatures import Cosignature
+from p2pfl.errors import IllegalStep, StoreError
+
+KEPT_HEADS = 256
+"""Notes kept per log: the newest ones; a week of one per hour. Older ones are proven through them."""
+
+KEPT_COSIGNATURES = 64
+"""Of the own log: one per possible witness and some."""
+
+_SETTINGS = ("PRAGMA journal_mode = DELETE", "PRAGMA synchronous = EXTRA", "PRAGMA fullfsync = ON")
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS heads (log TEXT, epoch INTEGER, size INTEGER, root BLOB, note BLOB, time INTEGER, "
+    "PRIMARY KEY (log, epoch, size)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS cosigned (witness TEXT, epoch INTEGER, size INTEGER, note BLOB, statement BLOB, "
+    "time INTEGER, PRIMARY KEY (witness, epoch, size)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS findings (log TEXT, claim TEXT, file TEXT, time INTEGER, PRIMARY KEY (log, claim))",
+)
+_NEWEST = "ORDER BY epoch DESC, size DESC"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldHead:
+    """A checkpoint of another log that was checked here; ``time`` is Unix seconds."""
+
+    epoch: int
+    size: int
+    root: bytes
+    note: bytes
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Misbehaviour of a log that this peer has evidence of."""
+
+    log: str
+    claim: str
+    file: str
+    time: int
+
+
+class WitnessStore:
+    """The file; all calls may come from any thread, and block for the disk. Raises StoreError where it fails."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._mutex = threading.Lock()
+        try:
+            if not path.exists():
+                path.touch(mode=0o600)
+            self._connection = store.connect(path, "mode=rw")
+            for statement in (*_SETTINGS, *_TABLES):
+                self._connection.execute(statement)
+        except (sqlite3.Error, OSError) as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> StoreError:
+        return StoreError(f"the witness store {self._path} cannot be used ({error}); restore it from a backup")
+
+    def newest(self, log: str) -> HeldHead | None:
+        """The newest checkpoint held of this log, or None."""
+        rows = self._read(f"SELECT epoch, size, root, note, time FROM heads WHERE log = ? {_NEWEST} LIMIT 1", log)
+        return HeldHead(*rows[0]) if rows else None
+
+    def before(self, log: str, epoch: int, size: int) -> HeldHead | None:
+        """The newest one held of the epochs before ``epoch`` that has at most this size, or None."""
+        rows = self._read(
+            "SELECT epoch, size, root, note, time FROM heads WHERE log = ? AND epoch < ? AND size <= ? "
+            f"{_NEWEST} LIMIT 1",
+            log, epoch, size,
+        )  # fmt: skip
+        return HeldHead(*rows[0]) if rows else None
+
+    def at(self, log: str, epoch: int, size: int) -> bytes | None:
+        """The note held for exactly this size, or None."""
+        rows = self._read("SELECT note FROM heads WHERE log = ? AND epoch = ? AND size = ?", log, epoch, size)
+        return bytes(rows[0][0]) if rows else None
+
+    def last_of_epochs(self, log: str) -> list[bytes]:
+        """The newest note of each epoch held."""
+        rows = self._read("SELECT note, MAX(size) FROM heads WHERE log = ? GROUP BY epoch ORDER BY epoch", log)
+        return [bytes(row[0]) for row in rows]
+
+    def accept(self, log: str, held: HeldHead | None, new: HeldHead) -> None:
+        """Take ``new``, which was checked against ``held``, in place of it.
+
+        Raises IllegalStep if something else is held by now: nothing has changed then, and nothing may be cosigned.
+        """
+        with self._mutex:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                row = self._connection.execute(
+                    f"SELECT epoch, size FROM heads WHERE log = ? {_NEWEST} LIMIT 1", (log,)
+                ).fetchone()
+                if row != (None if held is None else (held.epoch, held.size)):
+                    self._connection.execute("ROLLBACK")
+                    raise IllegalStep(f"another checkpoint of {log} was taken meanwhile; check against that one")
+                self._connection.execute(
+                    "INSERT OR IGNORE INTO heads VALUES (?, ?, ?, ?, ?, ?)",
+                    (log, new.epoch, new.size, new.root, new.note, new.time),
+                )
+                self._connection.execute(
+                    f"DELETE FROM heads WHERE log = ?1 AND (epoch, size) NOT IN "
+                    f"(SELECT epoch, size FROM heads WHERE log = ?1 {_NEWEST} LIMIT ?2)",
+                    (log, KEPT_HEADS),
+                )
+                self._connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise self._broken(error) from error
+
+    def find(self, finding: Finding) -> bool:
+        """Remember misbehaviour; False if the same was known of this log."""
+        statement = "INSERT OR IGNORE INTO findings VALUES (?, ?, ?, ?)"
+        return self._write(statement, finding.log, finding.claim, finding.file, finding.time) > 0
+
+    def findings(self) -> list[Finding]:
+        """All of them, oldest first."""
+        return [Finding(*row) for row in self._read("SELECT log, claim, file, time FROM findings ORDER BY time")]
+
+    def keep_cosignature(self, witness: str, epoch: int, size: int, item: Cosignature, seconds: int) -> None:
+        """Store a verified cosignature of the own log."""
+        self._write(
+            "INSERT OR REPLACE INTO cosigned VALUES (?, ?, ?, ?, ?, ?)",
+            witness, epoch, size, item.note, item.statement, seconds,
+        )  # fmt: skip
+        self._write(
+            f"DELETE FROM cosigned WHERE (witness, epoch, size) NOT IN "
+            f"(SELECT witness, epoch, size FROM cosigned {_NEWEST} LIMIT ?)",
+            KEPT_COSIGNATURES,
+        )
+
+    def cosigned(self) -> list[tuple[str, int, int, Cosignature, int]]:
+        """(witness, epoch, size, cosignature, Unix seconds) of the own log, newest checkpoint first."""
+        rows = self._read(f"SELECT witness, epoch, size, note, statement, time FROM cosigned {_NEWEST}, witness")
+        return [(row[0], row[1], row[2], Cosignature(row[3], row[4]), row[5]) for row in rows]
+
+    def close(self) -> None:
+        """Harmless when called twice."""
+        with self._mutex:
+            self._connection.close()
+
+    def _read(self, statement: str, *values: object) -> Sequence[tuple[Any, ...]]:
+        with self._mutex:
+            try:
+                return self._connection.execute(statement, values).fetchall()
+            except sqlite3.Error as error:
+                raise self._broken(error) from error
+
+    def _write(self, statement: str, *values: object) -> int:
+        with self._mutex:
+            try:
+                return self._connection.execute(statement, values).rowcount
+            except sqlite3.Error as error:
+                raise self._broken(error) from error

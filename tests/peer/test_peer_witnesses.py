@@ -1,0 +1,444 @@
+"""Witnesses with real peers: cosignatures, what a restored backup does, and who notices which attack."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hospitals import free_port
+from test_peer_restart import three_homes
+
+import p2pfl
+from p2pfl.audit import Answer, AuditLog, NewEntry, check_evidence, read_entries, read_evidence
+from p2pfl.crypto import log_origin, pack, read_log_proof, unpack
+from p2pfl.crypto.notes import read_note
+from p2pfl.errors import Refusal, RemoteError
+from p2pfl.gossip.messages import decode_announcement, open_cover
+from p2pfl.governance import parse_charter
+from p2pfl.net import Host, MemoryNetwork
+from p2pfl.peer import found_consortium, open_home
+from p2pfl.peer.own_heads import WITNESS
+from p2pfl.types import PeerId
+
+NAME = "test"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbours are asked without a pause between two questions."""
+    monkeypatch.setattr("p2pfl.peer.witnessing.PACE", 0.05)
+
+
+def found(folder: Path, names: str = "abc", kind: str = "full") -> list[Path]:
+    homes = [folder / name for name in names]
+    found_consortium(dict.fromkeys(homes), NAME, {"kind": kind})
+    return homes
+
+
+@contextlib.asynccontextmanager
+async def up(*homes: Path, network: MemoryNetwork | None) -> AsyncIterator[list[p2pfl.Peer]]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(p2pfl.Peer(home, network=network)) for home in homes]
+
+
+async def until(condition: Callable[[], Any], what: str = "") -> Any:
+    """Look again at every turn of the loop, for a bounded time."""
+    async with asyncio.timeout(30):
+        while not (value := condition()):
+            await asyncio.sleep(0.01)
+    return value
+
+
+def row(peer: p2pfl.Peer, of: p2pfl.Peer | str) -> dict[str, Any]:
+    """What a peer's status says of another one."""
+    wanted = of if isinstance(of, str) else of.peer_id
+    return next(row for row in peer.witnessing.status() if row["peer"] == wanted)
+
+
+def peer_id(home: Path) -> str:
+    return str(open_home(home).member().peer_id)
+
+
+async def witnessed(witness: p2pfl.Peer, owner: p2pfl.Peer) -> int:
+    """Wait until a witness has cosigned and the owner has the cosignature; the size that is held."""
+    await until(lambda: row(owner, witness)["holds"] is not None and row(witness, owner)["held"] is not None)
+    return int(row(witness, owner)["held"])
+
+
+async def grow(peer: p2pfl.Peer, entries: int = 3) -> None:
+    for number in range(entries):
+        await peer._journal.commit([NewEntry("refused", {"peer": "x", "reason": f"entry {number}"})])
+
+
+def ask_again(witness: p2pfl.Peer, owner: p2pfl.Peer) -> None:
+    """As if a newer checkpoint had been seen in a cover."""
+    witness.witnessing._want(owner.peer_id)
+
+
+def evidence_of(home: Path) -> list[Path]:
+    return sorted((home / "evidence").glob("*.json"))
+
+
+def rewrite(home: Path, entries: int) -> None:
+    """What the owner of the key can do: a whole new log of so many entries, every hash and signature in order."""
+    opened = open_home(home)
+    first = next(iter(read_entries(opened.audit)))
+    for file in home.glob("audit.db*"):
+        file.unlink()
+    with AuditLog.create(opened.audit, opened.identity(None), first.time, NAME) as log:
+        log.append([NewEntry("refused", {"reason": f"nothing happened {n}"}) for n in range(entries - 1)], first.time)
+
+
+Say = Callable[[PeerId, bytes, bytes], bytes]
+"""What a dishonest owner answers a witness: (who asks, held note, to which note) -> envelope. May raise Refusal."""
+
+
+def lie(peer: p2pfl.Peer, log: AuditLog | None = None) -> Say:
+    """Sign that one's log holds whatever is asked for, with the best proof that it can give."""
+    chosen = peer._journal.log if log is None else log
+
+    def say(witness: PeerId, held: bytes, to: bytes) -> bytes:
+        newest = to or chosen.head.note
+        old, new = (int(note.split(b"\n")[1]) for note in (held or newest, newest))
+        proof = chosen.prove_growth(old, new) if held and 0 < old < new <= chosen.head.size else ()
+        return Answer(held, newest, proof).sign(peer._identity)
+
+    return say
+
+
+def dishonest(peer: p2pfl.Peer, say: Say) -> None:
+    """This peer asks nobody what they hold of its log, and answers for it as ``say`` does."""
+    peer._own_heads.cleared.set()
+
+    async def handler(witness: PeerId, data: bytes) -> bytes:
+        question = unpack(data, what="question", limit=200_000)
+        if question["ask"] == "grow":
+            return say(witness, question["held"], question["to"])
+        return pack([]) if question["ask"] == "held" else b""
+
+    peer._host.handle(WITNESS, handler)
+
+
+@contextlib.asynccontextmanager
+async def up_dishonest(home: Path, network: MemoryNetwork | None, say: Callable[[p2pfl.Peer], Say]) -> Any:
+    """Dishonest from the first message on."""
+    peer = p2pfl.Peer(home, network=network)
+    start = Host.start
+
+    async def started(host: Host, listen: Any) -> Any:
+        if host is peer._host:
+            dishonest(peer, say(peer))
+        return await start(host, listen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Host, "start", started)
+        await peer.__aenter__()
+    try:
+        yield peer
+    finally:
+        await peer.__aexit__()
+
+
+def convicts(home: Path, charter: Path, owner: str) -> str:
+    """The claim of the one evidence file in a home, found to hold with the charter alone; every altered one is refused."""
+    (file,) = evidence_of(home)
+    founded = parse_charter(charter.read_text())
+    evidence, origin = read_evidence(file.read_bytes()), log_origin(founded.name, owner)
+    first, second = check_evidence(evidence, origin, owner)
+    assert {first.origin, second.origin} <= {origin, f"{origin}/1"}
+    with pytest.raises(RemoteError):
+        check_evidence(replace(evidence, notes=(evidence.notes[0], evidence.notes[0])), origin, owner)
+    with pytest.raises(RemoteError):
+        check_evidence(replace(evidence, answer=b"", claim="growth"), origin, owner)
+    (entry,) = read_entries(home / "audit.db", kind="log_misbehaviour")
+    assert (entry.body["peer"], entry.body["claim"]) == (owner, evidence.claim)
+    return evidence.claim
+
+
+async def test_neighbours_cosign_and_the_next_cover_carries_it(tmp_path: Path) -> None:
+    a, b, c = found(tmp_path)
+    async with up(a, b, c, network=MemoryNetwork()) as (first, second, third):
+        await asyncio.gather(witnessed(second, first), witnessed(third, first), witnessed(first, second))
+        before = row(second, first)["held"]
+        await grow(first)
+        for witness in (second, third):
+            ask_again(witness, first)
+            await until(lambda witness=witness: row(witness, first)["held"] > before)
+        size = row(second, first)["held"]
+        await until(lambda: {row(first, peer)["holds"] for peer in (second, third)} == {size})
+        await until(lambda: len(read_note(first._own_heads.witnessed).signatures) == 3)
+        lines = read_note(first._own_heads.witnessed).signatures
+        origins = [log_origin(NAME, peer.peer_id) for peer in (first, second, third)]
+        assert [lines[0].name, *sorted(line.name for line in lines[1:])] == [
+            origins[0],
+            *sorted(f"{origin}/witness" for origin in origins[1:]),
+        ]
+        assert not first.log_news and not second.log_news
+    assert not evidence_of(b) and not list(read_entries(b / "audit.db", kind="log_misbehaviour"))
+
+
+async def test_covers_of_a_run_bring_checkpoints_and_carry_cosignatures(tmp_path: Path) -> None:
+    homes = three_homes(tmp_path, rounds=30)
+    covers: list[bytes] = []
+    async with up(*homes, network=MemoryNetwork()) as peers:
+        first, second, third = peers
+        saw = second.witnessing.saw
+
+        def listen(announcement: bytes) -> None:
+            covers.append(decode_announcement(announcement).cover)
+            saw(announcement)
+
+        second.witnessing.saw = listen  # type: ignore[method-assign]
+        run = await first.propose(tmp_path / "plan")
+        joined = [await peer.join((await peer.next_proposal()).id) for peer in (second, third)]
+        await asyncio.gather(*(handle.finished() for handle in (run, *joined)))
+        sent = [entry.position for entry in read_entries(homes[0] / "audit.db", kind="delta_sent")]
+        for witness in (second, third):
+            await until(lambda witness=witness: row(witness, first)["held"] > sent[-2])
+            assert row(witness, first)["alarm"] is None
+        stapled = [open_cover(cover)[1].witnessed for cover in covers]
+        assert max(len(read_note(note).signatures) for note in stapled if note) > 1
+    assert not any(list(read_entries(home / "audit.db", kind="head_withheld")) for home in homes)
+
+
+async def test_what_was_cosigned_is_remembered_over_a_restart(tmp_path: Path) -> None:
+    a, b = found(tmp_path, "ab")
+    network = MemoryNetwork()
+    async with up(a, b, network=network) as (first, second):
+        size = await witnessed(second, first)
+    async with up(a, b, network=network) as (first, second):
+        assert row(first, second)["holds"] >= size and row(second, first)["held"] >= size
+        assert first._own_heads.witnessed
+        await until(lambda: row(second, first)["held"] > size)
+        assert first.status()["epoch"] == 0 and not first.log_news
+
+
+async def test_a_restored_backup_declares_its_loss_and_goes_on_in_a_new_epoch(tmp_path: Path) -> None:
+    a, b, c = found(tmp_path)
+    network = MemoryNetwork()
+    async with up(a, b, c, network=network) as (first, second, third):
+        await asyncio.gather(witnessed(second, first), witnessed(third, first))
+    shutil.copytree(a, tmp_path / "backup")
+    kept = len(list(read_entries(a / "audit.db")))
+    async with up(a, b, c, network=network) as (first, second, third):
+        await grow(first, 20)
+        for witness in (second, third):
+            ask_again(witness, first)
+            await until(lambda witness=witness: row(witness, first)["held"] > kept + 10)
+        lost = row(second, first)["held"]
+    shutil.rmtree(a)
+    shutil.copytree(tmp_path / "backup", a)
+    async with up(b, c, a, network=network) as (second, third, first):
+        await until(lambda: first._own_heads.cleared.is_set() and first.status()["epoch"] == 1)
+        for witness in (second, third):
+            await until(lambda witness=witness: row(witness, first)["epoch"] == 1)
+            assert row(witness, first)["alarm"] is None
+            said = ("loss declared", {"peer": first.peer_id, "epoch": 1, "kept": kept})
+            await until(lambda said=said, witness=witness: said in witness.log_news)
+        assert [topic for topic, _ in first.log_news] == ["epoch opened"]
+        proof = await first._journal.prove(1)
+        assert read_log_proof(proof.encode()).checkpoint.startswith(f"p2pfl/{NAME}/{first.peer_id}/1\n".encode())
+    (declared,) = read_entries(a / "audit.db", kind="epoch_opened")
+    assert declared.body["kept"] == kept and declared.body["lost"][0][:2] == [0, lost]
+    assert p2pfl.verify_log(a / "audit.db").ok
+    async with up(b, a, network=network) as (second, first):  # and it is still in that epoch later
+        await until(lambda: first._own_heads.cleared.is_set())
+        assert first.status()["epoch"] == 1
+        await until(lambda: row(second, first)["holds"] is not None)
+        assert row(second, first)["alarm"] is None
+
+
+async def test_a_backup_that_grew_before_it_met_a_witness_is_no_fork(tmp_path: Path) -> None:
+    """Put back and started twice without neighbours: by then it is as long as what was lost, or longer."""
+    homes = a, b = found(tmp_path, "ab")
+    network = MemoryNetwork()
+    async with up(*homes, network=network) as (first, second):
+        await witnessed(second, first)
+    shutil.copytree(a, tmp_path / "backup")
+    held = await history(homes, network, entries=2)
+    shutil.rmtree(a)
+    shutil.copytree(tmp_path / "backup", a)
+    for _ in range(2):
+        async with up(a, network=network) as (first,):
+            await grow(first, 5)
+            assert not first._own_heads.cleared.is_set(), "nothing leaves before somebody was asked"
+    async with up(b, a, network=network) as (second, first):
+        assert first._own_heads.kept > held
+        await until(lambda: row(second, first)["epoch"] == 1)
+        assert row(second, first)["alarm"] is None
+    (entry,) = read_entries(b / "audit.db", kind="loss_witnessed")
+    assert (entry.body["held"], entry.body["kept"]) == (held, held - 1)
+    assert not evidence_of(b)
+
+
+async def test_a_witness_that_comes_later_makes_the_loss_longer(tmp_path: Path) -> None:
+    """It was away when the backup was put back, and holds more than all others did."""
+    homes = a, b, c = found(tmp_path)
+    network = MemoryNetwork()
+    async with up(*homes, network=network) as (first, second, third):
+        await asyncio.gather(witnessed(second, first), witnessed(third, first))
+    shutil.copytree(a, tmp_path / "backup")
+    less = await history([a, b], network, entries=5)
+    more = await history([a, c], network, entries=20)
+    assert more > less
+    shutil.rmtree(a)
+    shutil.copytree(tmp_path / "backup", a)
+    async with up(b, a, network=network) as (second, first):
+        await until(lambda: row(second, first)["epoch"] == 1)
+        async with up(c, network=network) as (third,):
+            await until(lambda: row(third, first)["epoch"] == 1)
+            assert row(third, first)["alarm"] is None and first.failure is None
+    declared = [entry for entry in read_entries(a / "audit.db") if entry.kind in ("epoch_opened", "loss_declared")]
+    assert [entry.body["lost"][0][1] for entry in declared] == [less, more]
+
+
+# --- attacks: who notices
+
+
+async def history(homes: list[Path], network: MemoryNetwork | None, entries: int = 10) -> int:
+    """A first day: the first home's log grows, the next ones witness it; the size they hold."""
+    async with up(*homes, network=network) as (first, *others):
+        await asyncio.gather(*(witnessed(other, first) for other in others))
+        await grow(first, entries)
+        size = first._journal.head.size
+        for other in others:
+            ask_again(other, first)
+            await until(lambda other=other: row(other, first)["held"] >= size)
+        return int(max(row(other, first)["held"] for other in others))
+
+
+@pytest.mark.parametrize("kind", ["memory", "tcp"])
+async def test_a_rewritten_entry_with_all_hashes_and_signatures_anew(tmp_path: Path, kind: str) -> None:
+    """Longer than what was witnessed, every hash in order: both neighbours have the owner's word against itself."""
+    homes = [tmp_path / name for name in "abc"]
+    listen = {home: f"/ip4/127.0.0.1/tcp/{free_port()}" for home in homes} if kind == "tcp" else None
+    found_consortium(dict.fromkeys(homes), NAME, {"kind": "full"}, listen=listen)
+    network = None if kind == "tcp" else MemoryNetwork()
+    held = await history(homes, network)
+    rewrite(homes[0], held + 5)
+    async with up(*homes[1:], network=network) as (second, third), up_dishonest(homes[0], network, lie) as evil:
+        for witness in (second, third):
+            await until(lambda witness=witness: row(witness, evil)["alarm"])
+            assert row(witness, evil)["held"] <= held, "what contradicts is not cosigned"
+            assert witness.status()["witnesses"]
+    for home in homes[1:]:
+        assert convicts(home, homes[2] / "charter", peer_id(homes[0])) == "growth"
+
+
+async def test_truncated_and_yesterdays_backup_put_back_silently(tmp_path: Path) -> None:
+    homes = found(tmp_path)
+    network = MemoryNetwork()
+    async with up(*homes, network=network) as (first, second, third):
+        await asyncio.gather(witnessed(second, first), witnessed(third, first))
+    shutil.copytree(homes[0], tmp_path / "yesterday")
+    await history(homes, network, entries=40)
+    shutil.rmtree(homes[0])
+    shutil.copytree(tmp_path / "yesterday", homes[0])
+    async with up(*homes[1:], network=network) as (second, third), up_dishonest(homes[0], network, lie) as evil:
+        for witness in (second, third):
+            await until(lambda witness=witness: row(witness, evil)["alarm"])
+    for home in homes[1:]:
+        assert convicts(home, homes[1] / "charter", peer_id(homes[0])) == "rollback"
+
+
+@pytest.mark.parametrize(("names", "kind", "apart"), [("abc", "full", 0), ("abc", "full", 7), ("abdc", "ring", 7)])
+async def test_two_histories_for_two_neighbours(tmp_path: Path, names: str, kind: str, apart: int) -> None:
+    """Of one size, or one longer by some entries: the neighbours are told what the others were shown.
+
+    In the ring they have no link with each other, but a common neighbour, whom the owner never talks to.
+    """
+    homes = found(tmp_path, names, kind)
+    victims = homes[1], homes[-1]
+    network = MemoryNetwork()
+    identity = open_home(homes[0]).identity(None)
+    with (
+        AuditLog.create(tmp_path / "one.db", identity, 1, NAME) as one,
+        AuditLog.create(tmp_path / "other.db", identity, 2, NAME) as other,
+    ):
+        one.append([NewEntry("refused", {"reason": "one"})] * 20, 3)
+        other.append([NewEntry("refused", {"reason": "other"})] * (20 + apart), 3)
+
+        def two_faced(peer: p2pfl.Peer) -> Say:
+            faces = {peer_id(home): lie(peer, log) for home, log in zip(victims, (one, other), strict=True)}
+            return lambda witness, held, to: faces[witness](witness, held, to)
+
+        async with up(*homes[1:], network=network) as honest:
+            async with up_dishonest(homes[0], network, two_faced) as evil:
+                await until(lambda: row(honest[0], evil)["alarm"] and row(honest[-1], evil)["alarm"])
+                assert set(honest[0].links()) == ({homes[0].name, "d"} if kind == "ring" else {"a", "c"})
+    for home in victims:
+        claim = convicts(home, homes[1] / "charter", peer_id(homes[0]))
+        assert claim == ("growth" if apart else "fork")
+
+
+async def test_a_damaged_tree_ends_the_peer_and_never_becomes_evidence(tmp_path: Path) -> None:
+    homes = found(tmp_path, "ab")
+    async with up(*homes, network=MemoryNetwork()) as (first, second):
+        await witnessed(second, first)
+        await grow(first)
+        log = first._journal.log
+        proven = log.prove_growth
+        log.prove_growth = lambda old, new: tuple(bytes(32) for _ in proven(old, new))  # type: ignore[method-assign]
+        ask_again(second, first)
+        await until(lambda: first.failure)
+        assert "audit verify" in str(first.failure)
+        assert row(second, first)["alarm"] is None
+    assert not evidence_of(homes[1])
+
+
+async def test_whoever_withholds_its_log_is_named(tmp_path: Path) -> None:
+    homes = found(tmp_path, "ab")
+    network = MemoryNetwork()
+    await history(homes, network)
+
+    def silent(peer: p2pfl.Peer) -> Say:
+        def say(witness: PeerId, held: bytes, to: bytes) -> bytes:
+            raise Refusal("ask me tomorrow")
+
+        return say
+
+    async with up(homes[1], network=network) as (witness,), up_dishonest(homes[0], network, silent) as evil:
+        await until(lambda: row(witness, evil)["withheld"])
+        assert row(witness, evil)["alarm"] is None and not evidence_of(homes[1]), "a finding, no proof"
+    (entry,) = read_entries(homes[1] / "audit.db", kind="head_withheld")
+    assert entry.body["peer"] == peer_id(homes[0]) and "tomorrow" in entry.body["reason"]
+
+
+async def test_one_colluding_neighbour_does_not_help(tmp_path: Path) -> None:
+    homes = found(tmp_path)
+    network = MemoryNetwork()
+    held = await history(homes, network)
+    rewrite(homes[0], held + 5)
+    async with up(*homes[1:], network=network) as (colluding, honest):
+        colluding.witnessing.accused[PeerId(peer_id(homes[0]))] = "looks away"
+        async with up_dishonest(homes[0], network, lie) as evil:
+            await until(lambda: row(honest, evil)["alarm"])
+    assert convicts(homes[2], homes[2] / "charter", peer_id(homes[0])) == "growth"
+    assert not evidence_of(homes[1])
+
+
+async def test_of_two_live_instances_of_one_key_one_stops_and_says_why(tmp_path: Path) -> None:
+    homes = a, b, _ = found(tmp_path)
+    network = MemoryNetwork()
+    await history(homes, network)
+    twin = tmp_path / "twin"
+    shutil.copytree(a, twin)
+    (twin / "home.toml").write_text(
+        (twin / "home.toml").read_text().replace("/memory/a", "/memory/twin").replace('"a"', '"twin"')
+    )
+    async with up(b, a, network=network) as (witness, first):
+        await grow(first)
+        before = row(witness, first)["held"]
+        ask_again(witness, first)
+        await until(lambda: row(witness, first)["held"] > before)
+        async with up(twin, network=network) as (second,):
+            await until(lambda: first.failure or second.failure)
+            stopped = first.failure or second.failure
+            assert "another process signs with the key" in str(stopped)
+        assert not evidence_of(b), "an honest copy is a declared loss, not a fork"
