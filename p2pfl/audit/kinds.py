@@ -75,7 +75,7 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
         Kind.START_SIGNED: KindNote("this site signed the run's start record", ("run", "record")),
         Kind.RUN_STARTED: KindNote(
             "the start record is valid; the run begins",
-            ("run", "record", "plan", "charter", "initial", "participants", "signers"),
+            ("run", "record", "plan", "charter", "initial", "participants", "signers", "staleness"),
         ),
         Kind.ROUND_STARTED: KindNote("a round began here", ("run", "round", "active", "arguments")),
         Kind.DELTA_SENT: KindNote(

@@ -13,6 +13,7 @@ from p2pfl.audit import Kind, as_dict, describe, read_entries, verify_log
 from p2pfl.cli.home import AsJson
 from p2pfl.cli.output import show
 from p2pfl.cli.proofs import check_proof, prove
+from p2pfl.cli.reconcile import reconcile_logs
 from p2pfl.crypto import log_origin
 from p2pfl.errors import ConfigError
 from p2pfl.peer import open_home
@@ -20,6 +21,7 @@ from p2pfl.peer import open_home
 app = typer.Typer(no_args_is_help=True)
 app.command("prove")(prove)
 app.command("check-proof")(check_proof)
+app.command("reconcile")(reconcile_logs)
 LogPlace = Annotated[Path, typer.Argument(help="A home folder, or an audit.db file.", metavar="HOME")]
 
 
