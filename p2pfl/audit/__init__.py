@@ -5,6 +5,7 @@ See docs/audit-log.md.
 
 from __future__ import annotations
 
+from p2pfl.audit.export import COLUMNS, Part, csv_lines, json_lines, open_part
 from p2pfl.audit.facts import LogFacts
 from p2pfl.audit.findings import Finding, Reconciliation, Sort
 from p2pfl.audit.format import (
@@ -22,11 +23,14 @@ from p2pfl.audit.kinds import NOTES, Kind, KindNote
 from p2pfl.audit.log import AuditLog
 from p2pfl.audit.reconcile import reconcile
 from p2pfl.audit.show import as_dict, describe, directive_lines
+from p2pfl.audit.sources import gather_source, is_source, read_source, verify_source
 from p2pfl.audit.store import read_entries
+from p2pfl.audit.tiles import write_tiles
 from p2pfl.audit.tree import prove_entry
 from p2pfl.audit.verify import Verification, verify_log
 
 __all__ = [
+    "COLUMNS",
     "MAX_BODY",
     "MAX_DOCUMENT",
     "MAX_DOCUMENTS",
@@ -40,16 +44,25 @@ __all__ = [
     "KindNote",
     "LogFacts",
     "NewEntry",
+    "Part",
     "Reconciliation",
     "Sort",
     "Verification",
     "as_dict",
+    "csv_lines",
     "describe",
     "directive_lines",
     "entry_from_data",
     "gather",
+    "gather_source",
+    "is_source",
+    "json_lines",
+    "open_part",
     "prove_entry",
     "read_entries",
+    "read_source",
     "reconcile",
     "verify_log",
+    "verify_source",
+    "write_tiles",
 ]

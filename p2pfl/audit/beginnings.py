@@ -16,8 +16,8 @@ class OneRun:
         self.logs = logs
         self.facts = {peer: log.runs.get(run, RunFacts()) for peer, log in sorted(logs.items())}
         self.outcome = outcome
-        # an export that begins later than the run says nothing of its beginning
-        self.whole = {peer for peer, log in logs.items() if log.first == 0}
+        # what an export of some entries lacks may stand in the others
+        self.whole = {peer for peer, log in logs.items() if log.whole}
         self.staleness = max((item.started.staleness for item in self.facts.values() if item.started), default=0)
 
     def _find(
@@ -48,7 +48,7 @@ class Beginnings(OneRun):
             if other is None:
                 continue
             if peer not in self.whole:
-                self._explain("logs without the run", "they were exported from a later entry on")
+                self._explain("logs without the run", "they were exported in part")
                 continue
             text = "names as taking part in the run, of which nothing stands in the log of"
             self._find(Sort.MISSING, None, other, text, peer, (other, entry))

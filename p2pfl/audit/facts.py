@@ -128,5 +128,5 @@ class LogFacts:
     name: str = ""
     runs: dict[str, RunFacts] = field(default_factory=dict)
     entries: int = 0
-    first: int = 0  # position of the first entry that was read: an export may begin later
+    whole: bool = True  # False: an export of some entries, others are known to be there
     unreadable: list[tuple[int, str]] = field(default_factory=list)

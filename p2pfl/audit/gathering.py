@@ -19,12 +19,13 @@ MAX_ROUND = 1_000_000
 """No run has more rounds: a range in a hostile log must not fill the memory."""
 
 
-def gather(peer: str, entries: Iterable[Entry]) -> LogFacts:
-    """The facts of one log, whose entries come in order. Memory grows with its deltas, not with their documents."""
-    found = LogFacts(peer)
+def gather(peer: str, entries: Iterable[Entry], *, whole: bool = True) -> LogFacts:
+    """The facts of one log, whose entries come in order; not ``whole`` if some are known to be left out.
+
+    Memory grows with its deltas, not with their documents.
+    """
+    found = LogFacts(peer, whole=whole)
     for entry in entries:
-        if found.entries == 0:
-            found.first = entry.position
         found.entries += 1
         if entry.kind == Kind.PEER_STARTED:
             name = entry.body.get("name")

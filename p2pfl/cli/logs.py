@@ -1,4 +1,4 @@
-"""Logs that a command line names: a home, or a database without one; opened, checked, and read."""
+"""Logs that a command line names: a home, or a database or an export without one; opened, checked, and read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2pfl.audit import Entry, Verification, read_entries, verify_log
+from p2pfl.audit import Entry, LogFacts, Verification, gather_source, is_source, read_source, verify_source
 from p2pfl.crypto import log_origin
 from p2pfl.errors import ConfigError
 from p2pfl.peer import open_home
@@ -24,16 +24,20 @@ class NamedLog:
 
     def verify(self) -> Verification:
         """Check the whole log."""
-        return verify_log(self.path, self.peer, self.origin)
+        return verify_source(self.path, self.peer, self.origin)
 
-    def entries(self) -> Iterator[Entry]:
-        """All entries, oldest first; checks nothing."""
-        return read_entries(self.path)
+    def entries(self, start: int = 0, kind: str | None = None) -> Iterator[Entry]:
+        """The entries from a position on, of one kind or of all, oldest first; checks nothing."""
+        return read_source(self.path, start, kind)
+
+    def facts(self) -> LogFacts:
+        """What it says of each run, after checking the whole log. Raises StoreError if it does not hold."""
+        return gather_source(self.path, self.peer, self.origin)
 
 
 def find_log(place: Path) -> NamedLog:
-    """The log in a home folder, or in a file. Raises ConfigError."""
-    if place.is_file():
+    """The log in a home folder, in a file, or in a folder of tiles. Raises ConfigError."""
+    if is_source(place):
         return NamedLog(place, None, None, {})
     home = open_home(place)
     peer, origin, names = home.member().peer_id, None, {}

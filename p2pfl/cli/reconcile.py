@@ -8,11 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from p2pfl.audit import Finding, LogFacts, Reconciliation, gather, reconcile
+from p2pfl.audit import Finding, LogFacts, Reconciliation, reconcile
 from p2pfl.cli.home import AsJson
 from p2pfl.cli.logs import find_log
 from p2pfl.cli.output import show
-from p2pfl.errors import ConfigError
 
 SHORT_RUN, SHORT_PEER = 12, 12  # characters shown of a run's name and of a peer id's end
 
@@ -43,10 +42,7 @@ def _read(places: list[Path]) -> tuple[list[LogFacts], dict[str, str]]:
     logs, names = [], {}
     for place in places:
         log = find_log(place)
-        verification = log.verify()
-        if not verification.ok:
-            raise ConfigError(f"the log in {place} does not hold ({verification.problem}); nothing was compared")
-        logs.append(gather(verification.peer_id, log.entries()))
+        logs.append(log.facts())
         names.update(log.names)
     return logs, names
 
@@ -63,7 +59,7 @@ def _lines(outcome: Reconciliation, logs: list[LogFacts], names: Mapping[str, st
     for (what, why), times in sorted(outcome.explained.items()):
         yield f"explained    {times} {what}: {why}"
     for peer, times in sorted(outcome.not_judged.items()):
-        here = "has nothing of the run" if peer in {log.peer for log in logs} else "is not here"
+        here = "does not have them" if peer in {log.peer for log in logs} else "is not here"
         yield f"not judged   {times} statements about {_name(peer, names)}, whose log {here}"
     for run in ("", *outcome.runs):
         found = [finding for finding in outcome.findings if finding.run == run]
