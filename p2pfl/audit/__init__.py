@@ -5,7 +5,8 @@ See docs/audit-log.md.
 
 from __future__ import annotations
 
-from p2pfl.audit.export import COLUMNS, Part, csv_lines, json_lines, open_part
+from p2pfl.audit.erasing import Erased, erase_texts
+from p2pfl.audit.export import COLUMNS, Part, csv_lines, json_lines, moment, open_part
 from p2pfl.audit.facts import LogFacts
 from p2pfl.audit.findings import Finding, Reconciliation, Sort
 from p2pfl.audit.format import (
@@ -38,6 +39,7 @@ __all__ = [
     "NOTES",
     "AuditLog",
     "Entry",
+    "Erased",
     "Finding",
     "Head",
     "Kind",
@@ -53,10 +55,12 @@ __all__ = [
     "describe",
     "directive_lines",
     "entry_from_data",
+    "erase_texts",
     "gather",
     "gather_source",
     "is_source",
     "json_lines",
+    "moment",
     "open_part",
     "prove_entry",
     "read_entries",

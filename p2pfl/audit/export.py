@@ -12,7 +12,7 @@ import io
 import json
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +22,7 @@ from typing import Any
 from p2pfl.audit import store
 from p2pfl.audit.format import MAX_INTEGER, Entry, entry_from_data
 from p2pfl.audit.show import as_dict, describe, time_text
+from p2pfl.audit.texts import ERASED, put_back
 from p2pfl.audit.tree import newest_head, node_of
 from p2pfl.crypto.base64_text import to_base64
 from p2pfl.crypto.log_entries import EntryData, entry_data, read_entry_data
@@ -51,6 +52,10 @@ class Part:
     note: bytes
     first: int
     last: int
+
+    def texts(self, position: int) -> dict[str, tuple[bytes, str]]:
+        """(salt, text) of the free texts beside an entry, by field."""
+        return store.load_texts(self.connection, position, position).get(position, {})
 
     def rows(self) -> Iterator[bytes]:
         """The data of each entry, in order. Raises StoreError for a damaged row."""
@@ -91,18 +96,18 @@ def open_part(path: Path | str, start: str | None = None, end: str | None = None
 def _first(connection: sqlite3.Connection, text: str) -> int:
     if _POSITION.fullmatch(text):
         return int(text)
-    found = connection.execute("SELECT min(position) FROM entries WHERE time >= ?", (_moment(text)[0],)).fetchone()[0]
+    found = connection.execute("SELECT min(position) FROM entries WHERE time >= ?", (moment(text)[0],)).fetchone()[0]
     return int(found) if found is not None else MAX_INTEGER
 
 
 def _last(connection: sqlite3.Connection, text: str) -> int:
     if _POSITION.fullmatch(text):
         return int(text) + 1
-    found = connection.execute("SELECT max(position) FROM entries WHERE time < ?", (_moment(text)[1],)).fetchone()[0]
+    found = connection.execute("SELECT max(position) FROM entries WHERE time < ?", (moment(text)[1],)).fetchone()[0]
     return int(found) + 1 if found is not None else 0
 
 
-def _moment(text: str) -> tuple[int, int]:
+def moment(text: str) -> tuple[int, int]:
     """Unix milliseconds at which a date, or a minute or second of it, begins and ends."""
     for form, length in (("%Y-%m-%d", timedelta(days=1)), ("%Y-%m-%dT%H:%M", timedelta(minutes=1)),
                          ("%Y-%m-%dT%H:%M:%S", timedelta(seconds=1))):  # fmt: skip
@@ -114,8 +119,8 @@ def _moment(text: str) -> tuple[int, int]:
     raise ConfigError(f"{text[:40]!r} is no position and no date; write 41, 2026-03-01 or 2026-03-01T12:30 (UTC)")
 
 
-def json_lines(part: Part, progress: Progress = lambda done, of: None) -> Iterator[str]:
-    """The lines of a JSON export, each with its end."""
+def json_lines(part: Part, progress: Progress = lambda done, of: None, *, with_texts: bool = True) -> Iterator[str]:
+    """The lines of a JSON export, each with its end; without its texts it verifies all the same."""
     outside = outside_hashes(part.first, part.last, part.size, node_of(part.connection))
     header = {
         "p2pfl_audit_export": EXPORT,
@@ -129,15 +134,19 @@ def json_lines(part: Part, progress: Progress = lambda done, of: None) -> Iterat
     }
     yield json.dumps(header) + "\n"
     for number, data in enumerate(part.rows(), start=1):
-        yield json.dumps(line_of(data), allow_nan=False) + "\n"
+        texts = part.texts(part.first + number - 1) if with_texts else {}
+        yield json.dumps(line_of(data, texts), allow_nan=False) + "\n"
         progress(number, part.last - part.first)
 
 
-def line_of(data: bytes) -> dict[str, Any]:
-    """One entry for people and programs; ``data`` are the bytes that its hash covers, the rest is read out of them."""
+def line_of(data: bytes, texts: Mapping[str, tuple[bytes, str]]) -> dict[str, Any]:
+    """One entry for people and programs; ``data`` are the bytes that its hash covers, the rest is read out of them.
+
+    ``texts`` are (salt, text) of its free texts, for whoever may read them.
+    """
     entry, raw = read_entry(data)
     shown = as_dict(entry)
-    return {
+    line = {
         "position": entry.position,
         "time": time_text(entry.time),
         "kind": entry.kind,
@@ -147,6 +156,9 @@ def line_of(data: bytes) -> dict[str, Any]:
         "first": raw.first,
         "data": to_base64(data),
     }
+    if texts:
+        line["texts"] = {name: [to_base64(salt), text] for name, (salt, text) in sorted(texts.items())}
+    return line
 
 
 def finite(value: Any) -> Any:
@@ -164,7 +176,7 @@ def read_entry(data: bytes) -> tuple[Entry, EntryData]:
     return entry_from_data(raw), raw
 
 
-def csv_lines(part: Part, progress: Progress = lambda done, of: None) -> Iterator[str]:
+def csv_lines(part: Part, progress: Progress = lambda done, of: None, *, with_texts: bool = True) -> Iterator[str]:
     """The lines of a table, each with its end; nobody can check it."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
@@ -172,6 +184,8 @@ def csv_lines(part: Part, progress: Progress = lambda done, of: None) -> Iterato
     for number, data in enumerate(part.rows(), start=1):
         entry, _ = read_entry(data)
         body = entry.body
+        if with_texts:
+            put_back(entry.kind, body, part.texts(entry.position), ERASED)
         text = describe(entry).lstrip().split("  ", 2)[-1]
         row = [entry.position, time_text(entry.time), entry.kind, body.get("run", ""), body.get("round", ""),
                body.get("peer", body.get("origin", "")), text, entry.hash.hex()]  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 
 from p2pfl.audit.export import EXPORT, line_of, read_entry
 from p2pfl.audit.format import Entry, decode_body
+from p2pfl.audit.texts import marks, put_back, salted_digest
 from p2pfl.audit.verify import Verification
 from p2pfl.crypto.base64_text import from_base64
 from p2pfl.crypto.checkpoints import Checkpoint, open_checkpoint
@@ -71,7 +72,10 @@ def read_exported(path: Path) -> Iterator[Entry]:
         with path.open(encoding="utf-8") as file:
             _header(file.readline(LINE_LIMIT))
             for number, line in enumerate(iter(lambda: file.readline(LINE_LIMIT), ""), start=2):
-                yield read_entry(_data(line, number))[0]
+                data, texts = _data(line, number)
+                entry = read_entry(data)[0]
+                put_back(entry.kind, entry.body, texts)
+                yield entry
     except (_Bad, RemoteError, OSError, UnicodeDecodeError) as error:
         raise StoreError(f"the export {path} cannot be read ({error}); run p2pfl audit verify") from None
 
@@ -126,11 +130,11 @@ class _Check:
 
     def _leaf(self, line: str, header: Header) -> bytes:
         number = self.entries + 2
-        data = _data(line, number)
+        data, texts = _data(line, number)
         try:
             raw = read_entry_data(data)
-            decode_body(raw.body)
-            shown = line_of(data)
+            fields, _ = decode_body(raw.body)
+            shown = line_of(data, texts)
         except (RemoteError, RecursionError) as error:
             raise _Bad(f"line {number}: {error}") from None
         if raw.position != header.first + self.entries:
@@ -139,6 +143,11 @@ class _Check:
             raise _Bad(f"line {number}: entry {raw.position} does not follow the entry before it")
         if line != json.dumps(shown, allow_nan=False) + "\n":  # one spelling, so that no change goes unseen
             raise _Bad(f"line {number}: what is readable of entry {raw.position} is not what was signed")
+        signed = marks(raw.kind, fields)
+        for name, (salt, text) in texts.items():
+            if salted_digest(salt, text) != signed.get(name):
+                what = f"the text {name[:40]} of entry {raw.position}"
+                raise _Bad(f"line {number}: {what} is not the one that was signed")
         self._previous = leaf_hash(data)
         self.entries += 1
         return self._previous
@@ -156,12 +165,21 @@ def _fields(line: str, number: int) -> dict[str, Any]:
     return value
 
 
-def _data(line: str, number: int) -> bytes:
-    data = _fields(line, number).get("data")
+def _data(line: str, number: int) -> tuple[bytes, dict[str, tuple[bytes, str]]]:
+    """The exact bytes of an entry, and (salt, text) of its free texts as far as they were exported."""
+    fields = _fields(line, number)
+    data, texts = fields.get("data"), fields.get("texts", {})
     found = from_base64(data) if isinstance(data, str) else None
-    if found is None:
+    if found is None or not isinstance(texts, dict):
         raise _Bad(f"line {number}: it has no entry")
-    return found
+    read = {}
+    for name, row in texts.items():
+        match row:
+            case [str(encoded), str(text)] if (salt := from_base64(encoded)) is not None:
+                read[name] = (salt, text)
+            case _:
+                raise _Bad(f"line {number}: a text is in a form that no version writes")
+    return found, read
 
 
 def _header(line: str) -> Header:

@@ -46,6 +46,7 @@ class Kind(StrEnum):
     DIRECTIVE_SIGNED = "directive_signed"
     DIRECTIVE_HEARD = "directive_heard"
     RUN_CLOSED = "run_closed"
+    TEXT_ERASED = "text_erased"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,5 +141,6 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
                 "reason",
             ),
         ),
+        Kind.TEXT_ERASED: KindNote("free text of these entries was erased from beside the log", ("entries",)),
     }
 )

@@ -111,9 +111,10 @@ class AuditLog:
         """Why this object takes no further entry, or None."""
         return self._broken
 
-    def append(self, entries: Sequence[NewEntry], now_ms: int) -> Head:
+    def append(self, entries: Sequence[NewEntry], now_ms: int, *, erase: Sequence[tuple[int, str]] = ()) -> Head:
         """Commit entries, their documents and a signed head in one transaction; returns the new head.
 
+        ``erase`` are the (entry, field) of texts that go with it: `p2pfl.audit.erase_texts` writes what they were.
         Blocks for a disk sync: call it through asyncio.to_thread. ``now_ms`` is Unix milliseconds. Raises
         ConfigError for entries that the format cannot hold (nothing has changed), StoreError when the disk or
         the file fails, IllegalStep when the log is closed.
@@ -129,6 +130,7 @@ class AuditLog:
             try:
                 self._require_unchanged()
                 end = insert(self._connection, self._identity, self._origin, self._end, prepared, now_ms)
+                self._connection.executemany("DELETE FROM texts WHERE entry = ? AND field = ?", erase)
                 self._connection.execute("COMMIT")
             except (sqlite3.Error, StoreError) as error:
                 raise self._fail("a commit failed", error) from error
@@ -233,6 +235,17 @@ class AuditLog:
             after = (position, place)
             content = _checked(self._path, digest, content)
             yield position, digest.hex(), content
+
+    def texts(self) -> list[tuple[int, str]]:
+        """(entry, field) of every free text that is still there, oldest first."""
+        with self._exclusive(), self._readable():
+            return self._connection.execute("SELECT entry, field FROM texts ORDER BY entry, field").fetchall()
+
+    def wipe(self) -> bool:
+        """Empty the write-ahead log, where an erased text may still lie; False if a reader keeps it from that."""
+        with self._exclusive(), self._readable():
+            busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
 
     def close(self) -> None:
         """Write everything into the main file and let the next writer in; harmless when called twice."""

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from p2pfl.audit import Kind, as_dict, describe
+from p2pfl.cli.erase import erase
 from p2pfl.cli.export import export
 from p2pfl.cli.home import AsJson
 from p2pfl.cli.logs import find_log
@@ -21,6 +22,7 @@ app = typer.Typer(no_args_is_help=True)
 app.command("prove")(prove)
 app.command("check-proof")(check_proof)
 app.command("export")(export)
+app.command("erase")(erase)
 app.command("reconcile")(reconcile_logs)
 LogPlace = Annotated[Path, typer.Argument(help="A home folder, an audit.db file, or an export.", metavar="HOME")]
 

@@ -35,13 +35,14 @@ def export(
     form: Annotated[
         Form, typer.Option("--format", help="json: lines that can be verified; csv; tlog: tiles.")
     ] = Form.JSON,
+    no_texts: Annotated[bool, typer.Option("--no-texts", help="Leave out what can be erased: names, reasons.")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write a file (tlog: a new folder) instead of printing.")
     ] = None,
 ) -> None:
     """Write entries so that they can be read without the home; json and tlog can be verified without it, too.
 
-    Documents (deltas, records, evidence) are left out. The export holds names and reasons in clear.
+    Documents (deltas, records, evidence) are left out. json and csv hold names and reasons in clear, tlog none.
 
     Example: p2pfl audit export homes/lille --from 2026-03-01 --format json -o lille.jsonl
     """
@@ -52,7 +53,11 @@ def export(
                 raise ConfigError("tiles are a folder of files; name a new one with -o")
             write_tiles(part, output, _told)
         else:
-            lines = json_lines(part, _told) if form is Form.JSON else csv_lines(part, _told)
+            lines = (
+                json_lines(part, _told, with_texts=not no_texts)
+                if form is Form.JSON
+                else csv_lines(part, _told, with_texts=not no_texts)
+            )
             if output is None:
                 sys.stdout.writelines(lines)
             else:

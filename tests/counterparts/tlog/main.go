@@ -126,7 +126,10 @@ func (f folder) path(tile tlog.Tile) string {
 func checkTiles(f folder, tree tlog.Tree) error {
 	reader := tlog.TileHashReader(tree, f)
 	for start := int64(0); start < tree.N; start += 256 {
-		width := min(256, tree.N-start)
+		width := tree.N - start
+		if width > 256 {
+			width = 256
+		}
 		bundle, err := os.ReadFile(f.path(tlog.Tile{H: 8, L: -1, N: start / 256, W: int(width)}))
 		if err != nil {
 			return err
