@@ -21,10 +21,11 @@ from p2pfl.audit.format import (
 )
 from p2pfl.audit.gathering import gather
 from p2pfl.audit.kinds import NOTES, Kind, KindNote
+from p2pfl.audit.lineage import Lineage, lineage
 from p2pfl.audit.log import AuditLog
 from p2pfl.audit.reconcile import reconcile
 from p2pfl.audit.show import as_dict, describe, directive_lines
-from p2pfl.audit.sources import gather_source, is_source, read_source, verify_source
+from p2pfl.audit.sources import gather_source, is_database, is_source, read_source, verify_source
 from p2pfl.audit.store import read_entries
 from p2pfl.audit.tiles import write_tiles
 from p2pfl.audit.tree import prove_entry
@@ -44,6 +45,7 @@ __all__ = [
     "Head",
     "Kind",
     "KindNote",
+    "Lineage",
     "LogFacts",
     "NewEntry",
     "Part",
@@ -58,8 +60,10 @@ __all__ = [
     "erase_texts",
     "gather",
     "gather_source",
+    "is_database",
     "is_source",
     "json_lines",
+    "lineage",
     "moment",
     "open_part",
     "prove_entry",

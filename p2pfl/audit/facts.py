@@ -84,6 +84,9 @@ class RunFacts:
     missed: defaultdict[str, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
     passed: dict[tuple[str, int], str] = field(default_factory=dict)  # (peer, round): why it was mixed without
     acknowledged: dict[tuple[str, str], int] = field(default_factory=dict)  # (peer, core): entry
+    data: list[tuple[int, str, str, int]] = field(default_factory=list)  # (entry, tag, fingerprint, rows)
+    models: list[tuple[int, str, str]] = field(default_factory=list)  # (entry, digest of the parameters, of the file)
+    approved_entry: int = -1
     caught_up: list[tuple[int, int, tuple[tuple[str, float, int, str], ...]]] = field(default_factory=list)
     directed: dict[int, tuple[int, Any]] = field(default_factory=dict)  # own words: version: (entry, facts)
     heard: dict[int, tuple[int, Any]] = field(default_factory=dict)
@@ -129,4 +132,6 @@ class LogFacts:
     runs: dict[str, RunFacts] = field(default_factory=dict)
     entries: int = 0
     whole: bool = True  # False: an export of some entries, others are known to be there
+    charters: dict[str, int] = field(default_factory=dict)  # accepted ones: entry
+    versions: dict[str, int] = field(default_factory=dict)  # of those charters, where the entry says it
     unreadable: list[tuple[int, str]] = field(default_factory=list)

@@ -30,9 +30,14 @@ def gather(peer: str, entries: Iterable[Entry], *, whole: bool = True) -> LogFac
         if entry.kind == Kind.PEER_STARTED:
             name = entry.body.get("name")
             found.name = name if isinstance(name, str) else found.name
+        charter, version = entry.body.get("charter"), entry.body.get("version")
+        if entry.kind == Kind.CHARTER_ACCEPTED and isinstance(charter, str):
+            found.charters[charter] = entry.position
+            if type(version) is int:
+                found.versions[charter] = version
         read, run = _READ.get(entry.kind), entry.body.get("run")
-        if read is None or (run is None and entry.kind == Kind.REFUSED):
-            continue  # strangers are refused outside of any run
+        if read is None or (run is None and entry.kind in (Kind.REFUSED, Kind.DATA_REGISTERED)):
+            continue  # strangers are refused, and data may be registered, outside of any run
         if not isinstance(run, str):
             found.unreadable.append((entry.position, entry.kind))
             continue
@@ -95,7 +100,15 @@ def _proposed(run: RunFacts, entry: int, body: _Body) -> None:
 
 
 def _approved(run: RunFacts, entry: int, body: _Body) -> None:
-    run.approved = body.text("plan"), body.number("samples")
+    run.approved, run.approved_entry = (body.text("plan"), body.number("samples")), entry
+
+
+def _data(run: RunFacts, entry: int, body: _Body) -> None:
+    run.data.append((entry, body.text("tag"), body.text("fingerprint"), body.number("rows")))
+
+
+def _model(run: RunFacts, entry: int, body: _Body) -> None:
+    run.models.append((entry, body.text("digest"), body.text("file")))
 
 
 def _signed(run: RunFacts, entry: int, body: _Body) -> None:
@@ -230,6 +243,8 @@ _READ: Mapping[str, Callable[[RunFacts, int, _Body], None]] = MappingProxyType(
     {
         Kind.PLAN_PROPOSED: _proposed,
         Kind.PLAN_APPROVED: _approved,
+        Kind.DATA_REGISTERED: _data,
+        Kind.MODEL_WRITTEN: _model,
         Kind.START_SIGNED: _signed,
         Kind.RUN_STARTED: _started,
         Kind.ROUND_STARTED: _began,

@@ -46,6 +46,7 @@ class Kind(StrEnum):
     DIRECTIVE_SIGNED = "directive_signed"
     DIRECTIVE_HEARD = "directive_heard"
     RUN_CLOSED = "run_closed"
+    MODEL_WRITTEN = "model_written"
     TEXT_ERASED = "text_erased"
 
 
@@ -140,6 +141,10 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
                 "contributed",
                 "reason",
             ),
+        ),
+        Kind.MODEL_WRITTEN: KindNote(
+            "the run's model was written to a file with this SHA-256; digest is that of its parameters",
+            ("run", "digest", "file"),
         ),
         Kind.TEXT_ERASED: KindNote("free text of these entries was erased from beside the log", ("entries",)),
     }

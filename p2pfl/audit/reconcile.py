@@ -71,7 +71,7 @@ class _Run(Beginnings):
             if key not in taken:
                 text = "mixed a message that this log does not say was received, of"
                 self._find(Sort.CONTRADICTORY, key[1], peer, text, key[0], (peer, mixed.entry))
-            if not 0.0 < mixed.weight < 1.0:
+            if not 0.0 < mixed.weight <= 1.0:
                 text = f"mixed with the weight {mixed.weight:.6g}, which no mixing has, with"
                 self._find(Sort.CONTRADICTORY, key[1], peer, text, key[0], (peer, mixed.entry))
         for key, entry in facts.taken_back.items():

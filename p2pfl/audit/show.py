@@ -249,6 +249,7 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
         Kind.DIRECTIVE_SIGNED: lambda w: f"signed {_directed(w)}",
         Kind.DIRECTIVE_HEARD: lambda w: f"the proposer's {_directed(w)}",
         Kind.RUN_CLOSED: _closed,
+        Kind.MODEL_WRITTEN: lambda w: f"model {w.short('digest')} written, file {w.short('file')}",
         Kind.TEXT_ERASED: lambda w: f"free text of {w.count('entries')} entries erased",
     }
 )

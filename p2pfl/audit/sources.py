@@ -20,6 +20,11 @@ def is_source(path: Path) -> bool:
     return path.is_file() or is_tiled(path)
 
 
+def is_database(path: Path) -> bool:
+    """Whether it is the database itself, and no export of it."""
+    return path.is_file() and not is_export(path)
+
+
 def verify_source(path: Path, expected_peer: str | None = None, expected_origin: str | None = None) -> Verification:
     """`verify_log` for a log in any form."""
     if is_tiled(path):

@@ -12,6 +12,7 @@ from p2pfl.audit import Kind, as_dict, describe
 from p2pfl.cli.erase import erase
 from p2pfl.cli.export import export
 from p2pfl.cli.home import AsJson
+from p2pfl.cli.lineage import show_lineage
 from p2pfl.cli.logs import find_log
 from p2pfl.cli.output import show
 from p2pfl.cli.proofs import check_proof, prove
@@ -23,6 +24,7 @@ app.command("prove")(prove)
 app.command("check-proof")(check_proof)
 app.command("export")(export)
 app.command("erase")(erase)
+app.command("lineage")(show_lineage)
 app.command("reconcile")(reconcile_logs)
 LogPlace = Annotated[Path, typer.Argument(help="A home folder, an audit.db file, or an export.", metavar="HOME")]
 

@@ -53,11 +53,7 @@ def export(
                 raise ConfigError("tiles are a folder of files; name a new one with -o")
             write_tiles(part, output, _told)
         else:
-            lines = (
-                json_lines(part, _told, with_texts=not no_texts)
-                if form is Form.JSON
-                else csv_lines(part, _told, with_texts=not no_texts)
-            )
+            lines = (json_lines if form is Form.JSON else csv_lines)(part, _told, with_texts=not no_texts)
             if output is None:
                 sys.stdout.writelines(lines)
             else:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2pfl.audit import Entry, LogFacts, Verification, gather_source, is_source, read_source, verify_source
+from p2pfl.audit import Entry, LogFacts, Verification, gather_source, is_database, is_source, read_source, verify_source
 from p2pfl.crypto import log_origin
 from p2pfl.errors import ConfigError
 from p2pfl.peer import open_home
@@ -21,6 +21,11 @@ class NamedLog:
     peer: str | None
     origin: str | None
     names: dict[str, str]
+
+    @property
+    def is_database(self) -> bool:
+        """Whether it is a log's own file, of which any entry can be proved; else it is an export."""
+        return is_database(self.path)
 
     def verify(self) -> Verification:
         """Check the whole log."""
