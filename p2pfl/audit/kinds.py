@@ -68,7 +68,7 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
             "a newer record of a member was taken (from: who told it) or of this site was made",
             ("peer", "sequence", "from"),
         ),
-        Kind.DATA_REGISTERED: KindNote("a dataset was registered", ("tag", "fingerprint", "rows")),
+        Kind.DATA_REGISTERED: KindNote("a dataset was registered for a run", ("tag", "fingerprint", "rows", "run")),
         Kind.LINK_UP: KindNote("an authenticated link to a member came up", ("peer", "kind")),
         Kind.LINK_CHANGED: KindNote("a live link went over to another kind", ("peer", "was", "kind")),
         Kind.LINK_DOWN: KindNote("a link went down", ("peer", "reason")),

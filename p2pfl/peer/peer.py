@@ -133,7 +133,9 @@ class Peer:
         first = log.head.size <= 1
         entries = [NewEntry("peer_started", {"peer": self.peer_id, "name": self.name})]
         if first:
-            entries.append(NewEntry("charter_accepted", {"charter": self._roster.charter, "version": self._charter.version}))
+            entries.append(
+                NewEntry("charter_accepted", {"charter": self._roster.charter, "version": self._charter.version})
+            )
         await self._journal.commit(entries)
         stack.push_async_callback(self._stop_tasks)
         stack.push_async_callback(self._stop_runs)
