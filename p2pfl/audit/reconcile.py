@@ -127,7 +127,8 @@ class _Run(Beginnings):
                     self._not_received(peer, reader, delta)
 
     def _not_received(self, peer: str, reader: str, delta: Delta) -> None:
-        why = self._why_not(reader, peer, delta.round)
+        states = {row[3] for _, _, rows in self.facts[reader].caught_up for row in rows}
+        why = "taken as a whole state instead" if delta.core in states else self._why_not(reader, peer, delta.round)
         if why is None and (peer, *delta.place) not in self.facts[reader].mixed and not self._took(peer, reader, delta):
             # it was told that the other end had not mixed, and did not mix either
             why = self._why_not(peer, reader, delta.round)
@@ -153,6 +154,8 @@ class _Run(Beginnings):
             return "the receiver was absent"
         if self._missed(facts, origin, round_):
             return "the receiver waited in vain, and wrote it down"
+        if facts.begun and round_ < min(facts.begun):
+            return "the receiver had not joined yet"
         if facts.closed is None and round_ >= facts.last_round:
             return "the receiver's log of this run ends there, without a closing entry"
         if facts.closed is not None and round_ > facts.last_round:

@@ -133,6 +133,19 @@ def test_other_policies_agree_too(tmp_path: Path, policy: dict[str, Any]) -> Non
     assert "catch_up_rounds" not in policy or outcome.agreed["states taken"] > 0
 
 
+def test_a_late_member_agrees_too(tmp_path: Path) -> None:
+    """It is admitted by the proposer's word, and begins with its neighbours' states."""
+    world = VirtualConsortium(5, rounds=40, closing_rounds=3, seed=1, signatures="real", audited=True, folder=tmp_path)
+    world.approving = range(4)
+    world.clock.at(75.0, world.sites[4].approve_late)
+    world.begin()
+    assert world.run(world.done, limit_seconds=4000.0)
+    world.run(limit_seconds=QUIET)
+    outcome = reconcile(logs_of(world))
+    world.close()
+    assert outcome.clean and outcome.agreed["states taken"] > 0 and outcome.agreed["directives"] == 5
+
+
 @pytest.mark.parametrize("lie", [Equivocate([0, 1]), LieAboutEdges(False)], ids=["equivocation", "edges"])
 def test_a_liar_is_named(tmp_path: Path, lie: Member) -> None:
     world = VirtualConsortium(4, rounds=6, seed=9, signatures="real", audited=True, folder=tmp_path)
