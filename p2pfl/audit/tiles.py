@@ -109,28 +109,50 @@ def verify_tiles(folder: Path, expected_peer: str | None = None, expected_origin
             raise StoreError(f"checkpoint: the log is {origin[:200]}, not the one asked for")
         checkpoint = _checkpoint(folder)
         edge: list[bytes] = []
-        hashes: dict[tuple[int, int], bytes] = {}
+        tiles = _TileCheck(folder)
         for data in _entries(folder, checkpoint.size):
             _, raw = read_entry(data)
             if raw.position != entries or raw.previous != previous:
                 raise StoreError(f"entry {entries}: it does not follow the entry before it")
             previous = leaf_hash(data)
-            for level, digest in enumerate([previous, *grow(edge, entries, previous)]):
-                if level % HEIGHT == 0:
-                    hashes[(level, entries >> level)] = digest
+            tiles.add([previous, *grow(edge, entries, previous)])
             entries += 1
         if join(edge) != checkpoint.root:
             raise StoreError("checkpoint: the entries are not those that it was signed over")
-        _check_tiles(folder, checkpoint.size, hashes)
+        tiles.end()
         root = checkpoint.root
     except (RemoteError, StoreError, OSError) as error:
         problem = str(error)
     return Verification(problem is None, entries, int(problem is None), root.hex(), origin[:200], log[:200], problem)
 
 
-def _check_tiles(folder: Path, size: int, hashes: dict[tuple[int, int], bytes]) -> None:
-    for path, content in _hash_tiles(size, lambda level, place: hashes[(level, place)]):
-        if _read(folder / path, WIDTH * HASH_SIZE) != content:
+class _TileCheck:
+    """Compares the tiles of hashes with those of the entries as they come; keeps one tile per level."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._levels: list[tuple[int, list[bytes]]] = []  # number of the tile in work, and its hashes so far
+
+    def add(self, completed: list[bytes]) -> None:
+        """The hashes of the complete subtrees that end with the next entry, level 0 first."""
+        for level, digest in enumerate(completed[::HEIGHT]):
+            if level == len(self._levels):
+                self._levels.append((0, []))
+            number, hashes = self._levels[level]
+            hashes.append(digest)
+            if len(hashes) == WIDTH:
+                self._compare(level, number, hashes)
+                self._levels[level] = (number + 1, [])
+
+    def end(self) -> None:
+        """After the last entry: the tiles that are not full."""
+        for level, (number, hashes) in enumerate(self._levels):
+            if hashes:
+                self._compare(level, number, hashes)
+
+    def _compare(self, level: int, number: int, hashes: list[bytes]) -> None:
+        path = tile_path(str(level), number, len(hashes))
+        if _read(self._folder / path, WIDTH * HASH_SIZE) != b"".join(hashes):
             raise StoreError(f"{path}: its hashes are not those of the entries")
 
 
