@@ -32,7 +32,7 @@ def erase(
     Example: p2pfl audit erase homes/lille 41
     """
     if [position is not None, before is not None, everything].count(True) != 1:
-        raise ConfigError("say what to erase: one entry, --before DATE, or --all")
+        raise ConfigError("say what to erase; give one entry, --before DATE, or --all")
     home = open_home(place)
     positions = [position] if position is not None else _positions(home.audit, before)
     identity = home.identity(passphrase(passphrase_file, is_sealed(home.path / "identity.key")))
