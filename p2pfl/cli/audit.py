@@ -15,9 +15,10 @@ from p2pfl.cli.home import AsJson
 from p2pfl.cli.lineage import show_lineage
 from p2pfl.cli.logs import find_log
 from p2pfl.cli.output import show
-from p2pfl.cli.proofs import check_proof, prove
+from p2pfl.cli.proofs import check_proof, owner_of, prove, whole_charter
 from p2pfl.cli.reconcile import reconcile_logs
 from p2pfl.errors import ConfigError
+from p2pfl.governance import fingerprint
 
 app = typer.Typer(no_args_is_help=True)
 app.command("prove")(prove)
@@ -30,8 +31,16 @@ LogPlace = Annotated[Path, typer.Argument(help="A home folder, an audit.db file,
 
 
 @app.command("verify")
-def verify(place: LogPlace, as_json: AsJson = False) -> None:
+def verify(
+    place: LogPlace,
+    charter_file: Annotated[
+        Path | None, typer.Option("--charter", help="Also that the log is of a member of this charter.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check every entry, document, tree hash and signed checkpoint. Exit code 1 and the first bad place if one fails.
+
+    Without a home or a charter anybody's log verifies: it says whose it is, and you compare the peer id.
 
     Example: p2pfl audit verify homes/lille
     """
@@ -44,6 +53,10 @@ def verify(place: LogPlace, as_json: AsJson = False) -> None:
     ]
     if outcome.problem:
         lines.append(f"first bad    {outcome.problem}")
+    elif charter_file is not None:
+        charter = whole_charter(charter_file)
+        lines.append(f"member       {owner_of(outcome.origin, outcome.peer_id, charter).name}")
+        lines.append(f"charter      {fingerprint(charter)}")
     show(asdict(outcome), as_json, lines)
     if not outcome.ok:
         raise typer.Exit(1)

@@ -53,7 +53,8 @@ def said(walked: tuple[Path, dict[str, str]], start: str) -> str:
 
 def test_the_page_says_what_happens(walked: tuple[Path, dict[str, str]]) -> None:
     assert len(walked[1]) == len(commands()) - 1 >= 11
-    assert said(walked, "p2pfl audit verify lille.jsonl").startswith("verified")
+    verified = said(walked, "p2pfl audit verify lille.jsonl")
+    assert verified.startswith("verified") and "member       Lille" in verified
     agreed = said(walked, "p2pfl audit reconcile")
     assert agreed.splitlines()[-1] == "clean" and "deltas received as sent" in agreed and "not judged" not in agreed
     came = said(walked, "p2pfl audit lineage")
