@@ -6,6 +6,10 @@ See docs/audit-log.md.
 from __future__ import annotations
 
 from p2pfl.audit.evidence import EVIDENCE_LIMIT, Evidence, check_evidence, read_evidence
+from p2pfl.audit.erasing import Erased, erase_texts
+from p2pfl.audit.export import COLUMNS, Part, csv_lines, json_lines, moment, open_part
+from p2pfl.audit.facts import LogFacts
+from p2pfl.audit.findings import Finding, Reconciliation, Sort
 from p2pfl.audit.format import (
     MAX_BODY,
     MAX_DOCUMENT,
@@ -17,16 +21,22 @@ from p2pfl.audit.format import (
     entry_from_data,
 )
 from p2pfl.audit.growth import CLAIMS, Answer, Judged, LogMisbehaviour, compare_notes, judge
+from p2pfl.audit.gathering import gather
 from p2pfl.audit.kinds import NOTES, Kind, KindNote
+from p2pfl.audit.lineage import Lineage, lineage
 from p2pfl.audit.log import AuditLog
+from p2pfl.audit.reconcile import reconcile
 from p2pfl.audit.show import as_dict, describe, directive_lines
+from p2pfl.audit.sources import gather_source, is_database, is_source, read_source, verify_source
 from p2pfl.audit.store import read_entries
+from p2pfl.audit.tiles import write_tiles
 from p2pfl.audit.tree import prove_entry
 from p2pfl.audit.verify import Verification, verify_log
-from p2pfl.audit.witness import Finding, HeldHead, WitnessStore
+from p2pfl.audit.witness import HeldHead, WitnessFinding, WitnessStore
 
 __all__ = [
     "CLAIMS",
+    "COLUMNS",
     "EVIDENCE_LIMIT",
     "MAX_BODY",
     "MAX_DOCUMENT",
@@ -36,6 +46,7 @@ __all__ = [
     "Answer",
     "AuditLog",
     "Entry",
+    "Erased",
     "Evidence",
     "Finding",
     "Head",
@@ -43,19 +54,39 @@ __all__ = [
     "Judged",
     "Kind",
     "KindNote",
+    "Lineage",
+    "LogFacts",
     "LogMisbehaviour",
     "NewEntry",
+    "Part",
+    "Reconciliation",
+    "Sort",
     "Verification",
+    "WitnessFinding",
     "WitnessStore",
     "as_dict",
     "check_evidence",
     "compare_notes",
+    "csv_lines",
     "describe",
     "directive_lines",
     "entry_from_data",
+    "erase_texts",
+    "gather",
+    "gather_source",
+    "is_database",
+    "is_source",
+    "json_lines",
     "judge",
+    "lineage",
+    "moment",
+    "open_part",
     "prove_entry",
     "read_entries",
     "read_evidence",
+    "read_source",
+    "reconcile",
     "verify_log",
+    "verify_source",
+    "write_tiles",
 ]

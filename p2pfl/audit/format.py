@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from p2pfl.audit.texts import set_apart
 from p2pfl.crypto.checkpoints import Checkpoint, sign_checkpoint
 from p2pfl.crypto.envelope import Signer
 from p2pfl.crypto.log_entries import DATA_LIMIT, ENTRY_OVERHEAD, EntryData, entry_data
@@ -90,6 +91,7 @@ class Prepared:
     kind: str
     body: bytes
     documents: tuple[tuple[str, bytes, bytes], ...] = field(default=())  # role, digest, content
+    texts: tuple[tuple[str, bytes, str], ...] = ()  # field, salt, what may be erased later
 
 
 def entry_hash(position: int, time: int, first: int, kind: str, body: bytes, previous: bytes) -> bytes:
@@ -134,7 +136,8 @@ def prepare(new: NewEntry) -> Prepared:
     fields = dict(new.body)
     if documents:
         fields[DOCUMENTS] = [[role, digest] for role, digest, _ in documents]
-    return Prepared(str(new.kind), _encode_body(new.kind, fields), tuple(documents))
+    texts = set_apart(new.kind, fields)
+    return Prepared(str(new.kind), _encode_body(new.kind, fields), tuple(documents), texts)
 
 
 def _encode_body(kind: str, fields: dict[str, Any]) -> bytes:

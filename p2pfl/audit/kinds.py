@@ -51,6 +51,8 @@ class Kind(StrEnum):
     LOSS_WITNESSED = "loss_witnessed"
     LOG_MISBEHAVIOUR = "log_misbehaviour"
     HEAD_WITHHELD = "head_withheld"
+    MODEL_WRITTEN = "model_written"
+    TEXT_ERASED = "text_erased"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
             "a newer record of a member was taken (from: who told it) or of this site was made",
             ("peer", "sequence", "from"),
         ),
-        Kind.DATA_REGISTERED: KindNote("a dataset was registered", ("tag", "fingerprint", "rows")),
+        Kind.DATA_REGISTERED: KindNote("a dataset was registered for a run", ("tag", "fingerprint", "rows", "run")),
         Kind.LINK_UP: KindNote("an authenticated link to a member came up", ("peer", "kind")),
         Kind.LINK_CHANGED: KindNote("a live link went over to another kind", ("peer", "was", "kind")),
         Kind.LINK_DOWN: KindNote("a link went down", ("peer", "reason")),
@@ -80,7 +82,7 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
         Kind.START_SIGNED: KindNote("this site signed the run's start record", ("run", "record")),
         Kind.RUN_STARTED: KindNote(
             "the start record is valid; the run begins",
-            ("run", "record", "plan", "charter", "initial", "participants", "signers"),
+            ("run", "record", "plan", "charter", "initial", "participants", "signers", "staleness"),
         ),
         Kind.ROUND_STARTED: KindNote("a round began here", ("run", "round", "active", "arguments")),
         Kind.DELTA_SENT: KindNote(
@@ -166,5 +168,10 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
                 "reason",
             ),
         ),
+        Kind.MODEL_WRITTEN: KindNote(
+            "the run's model was written to a file with this SHA-256; digest is that of its parameters",
+            ("run", "digest", "file"),
+        ),
+        Kind.TEXT_ERASED: KindNote("free text of these entries was erased from beside the log", ("entries",)),
     }
 )

@@ -126,10 +126,18 @@ class AuditLog:
         """Why this object takes no further entry, or None."""
         return self._broken
 
-    def append(self, entries: Sequence[NewEntry], now_ms: int, epoch: int | None = None) -> Head:
+    def append(
+        self,
+        entries: Sequence[NewEntry],
+        now_ms: int,
+        epoch: int | None = None,
+        *,
+        erase: Sequence[tuple[int, str]] = (),
+    ) -> Head:
         """Commit entries, their documents and a signed head in one transaction; returns the new head.
 
         ``epoch`` begins a new one, larger than the log's: this head and all later ones are signed under its origin.
+        ``erase`` are the (entry, field) of texts that go with it: `p2pfl.audit.erase_texts` writes what they were.
 
         Blocks for a disk sync: call it through asyncio.to_thread. ``now_ms`` is Unix milliseconds. Raises
         ConfigError for entries that the format cannot hold (nothing has changed), StoreError when the disk or
@@ -151,6 +159,7 @@ class AuditLog:
                 end = insert(
                     self._connection, self._identity, epoch_origin(self._origin, begun), self._end, prepared, now_ms
                 )
+                self._connection.executemany("DELETE FROM texts WHERE entry = ? AND field = ?", erase)
                 self._connection.execute("COMMIT")
             except (sqlite3.Error, StoreError) as error:
                 raise self._fail("a commit failed", error) from error
@@ -265,6 +274,17 @@ class AuditLog:
             after = (position, place)
             content = _checked(self._path, digest, content)
             yield position, digest.hex(), content
+
+    def texts(self) -> list[tuple[int, str]]:
+        """(entry, field) of every free text that is still there, oldest first."""
+        with self._exclusive(), self._readable():
+            return self._connection.execute("SELECT entry, field FROM texts ORDER BY entry, field").fetchall()
+
+    def wipe(self) -> bool:
+        """Empty the write-ahead log, where an erased text may still lie; False if a reader keeps it from that."""
+        with self._exclusive(), self._readable():
+            busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
 
     def close(self) -> None:
         """Write everything into the main file and let the next writer in; harmless when called twice."""

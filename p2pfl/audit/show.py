@@ -13,6 +13,7 @@ from typing import Any
 
 from p2pfl.audit.format import Entry
 from p2pfl.audit.kinds import Kind
+from p2pfl.audit.texts import MARK
 
 SHOWN_CHARACTERS = 200
 """Of one value in a line: a reason has at most 400, a line should stay readable."""
@@ -155,6 +156,8 @@ class _Words:
     def _text(self, value: Any) -> str:
         if isinstance(value, bytes):
             value = value.hex()
+        if isinstance(value, dict) and list(value) == [MARK]:
+            return "(text not at hand)"
         if isinstance(value, list | dict):
             value = f"[{len(value)} items]"
         return _safe(str(value))
@@ -268,5 +271,7 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
         Kind.HEAD_WITHHELD: lambda w: (
             f"{w.peer()} withholds its log: asked {w['asked']} times for its growth from size {w['size']}{w.because()}"
         ),
+        Kind.MODEL_WRITTEN: lambda w: f"model {w.short('digest')} written, file {w.short('file')}",
+        Kind.TEXT_ERASED: lambda w: f"free text of {w.count('entries')} entries erased",
     }
 )

@@ -25,6 +25,7 @@ from p2pfl.audit.format import (
     Entry,
     decode_body,
 )
+from p2pfl.audit.texts import ERASED, put_back
 from p2pfl.crypto.notes import NOTE_LIMIT
 from p2pfl.crypto.proofs import MAX_PROOF
 from p2pfl.errors import ConfigError, RemoteError, StoreError
@@ -45,6 +46,7 @@ _WRITER_SETTINGS = (
     "wal_autocheckpoint = 0",  # AuditLog makes them: SQLite's own ignores a failed sync and tries again later
     "foreign_keys = ON",
     "recursive_triggers = ON",
+    "secure_delete = ON",  # an erased text leaves no trace in the file's pages
 )
 
 TABLES = {
@@ -77,6 +79,13 @@ TABLES = {
   content BLOB NOT NULL,
   PRIMARY KEY (entry, place)
 )""",
+    "texts": """CREATE TABLE texts (
+  entry INTEGER NOT NULL REFERENCES entries (position),
+  field TEXT NOT NULL,
+  salt BLOB NOT NULL,
+  text TEXT NOT NULL,
+  PRIMARY KEY (entry, field)
+)""",
 }
 
 ENTRY_COLUMNS = "position, time, first, kind, body, previous, hash, subtrees"
@@ -93,6 +102,7 @@ _NEXT = {
     "entries": "NEW.position <> (SELECT coalesce(max(position) + 1, 0) FROM entries)",
     "heads": "NEW.size <= (SELECT coalesce(max(size), 0) FROM heads)",
     "documents": "EXISTS (SELECT 1 FROM documents WHERE entry = NEW.entry AND place = NEW.place)",
+    "texts": "EXISTS (SELECT 1 FROM texts WHERE entry = NEW.entry AND field = NEW.field)",
 }
 
 
@@ -103,7 +113,8 @@ def schema() -> Iterator[str]:
     for table, wrong in _NEXT.items():
         refuse = f"BEGIN SELECT RAISE(ABORT, 'the audit log is append-only: {table}'); END"
         yield f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} {refuse}"
-        yield f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} {refuse}"
+        if table != "texts":  # what lies there may be erased
+            yield f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} {refuse}"
         yield f"CREATE TRIGGER {table}_in_order BEFORE INSERT ON {table} WHEN {wrong} {refuse}"
 
 
@@ -235,7 +246,22 @@ def load_entries(connection: sqlite3.Connection, start: int, kind: str | None) -
         f"SELECT {ENTRY_COLUMNS} FROM entries WHERE position >= ? {which}ORDER BY position LIMIT ?",
         (start, PAGE) if kind is None else (start, kind, PAGE),
     ).fetchall()
-    return [_entry(row) for row in rows]
+    entries = [_entry(row) for row in rows]
+    if entries:
+        texts = load_texts(connection, entries[0].position, entries[-1].position)
+        for entry in entries:
+            put_back(entry.kind, entry.body, texts.get(entry.position, {}), ERASED)
+    return entries
+
+
+def load_texts(connection: sqlite3.Connection, first: int, last: int) -> dict[int, dict[str, tuple[bytes, str]]]:
+    """(salt, text) by field, of each entry from ``first`` to ``last`` that has any; unsound rows are left out."""
+    found: dict[int, dict[str, tuple[bytes, str]]] = {}
+    rows = connection.execute("SELECT entry, field, salt, text FROM texts WHERE entry BETWEEN ? AND ?", (first, last))
+    for entry, name, salt, text in rows:
+        if [type(entry), type(name), type(salt), type(text)] == [int, str, bytes, str]:
+            found.setdefault(entry, {})[name] = (salt, text)
+    return found
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

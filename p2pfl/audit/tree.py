@@ -47,7 +47,7 @@ def prove(connection: sqlite3.Connection, position: int) -> LogProof:
     Checked before it is handed out: raises StoreError if the file's tree is damaged there, ConfigError where there is
     no such entry.
     """
-    log, origin, size, note = _newest(connection)
+    log, origin, size, note = newest_head(connection)
     if not 0 <= position < size:
         raise ConfigError(f"the log has {size} entries; there is no entry {position}, the first is entry 0")
     row = connection.execute(f"SELECT {store.ENTRY_COLUMNS} FROM entries WHERE position = ?", (position,)).fetchone()
@@ -90,7 +90,7 @@ def prove_entry(path: Path | str, position: int) -> LogProof:
         raise StoreError(f"the audit log {place} cannot be read ({error}); run p2pfl audit verify") from error
 
 
-def _newest(connection: sqlite3.Connection) -> tuple[str, str, int, bytes]:
+def newest_head(connection: sqlite3.Connection) -> tuple[str, str, int, bytes]:
     """Log, origin, size and note of the newest head; whether they hold shows when the proof is opened."""
     meta = connection.execute("SELECT log, origin FROM meta").fetchone()
     head = connection.execute("SELECT size, note FROM heads ORDER BY size DESC LIMIT 1").fetchone()

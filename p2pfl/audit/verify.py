@@ -18,6 +18,7 @@ from typing import Any
 from p2pfl.audit import store
 from p2pfl.audit.format import FORMAT, MAX_DOCUMENT, START, decode_body, entry_hash
 from p2pfl.audit.kinds import Kind
+from p2pfl.audit.text_check import TextCheck
 from p2pfl.audit.wal import wal_problem
 from p2pfl.audit.writing import other_format
 from p2pfl.crypto.checkpoints import epoch_of, open_checkpoint
@@ -79,6 +80,7 @@ class _Check:
         self.log = ""
         self._previous = START
         self._first = 0  # of the commit that the last entry belongs to
+        self._texts = TextCheck()
         self._edge: list[bytes] = []
         self._covered = 0  # size of the newest good head
         self._epoch = 0  # of the newest good head
@@ -93,12 +95,15 @@ class _Check:
         meta = self._meta(connection)
         documents = _Rows(connection, "SELECT entry, place, role, digest, content FROM documents ORDER BY entry, place")
         heads = _Rows(connection, "SELECT size, note FROM heads ORDER BY size")
+        texts = _Rows(connection, "SELECT entry, field, salt, text FROM texts ORDER BY entry, field")
         for row in connection.execute(f"SELECT {store.ENTRY_COLUMNS} FROM entries ORDER BY position"):
             fields = self._entry(row, documents)
+            self._check_texts(row[0], row[3], fields, texts)
             if row[0] == 0:
                 self._first_entry(row[3], fields, meta, peer, origin)
             self._head(heads)
         self._end(documents, heads)
+        self._check_texts(None, "", {}, texts)
         for (message,) in connection.execute("PRAGMA integrity_check(1)"):
             if message != "ok":
                 raise _Bad(f"file: {_shown(message)}")
@@ -150,6 +155,16 @@ class _Check:
         self._previous = row[6]
         self.entries += 1
         return fields
+
+    def _check_texts(self, number: int | None, kind: str, fields: dict[str, Any], texts: _Rows) -> None:
+        """The texts beside one entry; without a number, that there are no others and that none is missing."""
+        found = []
+        while texts.next is not None and (number is None or texts.next[0] == number):
+            found.append(texts.next[1:])
+            texts.advance()
+        problem = self._texts.end(found) if number is None else self._texts.entry(number, kind, fields, found)
+        if problem is not None:
+            raise _Bad(problem)
 
     def _commit(self, number: int, first: int) -> None:
         """A commit's entries name its first, so no head between two commits can be taken away."""

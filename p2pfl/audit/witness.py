@@ -46,7 +46,7 @@ class HeldHead:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class WitnessFinding:
     """Misbehaviour of a log that this peer has evidence of."""
 
     log: str
@@ -124,14 +124,14 @@ class WitnessStore:
             except sqlite3.Error as error:
                 raise self._broken(error) from error
 
-    def find(self, finding: Finding) -> bool:
+    def find(self, finding: WitnessFinding) -> bool:
         """Remember misbehaviour; False if the same was known of this log."""
         statement = "INSERT OR IGNORE INTO findings VALUES (?, ?, ?, ?)"
         return self._write(statement, finding.log, finding.claim, finding.file, finding.time) > 0
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[WitnessFinding]:
         """All of them, oldest first."""
-        return [Finding(*row) for row in self._read("SELECT log, claim, file, time FROM findings ORDER BY time")]
+        return [WitnessFinding(*row) for row in self._read("SELECT log, claim, file, time FROM findings ORDER BY time")]
 
     def keep_cosignature(self, witness: str, epoch: int, size: int, item: Cosignature, seconds: int) -> None:
         """Store a verified cosignature of the own log."""

@@ -124,6 +124,10 @@ def insert(
             "INSERT INTO documents (entry, place, role, digest, content) VALUES (?, ?, ?, ?, ?)",
             [(position, place, *document) for place, document in enumerate(item.documents)],
         )
+        connection.executemany(
+            "INSERT INTO texts (entry, field, salt, text) VALUES (?, ?, ?, ?)",
+            [(position, *text) for text in item.texts],
+        )
         position, previous = position + 1, digest
     head = sign_head(identity, origin, position, join(edge), previous)
     connection.execute("INSERT INTO heads (size, note) VALUES (?, ?)", (head.size, head.note))

@@ -2,58 +2,63 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from p2pfl.audit import Kind, as_dict, describe, read_entries, verify_log
+from p2pfl.audit import Kind, as_dict, describe
+from p2pfl.cli.erase import erase
 from p2pfl.cli.evidence import check as check_evidence
+from p2pfl.cli.export import export
 from p2pfl.cli.home import AsJson
+from p2pfl.cli.lineage import show_lineage
+from p2pfl.cli.logs import find_log
 from p2pfl.cli.output import show
-from p2pfl.cli.proofs import check_proof, prove
-from p2pfl.crypto import log_origin
+from p2pfl.cli.proofs import check_proof, owner_of, prove, whole_charter
+from p2pfl.cli.reconcile import reconcile_logs
 from p2pfl.errors import ConfigError
-from p2pfl.peer import open_home
+from p2pfl.governance import fingerprint
 
 app = typer.Typer(no_args_is_help=True)
 app.command("prove")(prove)
 app.command("check-proof")(check_proof)
 app.command("check-evidence")(check_evidence)
-LogPlace = Annotated[Path, typer.Argument(help="A home folder, or an audit.db file.", metavar="HOME")]
-
-
-def _log(place: Path) -> tuple[Path, str | None, dict[str, str]]:
-    """The database, the peer id it should have, and the charter's names."""
-    if place.is_file():
-        return place, None, {}
-    home = open_home(place)
-    names = {}
-    with contextlib.suppress(ConfigError):  # names are a convenience; a log is read without them, too
-        names = {str(member.peer_id): member.name for member in home.charter().members}
-    return home.audit, home.member().peer_id, names
+app.command("export")(export)
+app.command("erase")(erase)
+app.command("lineage")(show_lineage)
+app.command("reconcile")(reconcile_logs)
+LogPlace = Annotated[Path, typer.Argument(help="A home folder, an audit.db file, or an export.", metavar="HOME")]
 
 
 @app.command("verify")
-def verify(place: LogPlace, as_json: AsJson = False) -> None:
+def verify(
+    place: LogPlace,
+    charter_file: Annotated[
+        Path | None, typer.Option("--charter", help="Also that the log is of a member of this charter.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check every entry, document, tree hash and signed checkpoint. Exit code 1 and the first bad place if one fails.
+
+    Without a home or a charter anybody's log verifies: it says whose it is, and you compare the peer id.
 
     Example: p2pfl audit verify homes/lille
     """
-    path, peer, _ = _log(place)
-    origin = None
-    if peer is not None:
-        with contextlib.suppress(ConfigError):  # without a charter the log can say no consortium that is wrong
-            origin = log_origin(open_home(place).charter().name, peer)
-    outcome = verify_log(path, peer, origin)
+    log = find_log(place)
+    outcome = log.verify()
     lines = [
-        f"{'verified' if outcome.ok else 'BROKEN'}     {path}",
+        f"{'verified' if outcome.ok else 'BROKEN'}     {log.path}",
+        f"log          {outcome.origin}",
         f"entries      {outcome.entries}, checkpoints {outcome.heads}, root {outcome.root[:16]}",
     ]
     if outcome.problem:
         lines.append(f"first bad    {outcome.problem}")
+    elif charter_file is not None:
+        charter = whole_charter(charter_file)
+        lines.append(f"member       {owner_of(outcome.origin, outcome.peer_id, charter).name}")
+        lines.append(f"charter      {fingerprint(charter)}")
     show(asdict(outcome), as_json, lines)
     if not outcome.ok:
         raise typer.Exit(1)
@@ -75,7 +80,7 @@ def show_log(
         raise ConfigError("--from must be 0 or more, --last 1 or more")
     if kind is not None and kind not in set(Kind):
         raise ConfigError(f"no entries are of the kind {kind!r}; the kinds are {', '.join(Kind)}")
-    path, _, names = _log(place)
-    entries = list(read_entries(path, start, kind))
+    log = find_log(place)
+    entries = list(log.entries(start, kind))
     chosen = entries if last is None else entries[-last:]
-    show([as_dict(entry) for entry in chosen], as_json, (describe(entry, names) for entry in chosen))
+    show([as_dict(entry) for entry in chosen], as_json, (describe(entry, log.names) for entry in chosen))

@@ -14,7 +14,7 @@ from p2pfl.gossip.context import Context
 from p2pfl.gossip.deliveries import Deliveries
 from p2pfl.gossip.direct import Away
 from p2pfl.gossip.effects import SendStatement
-from p2pfl.gossip.messages import MAX_TEXT, SETTLING_WINDOW
+from p2pfl.gossip.messages import MAX_TEXT, SETTLING_WINDOW, Position
 from p2pfl.gossip.table import State
 from p2pfl.types import PeerId
 
@@ -45,6 +45,15 @@ class Attendance:
             context.missing[peer] = (context.position[0], reason)
             context.log("absent", {"peer": peer, "round": context.position[0], "reason": reason})
             context.tell("missing", peer=peer, round=context.position[0], reason=reason)
+
+    def not_mixed(self, peer: PeerId, position: Position, *, declined: bool) -> None:
+        """A position is mixed without a neighbour that is not missing: write down why, or no log would say it."""
+        context = self.context
+        here = peer not in context.missing and peer not in context.gone
+        if here and peer not in self.deliveries.unlike(position) and not self.deliveries.refused(peer, position):
+            reason = "it had mixed without this site" if declined else "its message did not come, and it had gone on"
+            round_ = position[0]
+            context.log("absent", {"peer": peer, "round": round_, "until": round_ + 1, "reason": reason})
 
     def mixed(self, peer: PeerId, round_: int) -> None:
         """Its message goes into a mixing: whatever was before, it is there."""

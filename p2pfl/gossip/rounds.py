@@ -255,6 +255,8 @@ class Rounds:
             if mixed and ready is not None:
                 edges.append(Edge(peer, weight, ready, position))
                 self.took(peer, position)
+            else:
+                self.attendance.not_mixed(peer, position, declined=ready is not None)
             self._apply(peer, self.ledgers[peer].decide(position, mixed))
         round_, step = position
         self.mixing = tuple(edges)

@@ -207,6 +207,7 @@ class Starting:
                 "initial": self.record.initial,
                 "participants": [[item.peer_id, item.samples] for item in self.record.participants],
                 "signers": sorted(signers),
+                "staleness": self.record.staleness,
             },
             ("record", self.start_payload or b""),
         )

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from p2pfl.audit import Evidence, Finding, LogMisbehaviour, NewEntry, WitnessStore
+from p2pfl.audit import Evidence, WitnessFinding, LogMisbehaviour, NewEntry, WitnessStore
 from p2pfl.crypto import log_origin, open_checkpoint, sha256
 from p2pfl.files import write_atomic
 from p2pfl.types import PeerId
@@ -46,7 +46,7 @@ class Alarms:
         body = {"peer": owner, "claim": shown.claim, "sizes": sizes, "file": f"evidence/{name}"}
         await asyncio.to_thread(self._write, name, data)
         await self._commit(NewEntry("log_misbehaviour", body, (("evidence", data),)))
-        await asyncio.to_thread(self._store.find, Finding(owner, shown.claim, name, milliseconds // 1000))
+        await asyncio.to_thread(self._store.find, WitnessFinding(owner, shown.claim, name, milliseconds // 1000))
         self.accused[owner] = shown.claim  # last: what is cut off before is found again with the next question
         _log.warning("%s", shown)
         self._told("alarm", {"peer": owner, "claim": shown.claim, "file": f"evidence/{name}"})

@@ -140,7 +140,9 @@ class Peer:
         first = log.head.size <= 1
         entries = [NewEntry("peer_started", {"peer": self.peer_id, "name": self.name})]
         if first:
-            entries.append(NewEntry("charter_accepted", {"charter": self._roster.charter}))
+            entries.append(
+                NewEntry("charter_accepted", {"charter": self._roster.charter, "version": self._charter.version})
+            )
         await self._journal.commit(entries)
         stack.push_async_callback(self._stop_tasks)
         stack.push_async_callback(self._stop_runs)
@@ -482,6 +484,9 @@ class Peer:
         if report["finished"] and model is None:
             problem = problem or "this peer ended before its model was stored"
         report["problem"] = problem
+        if model is not None:
+            body = {"run": handle.id, "digest": runner.machine.rounds.digest, "file": sha256(model)}
+            await self._journal.commit([NewEntry("model_written", body)])
         self._book.close_files(handle.id, model, report)
         handle.end(model, report)
 

@@ -15,6 +15,7 @@ KEYS = {
     "entries": ("position",),
     "heads": ("size",),
     "documents": ("entry", "place"),
+    "texts": ("entry", "field"),
 }
 
 

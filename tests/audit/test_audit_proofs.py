@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from audit_logs import NOW, delta, everything, owner, tamperer, write_small_log
 
-from p2pfl.audit import AuditLog, Head, NewEntry, prove_entry, verify_log
+from p2pfl.audit import AuditLog, Head, NewEntry, open_part, prove_entry, verify_log, write_tiles
 from p2pfl.crypto import LogProof, log_key, log_origin, read_log_proof
 from p2pfl.crypto.proofs import check_consistency
 from p2pfl.errors import ConfigError, IllegalStep, RemoteError, StoreError
@@ -190,6 +190,25 @@ def test_go_refuses_what_was_altered(go: subprocess.Popen[str], grown: tuple[Pat
     altered += [good | {"index": 42}, good | {"index": -1}, good | {"origin": "p2pfl/x"}, good | {"keys": []}]
     for request in altered:
         assert ask(go, request) != "ok"
+
+
+@pytest.mark.timeout(600)
+def test_go_reads_our_tiles(go: subprocess.Popen[str], tmp_path: Path) -> None:
+    """Each entry of a log of two levels of tiles, and no longer once a byte of an entry or of a tile is changed."""
+    with AuditLog.create(tmp_path / "audit.db", owner(), NOW, "Hearts of Normandy") as log:
+        log.append([NewEntry("round_started", {"round": number}) for number in range(600)], NOW)
+        request = {"keys": [log_key(log.origin, owner().peer_id).text], "note": log.head.note.decode()}
+        request |= {"origin": log.origin, "tiles": str(tmp_path / "tiles")}
+    with open_part(tmp_path / "audit.db") as part:
+        write_tiles(part, tmp_path / "tiles")
+    assert ask(go, request) == "ok"
+    for name in ("entries/000", "entries/002.p/89", "0/001", "1/000.p/2"):
+        path = tmp_path / "tiles" / "tile" / name
+        good = path.read_bytes()
+        path.write_bytes(flipped(good, 77))
+        assert ask(go, request) != "ok", name
+        path.write_bytes(good)
+    assert ask(go, request) == "ok"
 
 
 @pytest.mark.timeout(600)

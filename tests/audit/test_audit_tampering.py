@@ -56,6 +56,8 @@ def _flips(value: Any, mask: int) -> Iterator[Any]:
 def _place(table: str, row: dict[str, Any]) -> str:
     if table == "documents":
         return f"document {row['place']} of entry {row['entry']}:"
+    if table == "texts":
+        return f"text {row['field']} of entry {row['entry']}:"
     return {
         "meta": "meta:",
         "entries": f"entry {row.get('position')}:",
@@ -77,7 +79,7 @@ def test_every_flipped_byte_of_every_column_is_found_and_named(path: Path, table
                 if _flip_is_found(connection, path, table, row, column, form, changed):
                     tried += 1
     connection.close()
-    assert tried >= {"meta": 130, "entries": 1000, "heads": 1000, "documents": 150}[table]
+    assert tried >= {"meta": 130, "entries": 1000, "heads": 1000, "documents": 150, "texts": 50}[table]
     assert verify_log(path).ok, "the test must put everything back"
 
 
@@ -101,11 +103,12 @@ def _flip_is_found(
     assert not found.ok
     assert found.problem is not None
     if is_key:
-        assert found.problem.startswith(("meta:", "entry ", "head of size ", "document "))
+        assert found.problem.startswith(("meta:", "entry ", "head of size ", "document ", "text "))
     else:
         assert found.problem.startswith(_place(table, row)), (table, row, column, changed)
     back = [changed if key == column else row[key] for key in KEYS[table]]
-    connection.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (row[column], *back))
+    there = " AND ".join(f"{key} = {form if key == column else '?'}" for key in KEYS[table])
+    connection.execute(f"UPDATE {table} SET {column} = ? WHERE {there}", (row[column], *back))
     return True
 
 
@@ -232,6 +235,24 @@ CHANGES = {
         _sql("UPDATE entries SET subtrees = hash WHERE position = 2"),
         "entry 2: the tree hashes beside it are not those",
     ),
+    "text altered": (_sql("UPDATE texts SET text = 'early'"), "text reason of entry 5: it is not the one"),
+    "text altered with its salt": (
+        _sql("UPDATE texts SET salt = zeroblob(32), text = 'early'"),
+        "text reason of entry 5: it is not the one",
+    ),
+    "text taken away in silence": (
+        _sql("DELETE FROM texts"),
+        "text reason of entry 5: missing, and no entry says that it was erased",
+    ),
+    "text of another entry": (_sql("UPDATE texts SET entry = 4"), "text of entry 4: no field of the entry names it"),
+    "text of no entry": (
+        _sql("INSERT INTO texts SELECT 99, field, salt, text FROM texts"),
+        "text of an entry that is not",
+    ),
+    "text of another field": (
+        _sql("INSERT INTO texts SELECT entry, 'peer', salt, text FROM texts"),
+        "text of entry 5: no field of the entry names it",
+    ),
     "meta emptied": (_sql("DELETE FROM meta"), "meta: there must be exactly one row"),
     "second meta row": (
         _sql("INSERT INTO meta SELECT 2, log, origin, format, created FROM meta"),
@@ -277,7 +298,8 @@ def test_a_log_signed_by_another_key_is_refused(path: Path, tmp_path: Path) -> N
 def test_a_tail_cut_with_its_heads_is_not_found_yet(path: Path) -> None:
     """The stated limit: only witnesses, who remember a later head, can tell this from a younger log."""
     connection = tamperer(path)
-    _sql("DELETE FROM documents WHERE entry >= 3", "DELETE FROM entries WHERE position >= 3")(connection)
+    _sql("DELETE FROM documents WHERE entry >= 3", "DELETE FROM texts WHERE entry >= 3")(connection)
+    connection.execute("DELETE FROM entries WHERE position >= 3")
     connection.execute("DELETE FROM heads WHERE size > 3")
     connection.close()
     found = verify_log(path)

@@ -287,6 +287,19 @@ HOME = [
     ("audit show no log", nothing, "audit show lille", "audit"),
     ("audit show no database", nothing, "audit show toy.csv", "toy.csv"),
     ("audit show kind", nothing, "audit show lille --kind nonsense", "the kinds are .*mixed"),
+    ("audit erase nothing", nothing, "audit erase lille", "say what to erase"),
+    ("audit erase two things", nothing, "audit erase lille 3 --all", "say what to erase"),
+    ("audit erase no log", nothing, "audit erase lille --all", "there is no audit log"),
+    ("audit export no log", nothing, "audit export lille", "there is no audit log"),
+    ("audit export no database", nothing, "audit export toy.csv", "toy.csv"),
+    ("audit reconcile no database", nothing, "audit reconcile toy.csv lille", "toy.csv"),
+    ("audit lineage no log", nothing, "audit lineage abcd lille", "there is no audit log"),
+    (
+        "audit verify cut export",
+        text("cut.jsonl", '{"p2pfl_audit_export": 1, "log": "x"'),
+        "audit reconcile cut.jsonl",
+        "cut off",
+    ),
     ("audit show from", nothing, "audit show lille --from -1", "--from must be 0 or more"),
 ]
 

@@ -62,6 +62,8 @@ def test_a_proof_that_does_not_hold_or_cannot_be_made_is_one_sentence(
         assert "does not hold" in said or "no member" in said, name
     for charter, reason in {"other": "of no member of south", "fresh": "not signed by all"}.items():
         assert reason in do(capsys, "audit", "check-proof", "entry", "--charter", f"{charter}.charter").sentence()
+        assert reason in do(capsys, "audit", "verify", "lille/audit.db", "--charter", f"{charter}.charter").sentence()
+    assert "member       lille" in do(capsys, "audit", "verify", "lille", "--charter", "signed.charter").out.lower()
 
 
 def test_verify_knows_the_consortium(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,137 @@
+"""What one log says about each run, in a form that can be compared with other logs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Place = tuple[int, int]
+"""Round and step of one mixing."""
+
+OLDER_DISK = "older than"
+"""Stands in the reason of an absence by which a site owns up to a restored backup."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A run's beginning as one log has it; ``participants`` are samples by peer, ``staleness`` 0 where not written."""
+
+    entry: int
+    record: str
+    plan: str
+    charter: str
+    initial: str
+    participants: Mapping[str, int]
+    signers: tuple[str, ...]
+    staleness: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One core, sent or received; ``peers`` are the recipients, or the one origin."""
+
+    entry: int
+    round: int
+    step: int
+    channel: str
+    core: str
+    peers: tuple[str, ...]
+    sequence: int = -1  # known to the origin alone
+
+    @property
+    def place(self) -> Place:
+        """Round and step."""
+        return self.round, self.step
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """One edge that went into a mixing."""
+
+    entry: int
+    weight: float
+
+
+@dataclass(slots=True)
+class Away:
+    """Rounds in which the log's owner took no part: up to ``until``, not included; None while it is not back."""
+
+    first: int
+    until: int | None
+    reason: str
+
+
+@dataclass(slots=True)
+class RunFacts:
+    """Everything of one run in one log that another log can agree with or contradict."""
+
+    proposed: bool = False
+    approved: tuple[str, int] | None = None  # plan, samples
+    signed: str | None = None
+    started: Started | None = None
+    sent: dict[str, Delta] = field(default_factory=dict)
+    sent_at: dict[tuple[int, int, str], str] = field(default_factory=dict)  # (round, step, channel): core
+    sequences: set[int] = field(default_factory=set)
+    received: dict[str, Delta] = field(default_factory=dict)
+    mixed: dict[tuple[str, int, int], Mixed] = field(default_factory=dict)
+    taken_back: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    unsettled: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    ignored: dict[tuple[str, int], str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    away: list[Away] = field(default_factory=list)
+    missed: defaultdict[str, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
+    passed: dict[tuple[str, int], str] = field(default_factory=dict)  # (peer, round): why it was mixed without
+    acknowledged: dict[tuple[str, str], int] = field(default_factory=dict)  # (peer, core): entry
+    data: list[tuple[int, str, str, int]] = field(default_factory=list)  # (entry, tag, fingerprint, rows)
+    models: list[tuple[int, str, str]] = field(default_factory=list)  # (entry, digest of the parameters, of the file)
+    approved_entry: int = -1
+    caught_up: list[tuple[int, int, tuple[tuple[str, float, int, str], ...]]] = field(default_factory=list)
+    directed: dict[int, tuple[int, Any]] = field(default_factory=dict)  # own words: version: (entry, facts)
+    heard: dict[int, tuple[int, Any]] = field(default_factory=dict)
+    accused: list[tuple[int, str, int]] = field(default_factory=list)  # (entry, peer, round)
+    twice: list[tuple[int, str]] = field(default_factory=list)  # (entry, what the log says two times)
+    begun: set[int] = field(default_factory=set)  # rounds
+    closed: Mapping[str, Any] | None = None
+    closed_entry: int = -1
+    contributed: list[tuple[str, list[tuple[int, int]]]] = field(default_factory=list)  # as the closing entry has it
+
+    @property
+    def last_round(self) -> int:
+        """The last round the log's owner began; -1 before the first."""
+        return max(self.begun, default=-1)
+
+    @property
+    def finished(self) -> bool:
+        """Closed with a model of its own; else what stood open at the end was settled by nobody."""
+        return self.closed is not None and self.closed.get("finished") is True
+
+    @property
+    def older_disk(self) -> bool:
+        """The owner wrote down that its disk, and so this log, had gone back to an earlier state."""
+        reasons = [row.reason for row in self.away] + [str((self.closed or {}).get("reason"))]
+        return any(OLDER_DISK in reason for reason in reasons)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing of this run stands in the log."""
+        return self == RunFacts()
+
+    def net(self, peer: str, place: Place) -> bool:
+        """Whether the displacement over this edge stays in the owner's model."""
+        return (peer, *place) in self.mixed and (peer, *place) not in self.taken_back
+
+
+@dataclass(slots=True)
+class LogFacts:
+    """One log: whose it is, what it is called, and what it says about each run."""
+
+    peer: str
+    name: str = ""
+    runs: dict[str, RunFacts] = field(default_factory=dict)
+    entries: int = 0
+    whole: bool = True  # False: an export of some entries, others are known to be there
+    charters: dict[str, int] = field(default_factory=dict)  # accepted ones: entry
+    versions: dict[str, int] = field(default_factory=dict)  # of those charters, where the entry says it
+    unreadable: list[tuple[int, str]] = field(default_factory=list)

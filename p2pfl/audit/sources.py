@@ -1,0 +1,49 @@
+"""A log in whatever form it is at hand: the database of a home, an export in JSON lines, a folder of tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from p2pfl.audit.exported import is_export, read_exported, read_header, verify_export
+from p2pfl.audit.facts import LogFacts
+from p2pfl.audit.format import Entry
+from p2pfl.audit.gathering import gather
+from p2pfl.audit.store import read_entries
+from p2pfl.audit.tiles import is_tiled, read_tiled, verify_tiles
+from p2pfl.audit.verify import Verification, verify_log
+from p2pfl.errors import StoreError
+
+
+def is_source(path: Path) -> bool:
+    """Whether a file or folder holds a log itself, as a home does not."""
+    return path.is_file() or is_tiled(path)
+
+
+def is_database(path: Path) -> bool:
+    """Whether it is the database itself, and no export of it."""
+    return path.is_file() and not is_export(path)
+
+
+def verify_source(path: Path, expected_peer: str | None = None, expected_origin: str | None = None) -> Verification:
+    """`verify_log` for a log in any form."""
+    if is_tiled(path):
+        return verify_tiles(path, expected_peer, expected_origin)
+    return (verify_export if is_export(path) else verify_log)(path, expected_peer, expected_origin)
+
+
+def read_source(path: Path, start: int = 0, kind: str | None = None) -> Iterator[Entry]:
+    """The entries of a log in any form, oldest first; checks nothing. Raises ConfigError or StoreError."""
+    if not is_tiled(path) and not is_export(path):
+        return read_entries(path, start, kind)
+    entries = read_tiled(path) if is_tiled(path) else read_exported(path)
+    return (entry for entry in entries if entry.position >= start and kind in (None, entry.kind))
+
+
+def gather_source(path: Path, expected_peer: str | None = None, expected_origin: str | None = None) -> LogFacts:
+    """The facts of a log in any form, after it was checked as a whole. Raises StoreError if it does not hold."""
+    verification = verify_source(path, expected_peer, expected_origin)
+    if not verification.ok:
+        raise StoreError(f"the log in {path} does not hold ({verification.problem}); compare it only once it does")
+    whole = not is_export(path) or read_header(path).whole
+    return gather(verification.peer_id, read_source(path), whole=whole)
