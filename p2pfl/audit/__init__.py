@@ -5,8 +5,8 @@ See docs/audit-log.md.
 
 from __future__ import annotations
 
-from p2pfl.audit.evidence import EVIDENCE_LIMIT, Evidence, check_evidence, read_evidence
 from p2pfl.audit.erasing import Erased, erase_texts
+from p2pfl.audit.evidence import EVIDENCE_LIMIT, Evidence, check_evidence, read_evidence
 from p2pfl.audit.export import COLUMNS, Part, csv_lines, json_lines, moment, open_part
 from p2pfl.audit.facts import LogFacts
 from p2pfl.audit.findings import Finding, Reconciliation, Sort
@@ -20,8 +20,8 @@ from p2pfl.audit.format import (
     NewEntry,
     entry_from_data,
 )
-from p2pfl.audit.growth import CLAIMS, Answer, Judged, LogMisbehaviour, compare_notes, judge
 from p2pfl.audit.gathering import gather
+from p2pfl.audit.growth import CLAIMS, Answer, Judged, LogMisbehaviour, compare_notes, judge
 from p2pfl.audit.kinds import NOTES, Kind, KindNote
 from p2pfl.audit.lineage import Lineage, lineage
 from p2pfl.audit.log import AuditLog

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from p2pfl.audit import Evidence, WitnessFinding, LogMisbehaviour, NewEntry, WitnessStore
+from p2pfl.audit import Evidence, LogMisbehaviour, NewEntry, WitnessFinding, WitnessStore
 from p2pfl.crypto import log_origin, open_checkpoint, sha256
 from p2pfl.files import write_atomic
 from p2pfl.types import PeerId

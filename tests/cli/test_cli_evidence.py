@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cli_worlds import do, told
 
-from p2pfl.audit import AuditLog, Evidence, Finding, NewEntry, WitnessStore
+from p2pfl.audit import AuditLog, Evidence, NewEntry, WitnessFinding, WitnessStore
 from p2pfl.crypto import cosign, log_origin
 from p2pfl.peer import open_home
 from p2pfl.peer.log_findings import STALE, log_findings
@@ -74,7 +74,7 @@ def test_the_doctor_knows_evidence_and_who_has_cosigned_last(world: Path, eviden
     assert [item.verdict for item in log_findings(home, names, NOW)] == ["look"]
     item = cosign(home.identity(None), home.charter().name, evidence.notes[0], NOW)
     store.keep_cosignature("witness", 0, 2, item, NOW)
-    store.find(Finding(evidence.owner, "fork", "fork.json", NOW))
+    store.find(WitnessFinding(evidence.owner, "fork", "fork.json", NOW))
     store.close()
     broken, fresh = log_findings(home, names, NOW + 3 * 3600)
     assert (broken.verdict, fresh.verdict) == ("broken", "ok")
