@@ -18,18 +18,15 @@ from p2pfl.errors import ConfigError, RemoteError, SignatureRefused
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.messages import MAX_PARTICIPANTS
 from p2pfl.gossip.starting import schedule_of
-from p2pfl.gossip.statements import Approval, open_approval
-from p2pfl.types import Participant, PeerId, StartRecord
+from p2pfl.gossip.statements import Approval, open_approval, with_shares
+from p2pfl.types import PeerId, StartRecord
 
 
 def with_newcomers(record: StartRecord, newcomers: Mapping[PeerId, Approval], order: Sequence[PeerId]) -> StartRecord:
     """The record with these members, too: participants in ``order``, shares from all samples."""
     rows = {item.peer_id: (item.samples, item.prekey) for item in record.participants}
     rows |= {peer: (approval.samples, approval.prekey) for peer, approval in newcomers.items()}
-    total = sum(samples for samples, _ in rows.values())
-    there = [(peer, *rows[peer]) for peer in order if peer in rows]
-    participants = tuple(Participant(peer, samples, samples / total, prekey) for peer, samples, prekey in there)
-    return replace(record, participants=participants)
+    return replace(record, participants=with_shares(rows, order))
 
 
 @dataclass(slots=True)

@@ -104,7 +104,18 @@ class Machine:
         self._early_closings: dict[PeerId, bytes] = {}  # by member, so not many
         self._early_standings: dict[PeerId, bytes] = {}
         self._kept: dict[tuple[PeerId, str], set[Digest]] = {}
-        self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
+        self._handlers = self._handling()
+        self.memory = Memory(
+            self.context, self.starting, self.deliveries, self.rounds, self.closing, self.returning, self.presence,
+            self.directives,
+        )  # fmt: skip
+        self.context.remember = self.memory.remember
+        if restored is not None:
+            self.memory.restore(restored)
+
+    def _handling(self) -> dict[type[ev.Event], Callable[[Any], None]]:
+        """Who takes which event."""
+        return {
             ev.Proposed: self._proposed,
             ev.Resumed: self._resumed,
             ev.AnnouncementReceived: self._announcement,
@@ -126,13 +137,6 @@ class Machine:
             ev.Leave: self._leave,
             ev.Direct: self._direct,
         }
-        self.memory = Memory(
-            self.context, self.starting, self.deliveries, self.rounds, self.closing, self.returning, self.presence,
-            self.directives,
-        )  # fmt: skip
-        self.context.remember = self.memory.remember
-        if restored is not None:
-            self.memory.restore(restored)
 
     @property
     def state(self) -> State:

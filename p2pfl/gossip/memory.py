@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from p2pfl.crypto import pack, sha256, unpack
 from p2pfl.errors import RemoteError, StoreError
@@ -63,8 +65,11 @@ class Memory:
         context.begin(restored.start, schedule_of(restored.start))
         context.pause_wanted = bool(restored.paused)
         context.asked = False
-        if restored.state:
-            self._recall_directive(restored.state)
+        kept = _read_state(restored.state, context.proposal.run) if restored.state else None
+        if restored.state and kept is None:
+            raise StoreError("the stored state of a run was written by another version; the peer stays absent from it")
+        if kept is not None and kept["directive"]:
+            self.directives.recall(kept["directive"])  # who takes part is as it was when the state was stored
         self.rounds.prepare()
         self.rounds.rounds_done = restored.rounds_done
         for digest, core, waiting in restored.outgoing:
@@ -79,8 +84,10 @@ class Memory:
         self.presence.listen(context.now)
         context.state = State.DONE if restored.closed else State.CATCHING_UP if goes_on else State.ABSENT
         self.closing.begun = self.closing.stated = restored.closed
-        if restored.state and takes_part:
-            self._recall(restored.state)
+        if kept is not None and takes_part:
+            self._recall(kept)
+            if context.state is State.CATCHING_UP:
+                self.returning.stage, self.digest = kept["stage"], sha256(restored.state)
             if restored.paused is not None:
                 context.pause_wanted = restored.paused
         elif restored.untouched and takes_part:
@@ -107,17 +114,8 @@ class Memory:
             }
         )
 
-    def _recall_directive(self, data: bytes) -> None:
-        """Who takes part is as it was when the state was stored."""
-        if not readable_state(data, self.context.proposal.run):
-            raise StoreError("the stored state of a run was written by another version; the peer stays absent from it")
-        kept = unpack(data, what="stored state", limit=STATE_LIMIT, max_items=STATE_ITEMS)
-        if kept["directive"]:
-            self.directives.recall(kept["directive"])
-
-    def _recall(self, data: bytes) -> None:
+    def _recall(self, kept: Mapping[str, Any]) -> None:
         context = self.context
-        kept = unpack(data, what="stored state", limit=STATE_LIMIT, max_items=STATE_ITEMS)
         context.position = position_of(kept["position"])
         context.missing = {PeerId(peer): (row[0], row[1]) for peer, row in kept["missing"].items()}
         context.gone = {PeerId(peer) for peer in kept["gone"]}
@@ -129,15 +127,17 @@ class Memory:
         self.rounds.recall(kept["rounds"])
         self.deliveries.recall(kept["deliveries"])
         self.presence.recall(kept["presence"])
-        if context.state is State.CATCHING_UP:
-            self.returning.stage = kept["stage"]
-            self.digest = sha256(data)
 
 
 def readable_state(data: bytes, run: RunId) -> bool:
     """Whether stored bytes are a state of this run that this version can take up; if not, the peer stays absent."""
+    return _read_state(data, run) is not None
+
+
+def _read_state(data: bytes, run: RunId) -> dict[str, Any] | None:
     try:
         kept = unpack(data, what="stored state", limit=STATE_LIMIT, max_items=STATE_ITEMS)
     except RemoteError:
-        return False
-    return isinstance(kept, dict) and kept.get("format") == STATE_FORMAT and kept.get("run") == run
+        return None
+    readable = isinstance(kept, dict) and kept.get("format") == STATE_FORMAT and kept.get("run") == run
+    return kept if readable else None

@@ -235,13 +235,15 @@ def decode_start(payload: bytes) -> Start:
 def participants_of(
     proposal: Proposal, approvals: Mapping[PeerId, Approval], order: Sequence[PeerId]
 ) -> tuple[Participant, ...]:
-    """share_i = samples_i / sum of samples; participants in the charter's order."""
-    total = sum(approval.samples for approval in approvals.values())
-    return tuple(
-        Participant(peer, approvals[peer].samples, approvals[peer].samples / total, approvals[peer].prekey)
-        for peer in order
-        if peer in approvals
-    )
+    """Those who approved, in the charter's order."""
+    return with_shares({peer: (approval.samples, approval.prekey) for peer, approval in approvals.items()}, order)
+
+
+def with_shares(rows: Mapping[PeerId, tuple[int, bytes]], order: Sequence[PeerId]) -> tuple[Participant, ...]:
+    """share_i = samples_i / sum of samples; ``rows`` are samples and prekeys, participants come in ``order``."""
+    total = sum(samples for samples, _ in rows.values())
+    there = [(peer, *rows[peer]) for peer in order if peer in rows]
+    return tuple(Participant(peer, samples, samples / total, prekey) for peer, samples, prekey in there)
 
 
 @dataclass(frozen=True, slots=True)

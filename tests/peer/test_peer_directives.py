@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
-from bottle import QUADRATIC_PLAN, Quadratic
+from points import points_homes
 
 import p2pfl
 from p2pfl.audit import read_entries
 from p2pfl.errors import ConfigError, IllegalStep, PolicyRefusal
 from p2pfl.net import MemoryNetwork
-from p2pfl.peer import found_consortium, open_home
 
 PLAN = """
 [plan]
@@ -35,14 +34,7 @@ local_steps = [1, 4]
 
 
 def three_homes(folder: Path) -> list[Path]:
-    homes = [folder / name for name in ("a", "b", "c")]
-    found_consortium(dict.fromkeys(homes), "test", {"kind": "full"})
-    for home, file in zip(homes, Quadratic.make((10, 20, 30)).write(folder), strict=True):
-        open_home(home).registry.add("points", file, now=1)
-    (folder / "plan").mkdir()
-    (folder / "plan" / "plan.py").write_text(QUADRATIC_PLAN)
-    (folder / "plan" / "plan.toml").write_text(PLAN)
-    return homes
+    return points_homes(folder, (10, 20, 30), PLAN)
 
 
 async def heard(run: p2pfl.Run, topic: str) -> dict[str, object]:

@@ -7,14 +7,14 @@ import socket
 from pathlib import Path
 
 import pytest
-from bottle import QUADRATIC_PLAN, Quadratic
+from bottle import QUADRATIC_PLAN
+from points import points_homes
 from test_peer_states import reached
 
 import p2pfl
 from p2pfl.audit import read_entries
 from p2pfl.crypto import CHUNK, expected_chunks
 from p2pfl.errors import LinkError
-from p2pfl.peer import found_consortium, open_home
 from p2pfl.peer.contents import SEALED_CHUNK
 from p2pfl.types import Digest
 
@@ -47,14 +47,8 @@ def four_homes(folder: Path) -> list[Path]:
             probe.bind(("127.0.0.1", 0))
         ports = [probe.getsockname()[1] for probe in probes]
     listen = {home: f"/ip4/127.0.0.1/tcp/{port}" for home, port in zip(homes, ports, strict=True)}
-    found_consortium(dict.fromkeys(homes), "test", {"kind": "ring"}, listen=listen)
-    for home, file in zip(homes, Quadratic.make((10, 20, 30, 40)).write(folder), strict=True):
-        open_home(home).registry.add("points", file, now=1)
-    (folder / "plan").mkdir()
     code = QUADRATIC_PLAN.replace("torch.zeros(3)", f"torch.zeros({SIZE})").replace("model() - b", "model()[:3] - b")
-    (folder / "plan" / "plan.py").write_text(code)
-    (folder / "plan" / "plan.toml").write_text(PLAN)
-    return homes
+    return points_homes(folder, (10, 20, 30, 40), PLAN, topology="ring", listen=listen, code=code)
 
 
 @pytest.mark.slow

@@ -6,15 +6,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from bottle import QUADRATIC_PLAN, Quadratic
 from hospitals import free_port
+from points import points_homes
 
 import p2pfl
 from p2pfl.audit import read_entries
 from p2pfl.errors import ConfigError
 from p2pfl.gossip import events
 from p2pfl.net import MemoryNetwork
-from p2pfl.peer import found_consortium, open_home
 
 PLAN = """
 [plan]
@@ -34,15 +33,8 @@ SAMPLES = (10, 20, 30, 40)
 
 
 def homes_of(folder: Path, *, topology: str = "full", tcp: bool = False) -> list[Path]:
-    homes = [folder / name for name in ("a", "b", "c", "d")]
-    listen = {home: f"/ip4/127.0.0.1/tcp/{free_port()}" for home in homes} if tcp else None
-    found_consortium(dict.fromkeys(homes), "test", {"kind": topology}, listen=listen)
-    for home, file in zip(homes, Quadratic.make(SAMPLES).write(folder), strict=True):
-        open_home(home).registry.add("points", file, now=1)
-    (folder / "plan").mkdir()
-    (folder / "plan" / "plan.py").write_text(QUADRATIC_PLAN)
-    (folder / "plan" / "plan.toml").write_text(PLAN)
-    return homes
+    listen = {folder / name: f"/ip4/127.0.0.1/tcp/{free_port()}" for name in "abcd"} if tcp else None
+    return points_homes(folder, SAMPLES, PLAN, topology=topology, listen=listen)
 
 
 async def heard(run: p2pfl.Run, topic: str, times: int = 1) -> dict[str, object]:

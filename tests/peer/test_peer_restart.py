@@ -6,13 +6,12 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from bottle import QUADRATIC_PLAN, Quadratic
+from points import points_homes
 
 import p2pfl
 from p2pfl.audit import read_entries
 from p2pfl.errors import ConfigError
 from p2pfl.net import MemoryNetwork
-from p2pfl.peer import found_consortium, open_home
 
 PLAN = """
 [plan]
@@ -34,14 +33,7 @@ ROUNDS = 300  # enough to meet again: a round takes a few milliseconds when nobo
 
 
 def three_homes(folder: Path, rounds: int) -> list[Path]:
-    homes = [folder / name for name in ("a", "b", "c")]
-    found_consortium(dict.fromkeys(homes), "test", {"kind": "full"})
-    for home, file in zip(homes, Quadratic.make((10, 10, 10)).write(folder), strict=True):
-        open_home(home).registry.add("points", file, now=1)
-    (folder / "plan").mkdir()
-    (folder / "plan" / "plan.py").write_text(QUADRATIC_PLAN)
-    (folder / "plan" / "plan.toml").write_text(PLAN.format(rounds=rounds))
-    return homes
+    return points_homes(folder, (10, 10, 10), PLAN.format(rounds=rounds))
 
 
 async def test_restarted_after_its_approval_it_takes_part(tmp_path: Path) -> None:

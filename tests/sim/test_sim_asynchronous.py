@@ -158,6 +158,7 @@ def chosen() -> list[Case]:
     return [case for number, case in enumerate(every) if number % 3 == 0]
 
 
+@pytest.mark.slow
 def test_every_fault_in_every_state_with_staleness_2() -> None:
     with ProcessPoolExecutor(WORKERS, initializer=_one_thread) as pool:
         results: list[Played] = list(pool.map(partial(play, staleness=2), chosen(), chunksize=8))

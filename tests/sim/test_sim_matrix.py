@@ -132,6 +132,7 @@ def test_the_matrix_notices_edges_that_do_not_settle(monkeypatch: pytest.MonkeyP
     assert any("conserved sum" in problem for problem in broken("loss", 8))
 
 
+@pytest.mark.slow
 def test_the_matrix_notices_an_endless_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here a round has no deadline, and a neighbour says nothing."""
     monkeypatch.setattr(Rounds, "deadline", lambda self: None)
