@@ -25,6 +25,7 @@ from p2pfl.peer.journal import Journal, unix_milliseconds
 from p2pfl.peer.own_heads import OwnHeads
 from p2pfl.peer.partner_checks import PartnerChecks
 from p2pfl.peer.records import Records
+from p2pfl.peer.reports import completion, report_of
 from p2pfl.peer.run import Run
 from p2pfl.peer.runner import ANNOUNCE, DIRECT, FLOOD, OFFER, Runner, Services
 from p2pfl.peer.runs import PATIENCE, Runs
@@ -480,7 +481,7 @@ class Peer:
             except P2PFLError as error:  # a plan's own metrics fail, a worker dies: this run's matter, not the peer's
                 problem = str(error)
             await worker.stop()
-        report = self._report_of(runner, home_metrics)
+        report = report_of(runner, self.peer_id, self.name, self._roster, home_metrics, self.bytes_sent())
         if report["finished"] and model is None:
             problem = problem or "this peer ended before its model was stored"
         report["problem"] = problem
@@ -513,7 +514,7 @@ class Peer:
         """Statements came in after the own end: the stored report takes them in."""
         stored = self._book.stored_result(handle.id)
         if stored is not None:
-            report = {**stored[1], **self._completion(runner)}
+            report = {**stored[1], **completion(runner.machine, self._roster)}
             self._book.close_files(handle.id, None, report)
             handle.renew(report)
 
@@ -522,58 +523,6 @@ class Peer:
         self._book.store_statement(run, data)
         if run in self._runs and self._book.runners[run].machine.closing.stated:
             self._renew_report(self._book.runners[run], self._runs[run])
-
-    def _completion(self, runner: Runner) -> dict[str, Any]:
-        names = {member.peer_id: member.name for member in self._roster.members}
-        closing = runner.machine.closing
-        rows = [{"peer": peer, "name": names.get(peer, ""), **row} for peer, row in closing.record().items()]
-        return {"outcome": closing.outcome(), "completion": rows, "agreement": closing.agreement()}
-
-    def _report_of(self, runner: Runner, home_metrics: Mapping[str, float]) -> dict[str, Any]:
-        machine = runner.machine
-        closing, rounds = machine.closing, machine.rounds
-        names = {member.peer_id: member.name for member in self._roster.members}
-        start = machine.context.running
-        own = closing.statement or closing.statements.get(self.peer_id)  # the second: after a restart
-        missing = {peer: (since, why) for peer, since, why in (own.missing if own else ())}
-        # a site that was cut off names its neighbours, who know better
-        there = {peer for peer, said in closing.statements.items() if said.rounds_done == rounds.rounds_done}
-        there.add(self.peer_id)
-        missing = {**{peer: row for peer, row in closing.named_missing.items() if peer not in there}, **missing}
-        return {
-            "run": start.run,
-            "plan": start.plan,
-            "charter": start.charter,
-            "initial": start.initial,
-            "peer": self.peer_id,
-            "name": self.name,
-            "participants": [
-                {
-                    "peer": item.peer_id,
-                    "name": names.get(item.peer_id, ""),
-                    "samples": item.samples,
-                    "share": item.share,
-                    "joined": machine.context.joined.get(item.peer_id),
-                }
-                for item in start.participants
-            ],
-            "rounds_done": rounds.rounds_done,
-            "finished": own is not None and own.finished,
-            "away": None if own is not None and own.finished else machine.context.away_for_good,
-            "digest": own.digest if own is not None and own.finished else None,
-            **self._completion(runner),
-            "consensus_distance": rounds.distance,
-            "loss": rounds.loss,
-            "unsettled": rounds.biased,
-            "missing": [
-                {"peer": peer, "name": names.get(peer, ""), "from_round": since, "reason": why}
-                for peer, (since, why) in sorted(missing.items())
-            ],
-            "at_home": dict(home_metrics),
-            "bytes_sent": self.bytes_sent(),
-            "timings": {name: getattr(runner.timings, name) for name in runner.timings.__slots__},
-            "counters": dict(machine.context.counters),
-        }
 
     # --- what people ask
 
