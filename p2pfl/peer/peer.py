@@ -36,6 +36,7 @@ from p2pfl.types import PeerId, Roster
 
 LONELY = 8.0  # seconds without a wanted neighbour until links to possible introducers are made as well
 LAST_WORDS = 5.0  # seconds for what is still being written when the peer stops
+TORN = "the log's last commit was cut off by a crash before it was acknowledged; it was dropped"
 
 
 class Peer:
@@ -139,6 +140,8 @@ class Peer:
         self._host.serve(self._contents.chunk)
         first = log.head.size <= 1
         entries = [NewEntry("peer_started", {"peer": self.peer_id, "name": self.name})]
+        if log.torn:
+            entries.append(NewEntry("recovered", {"what": TORN}))
         if first:
             entries.append(
                 NewEntry("charter_accepted", {"charter": self._roster.charter, "version": self._charter.version})

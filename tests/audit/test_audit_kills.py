@@ -15,6 +15,8 @@ import pytest
 from audit_logs import NOW, owner
 
 from p2pfl.audit import AuditLog, NewEntry, verify_log
+from p2pfl.audit.last_head import open_last_head, read_last_head
+from p2pfl.crypto.checkpoints import log_origin
 
 SCRIPT = Path(__file__).with_name("audit_lives.py")
 RANDOM_KILLS = 1000
@@ -54,7 +56,7 @@ def lives() -> Iterator[Lives]:
 
 def holds(path: Path, life: dict[str, Any]) -> int:
     """Check what one life left: size of the log."""
-    size, root = life["acknowledged"][-1] if life["acknowledged"] else (0, "")
+    size = life["acknowledged"][-1][0] if life["acknowledged"] else 0
     if not path.exists():
         assert size == 0, "a log of which nothing was acknowledged is all that may be missing"
         return 0
@@ -63,7 +65,12 @@ def holds(path: Path, life: dict[str, Any]) -> int:
     sizes = {size} | {first + count for first, count in life["begins"][-1:] if first == size}
     if size:
         assert found.entries in sizes, "the last transaction is there as a whole, or not at all"
+    told = open_last_head(read_last_head(path), log_origin("", owner().peer_id), owner().peer_id)
+    assert told is None or told.checkpoint.size <= found.entries, "it never names more than is on the disk"
+    if len(life["acknowledged"]) > 1:  # the first one is said on opening
+        assert told is not None and told.checkpoint.size >= size
     with AuditLog.open(path, owner()) as log:
+        assert log.lost is None
         assert (log.head.size, log.head.root.hex()) == (found.entries, found.root)
         for said, root in life["acknowledged"]:
             assert log.root_at(said).hex() == root, "the tree grew out of what was acknowledged"
