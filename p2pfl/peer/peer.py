@@ -247,6 +247,8 @@ class Peer:
             self.failed.set()
             for run in self._runs.values():
                 run.end(None, {}, error)
+            if isinstance(error, StoreError):  # nothing may leave any more: it could not be written down
+                self._spawn(self._host.stop())
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
