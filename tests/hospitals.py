@@ -248,7 +248,7 @@ def found_quickly(folder: Path, hospitals: Sequence[Hospital]) -> None:
     secrets = {hospital.home: hospital.passphrase for hospital in hospitals}
     names = [hospital.name for hospital in hospitals]
     found_consortium(secrets, "north", {"kind": "ring"}, listen=listen, names=names)
-    tables = Quadratic.make([8, 4, 6, 5]).write(folder)
+    tables = Quadratic.make([8, 4, 6, 5][: len(hospitals)]).write(folder)
     for hospital, file in zip(hospitals, tables, strict=True):
         open_home(hospital.home).registry.add(TAG, file, now=int(time.time()))
 

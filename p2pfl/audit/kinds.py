@@ -67,7 +67,7 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
     {
         Kind.LOG_CREATED: KindNote("the first entry; binds the log's identity", ("format", "log", "origin", "created")),
         Kind.PEER_STARTED: KindNote("the peer process came up", ("peer", "name")),
-        Kind.RECOVERED: KindNote("the peer found work left by a crash and rolled it forward", ("what",)),
+        Kind.RECOVERED: KindNote("the peer found what a crash had left: rolled forward, or dropped", ("what",)),
         Kind.CHARTER_ACCEPTED: KindNote("this site accepted a charter version", ("charter", "version")),
         Kind.MEMBER_RECORD: KindNote(
             "a newer record of a member was taken (from: who told it) or of this site was made",

@@ -19,6 +19,7 @@ from typing import Any
 
 from p2pfl.audit import store
 from p2pfl.audit.format import MAX_ENTRIES, Entry, Head, NewEntry, Prepared, prepare
+from p2pfl.audit.last_head import Acknowledged, LastHead
 from p2pfl.audit.tree import End, node_of, prove, prove_growth, prove_under
 from p2pfl.audit.writing import (
     AFTER_FAILURE,
@@ -28,6 +29,7 @@ from p2pfl.audit.writing import (
     damaged,
     epoch_at,
     insert,
+    lost_end,
     require_time,
 )
 from p2pfl.crypto.checkpoints import epoch_origin, log_origin
@@ -49,8 +51,11 @@ class AuditLog:
     """An open log with its one writer. Use create or open; all calls may come from any thread."""
 
     def __init__(
-        self, path: Path, identity: Identity, connection: sqlite3.Connection, origin: str, end: End, lock: WriterLock
-    ) -> None:
+        self, path: Path, identity: Identity, connection: sqlite3.Connection, origin: str, end: End, lock: WriterLock,
+        *, torn: bool = False,
+    ) -> None:  # fmt: skip
+        self.torn = torn
+        """Whether a commit that a crash had cut off, before it was acknowledged, was dropped on opening."""
         self._path = path
         self._identity = identity
         self._connection = connection
@@ -62,6 +67,8 @@ class AuditLog:
         self._broken: str | None = None
         self._closed = False
         self._unchecked = 0
+        self._lost = lost_end(path, connection, identity.peer_id, origin, end)
+        self._last_head = LastHead(path)
 
     @classmethod
     def create(cls, path: Path | str, identity: Identity, now_ms: int, consortium: str = "") -> AuditLog:
@@ -92,14 +99,18 @@ class AuditLog:
         store.require_file(place)
         lock = WriterLock(place)
         try:
-            connection, origin, end = connect_at_end(place, identity)
+            connection, origin, end, torn = connect_at_end(place, identity)
+            try:
+                return cls(place, identity, connection, origin, end, lock, torn=torn)
+            except BaseException:
+                connection.close()
+                raise
         except (sqlite3.Error, OSError) as error:
             lock.release()
             raise damaged(place, str(error)) from error
         except BaseException:
             lock.release()
             raise
-        return cls(place, identity, connection, origin, end, lock)
 
     @property
     def head(self) -> Head:
@@ -120,6 +131,11 @@ class AuditLog:
     def epoch(self) -> int:
         """How often this log has gone on from an older copy, each time after declaring what was lost."""
         return self._epoch
+
+    @property
+    def lost(self) -> Acknowledged | None:
+        """What this home has acknowledged and this file does not contain, until a new epoch has declared it."""
+        return self._lost
 
     @property
     def broken(self) -> str | None:
@@ -167,6 +183,9 @@ class AuditLog:
                 self._fail("a commit was interrupted", error)
                 raise
             self._end, self._epoch = end, begun
+            if self._lost is None or begun > self._lost.epoch:
+                self._lost = None
+                self._last_head.write(end.head.note)
             self._checkpoint(prepared)
             return end.head
 
@@ -300,6 +319,7 @@ class AuditLog:
             try:
                 self._disconnect()
             finally:
+                self._last_head.close()
                 self._writer_lock.release()
 
     def _disconnect(self) -> None:

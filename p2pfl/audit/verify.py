@@ -18,12 +18,20 @@ from typing import Any
 from p2pfl.audit import store
 from p2pfl.audit.format import FORMAT, MAX_DOCUMENT, START, decode_body, entry_hash
 from p2pfl.audit.kinds import Kind
+from p2pfl.audit.last_head import Acknowledged, open_last_head, read_last_head
 from p2pfl.audit.text_check import TextCheck
-from p2pfl.audit.wal import wal_problem
-from p2pfl.audit.writing import other_format
+from p2pfl.audit.tree import node_of
+from p2pfl.audit.wal import wal_state
+from p2pfl.audit.writing import WriterLock, other_format
 from p2pfl.crypto.checkpoints import epoch_of, open_checkpoint
-from p2pfl.crypto.proofs import grow, join
+from p2pfl.crypto.proofs import grow, join, tree_root
 from p2pfl.errors import RemoteError
+
+NOT_ACKNOWLEDGED = "a crash cut the last commit off before it was acknowledged; the next writer drops it"
+MAYBE_ACKNOWLEDGED = (
+    "the last commit is not whole, and the next writer drops it: cut off by a crash before it was acknowledged, or "
+    "damaged since; which of them, nothing beside the log says"
+)
 
 _TEXT = 200  # characters of a damaged value that a message repeats
 
@@ -39,6 +47,8 @@ class Verification:
     origin: str
     peer_id: str
     problem: str | None
+    torn: str | None = None
+    """What a crash has left at the end and the next writer drops: no entry that was acknowledged."""
 
 
 class _Bad(Exception):
@@ -55,18 +65,38 @@ def verify_log(path: Path | str, expected_peer: str | None = None, expected_orig
     place = Path(path)
     store.require_file(place)
     check = _Check()
-    problem = None
+    problem = torn = None
+    acknowledged = read_last_head(place)  # before the snapshot: a running peer goes on writing both
     try:
         with store.reading(place) as connection:
             check.run(connection, place, expected_peer, expected_origin)
-        problem = wal_problem(place)
+            ending = wal_state(place)
+            known = open_last_head(acknowledged, check.origin, check.log)
+            problem = ending.problem or _missing_end(connection, check, known, torn=ending.torn)
+        if problem is None and ending.torn and not WriterLock.held(place):
+            torn = NOT_ACKNOWLEDGED if known is not None else MAYBE_ACKNOWLEDGED
     except _Bad as bad:
         problem = str(bad)
     except (sqlite3.Error, OSError) as error:
         problem = f"file, after {check.entries} good entries: {_shown(str(error))}"
     return Verification(
-        problem is None, check.entries, check.heads, check.root.hex(), _shown(check.origin), check.log, problem
+        problem is None, check.entries, check.heads, check.root.hex(), _shown(check.origin), check.log, problem, torn
     )
+
+
+def _missing_end(
+    connection: sqlite3.Connection, check: _Check, known: Acknowledged | None, *, torn: bool
+) -> str | None:
+    """What the checkpoint beside the log says against a log that is good in itself."""
+    if known is None or known.epoch < check.epoch:
+        return None
+    size, entries = known.checkpoint.size, check.entries
+    if size > entries:
+        how = "the write-ahead log is damaged there" if torn else "the end was cut off, or an older copy put back"
+        return f"entry {entries}: missing ({size} entries were acknowledged; {how})"
+    if tree_root(size, node_of(connection)) != known.checkpoint.root:
+        return f"head of size {size}: another one was acknowledged; an older copy was put back, and gone on with"
+    return None
 
 
 class _Check:
@@ -83,7 +113,7 @@ class _Check:
         self._texts = TextCheck()
         self._edge: list[bytes] = []
         self._covered = 0  # size of the newest good head
-        self._epoch = 0  # of the newest good head
+        self.epoch = 0  # of the newest good head
 
     def run(self, connection: sqlite3.Connection, place: Path, peer: str | None, origin: str | None) -> None:
         version = store.format_of(connection)
@@ -195,9 +225,9 @@ class _Check:
         if checkpoint.size != size or checkpoint.root != join(self._edge):
             raise _Bad(f"{name}: it was signed for another size or for other entries")
         epoch = epoch_of(checkpoint.origin, self.origin) or 0
-        if epoch < self._epoch:
-            raise _Bad(f"{name}: it is of epoch {epoch}, after one of epoch {self._epoch}")
-        self._epoch = epoch
+        if epoch < self.epoch:
+            raise _Bad(f"{name}: it is of epoch {epoch}, after one of epoch {self.epoch}")
+        self.epoch = epoch
         self.heads += 1
         self._covered, self.root = size, checkpoint.root
         heads.advance()

@@ -4,13 +4,15 @@ On open SQLite takes the frames up to the first bad checksum and drops the rest
 (https://sqlite.org/walformat.html): right for a torn last write, but one flipped byte in the middle would
 cut off durable commits, and the peer would forget what it has already sent. Every commit is synced before
 the next begins, so at most one commit, the last, can be torn. Two or more commits behind a bad frame were
-durable once: that is damage, never a crash.
+durable once: that is damage, never a crash. Of the last one alone, this file cannot say which it was; the
+checkpoint beside the log can (`p2pfl.audit.last_head`).
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,41 +29,59 @@ _LARGEST_PAGE = 65536
 
 
 def wal_problem(database: Path) -> str | None:
-    """What is damaged in the write-ahead log beside ``database``, or None. Raises OSError.
+    """What is damaged in the write-ahead log beside ``database``, or None. Raises OSError."""
+    return wal_state(database).problem
 
-    A running peer may write meanwhile: a frame caught half-written is whole at the next look, damage stays.
+
+@dataclass(frozen=True, slots=True)
+class WalState:
+    """What is damaged, if anything; and whether the end is ``torn``: frames that no whole commit covers are dropped."""
+
+    problem: str | None
+    torn: bool
+
+
+_SOUND = WalState(None, torn=False)
+
+
+def wal_state(database: Path) -> WalState:
+    """How the write-ahead log beside ``database`` ends. Raises OSError.
+
+    A running peer may write meanwhile: a frame caught half-written is whole at the next look, damage stays. What it is
+    writing just now looks torn.
     """
-    seen: str | None = None
+    seen: WalState | None = None
     for _ in range(_ATTEMPTS):
         try:
             with database.with_name(database.name + "-wal").open("rb") as file:
                 header = file.read(HEADER_SIZE)
-                problem = _scan(file, header, os.fstat(file.fileno()).st_size - HEADER_SIZE)
+                found = _scan(file, header, os.fstat(file.fileno()).st_size - HEADER_SIZE)
                 file.seek(0)
                 settled = file.read(HEADER_SIZE) == header
         except FileNotFoundError:
-            return None
-        if settled and problem in (None, seen):
-            return problem
-        seen = problem
-    return None
+            return _SOUND
+        if settled and found in (_SOUND, seen):
+            return found
+        seen = found
+    return WalState(None, torn=seen is not None and seen.torn)
 
 
-def _scan(file: BinaryIO, header: bytes, length: int) -> str | None:
+def _scan(file: BinaryIO, header: bytes, length: int) -> WalState:
     """Walk over the frames; only those with the header's salts belong to this generation of the file.
 
     ``length`` is the size of all frames when the walk began: it must not chase a running peer.
     """
     if len(header) < HEADER_SIZE:
-        return None
+        return WalState(None, torn=bool(header))
     magic, _, page, _ = struct.unpack(">IIII", header[:16])
     order = ">" if magic & 1 else "<"
     size = page if _SMALLEST_PAGE <= page <= _LARGEST_PAGE else _SMALLEST_PAGE
     state = _checksum(order, header[:24], (0, 0))
     if magic & ~1 != _MAGIC or page != size or struct.pack(">II", *state) != header[24:]:
         # The header is synced before the first frame is written: with frames behind it, it cannot be torn.
-        return "write-ahead log: its header is damaged" if file.read(FRAME_HEADER_SIZE + size) else None
-    number, bad, lost = 0, 0, 0
+        behind = file.read(FRAME_HEADER_SIZE + size)
+        return WalState("write-ahead log: its header is damaged" if behind else None, torn=not behind)
+    number, bad, lost, uncovered = 0, 0, 0, 0
     while number < length // (FRAME_HEADER_SIZE + size):
         frame = file.read(FRAME_HEADER_SIZE + size)
         if len(frame) < FRAME_HEADER_SIZE + size:
@@ -72,11 +92,15 @@ def _scan(file: BinaryIO, header: bytes, length: int) -> str | None:
             state = _checksum(order, frame[FRAME_HEADER_SIZE:], _checksum(order, frame[:8], state))
             if not ours or struct.pack(">II", *state) != frame[16:24]:
                 bad = number
-        if bad and ours and frame[4:8] != bytes(4):  # a commit frame names the size of the database
-            lost += 1
+        commits = frame[4:8] != bytes(4)  # a commit frame names the size of the database
+        if ours:
+            lost += bool(bad) and commits
+            uncovered = 0 if commits and not bad else uncovered + 1
     if lost > TORN_COMMITS:
-        return f"write-ahead log: frame {bad} is damaged and {lost} commits behind it cannot be read"
-    return None
+        problem = f"write-ahead log: frame {bad} is damaged and {lost} commits behind it cannot be read"
+        return WalState(problem, torn=True)
+    rest = file.read(FRAME_HEADER_SIZE)[8:16]
+    return WalState(None, torn=uncovered > 0 or rest == header[16:24])
 
 
 def _checksum(order: str, data: bytes, state: tuple[int, int]) -> tuple[int, int]:

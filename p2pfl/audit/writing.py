@@ -22,11 +22,12 @@ from p2pfl.audit.format import (
     sign_head,
 )
 from p2pfl.audit.kinds import Kind
+from p2pfl.audit.last_head import Acknowledged, open_last_head, read_last_head
 from p2pfl.audit.tree import End, node_of
-from p2pfl.audit.wal import wal_problem
+from p2pfl.audit.wal import wal_state
 from p2pfl.crypto.checkpoints import epoch_of, open_checkpoint
 from p2pfl.crypto.identity import Identity
-from p2pfl.crypto.proofs import complete_subtrees, grow, join
+from p2pfl.crypto.proofs import complete_subtrees, grow, join, tree_root
 from p2pfl.errors import ConfigError, RemoteError, StoreError
 
 RECENT = store.PAGE
@@ -51,6 +52,21 @@ class WriterLock:
             raise ConfigError(
                 f"the audit log {path} is already open for writing; stop the other peer of this home first"
             ) from None
+
+    @staticmethod
+    def held(path: Path) -> bool:
+        """Whether a writer is at work on this log just now."""
+        try:
+            file = os.open(path.with_name(path.name + ".lock"), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(file)
+        return False
 
     def release(self) -> None:
         """Let the next writer in; harmless when called twice."""
@@ -134,18 +150,43 @@ def insert(
     return End(head, tuple(edge))
 
 
-def connect_at_end(path: Path, identity: Identity) -> tuple[sqlite3.Connection, str, End]:
-    """The writing connection, the origin and the newest end. Raises what `check_end` does, sqlite3.Error, OSError."""
+def connect_at_end(path: Path, identity: Identity) -> tuple[sqlite3.Connection, str, End, bool]:
+    """The writing connection, the origin, the newest end, and whether a torn commit behind it is dropped.
+
+    Raises what `check_end` does, sqlite3.Error, OSError.
+    """
     # Before SQLite looks: it drops everything behind a damaged frame, and the next commit overwrites it.
-    problem = wal_problem(path)
-    if problem is not None:
-        raise damaged(path, problem)
+    state = wal_state(path)
+    if state.problem is not None:
+        raise damaged(path, state.problem)
+    if state.torn:
+        _require_unacknowledged(path, identity)
     connection = store.connect_writer(path)
     try:
-        return connection, *check_end(path, connection, identity)
+        return connection, *check_end(path, connection, identity), state.torn
     except BaseException:
         connection.close()
         raise
+
+
+def _require_unacknowledged(path: Path, identity: Identity) -> None:
+    """What is torn at the end of the write-ahead log may be dropped, unless it was acknowledged once."""
+    with store.reading(path) as connection:
+        origin, end = check_end(path, connection, identity)
+        lost = lost_end(path, connection, identity.peer_id, origin, end)
+    if lost is not None:
+        acknowledged = f"{lost.checkpoint.size} entries were acknowledged, {end.head.size} are whole"
+        raise damaged(path, f"write-ahead log: its end is damaged ({acknowledged})")
+
+
+def lost_end(path: Path, connection: sqlite3.Connection, log: str, origin: str, end: End) -> Acknowledged | None:
+    """The checkpoint that this home has acknowledged and the file does not contain, in no epoch before the file's."""
+    known = open_last_head(read_last_head(path), origin, log)
+    if known is None or known.epoch < epoch_at(end.head, origin):
+        return None
+    size = known.checkpoint.size
+    here = size <= end.head.size and tree_root(size, node_of(connection)) == known.checkpoint.root
+    return None if here else known
 
 
 def check_end(path: Path, connection: sqlite3.Connection, identity: Identity) -> tuple[str, End]:

@@ -53,6 +53,8 @@ def verify(
         f"log          {outcome.origin}",
         f"entries      {outcome.entries}, checkpoints {outcome.heads}, root {outcome.root[:16]}",
     ]
+    if outcome.torn:
+        lines.append(f"torn end     {outcome.torn}")
     if outcome.problem:
         lines.append(f"first bad    {outcome.problem}")
     elif charter_file is not None:

@@ -27,6 +27,7 @@ from p2pfl.errors import (
     StoreError,
 )
 from p2pfl.governance import read_plan
+from p2pfl.peer.disk import disk_problem
 from p2pfl.peer.hand_links import accept_text, make_offer
 from p2pfl.peer.home import open_home
 from p2pfl.peer.partner_checks import partner_facts
@@ -285,14 +286,16 @@ async def follow(home: Path, run: str) -> AsyncIterator[tuple[str, dict[str, Any
 
 
 async def _conversation(home: Path, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    open_home(home)  # a wrong folder is told from a peer that does not run
+    opened = open_home(home)  # a wrong folder is told from a peer that does not run
     try:
         with short_path(home / "control.sock") as path:
             reader, writer = await asyncio.open_unix_connection(path, limit=ANSWER_LIMIT)
     except PermissionError as error:
         raise ConfigError(f"{home} belongs to another user; use the account that started its peer") from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no peer is running on {home}; start it with `p2pfl up {home}`") from error
+        problem = disk_problem(opened)
+        first = f"; first see to this: {problem}" if problem else ""
+        raise ConfigError(f"no peer is running on {home}; start it with `p2pfl up {home}`{first}") from error
     try:
         writer.write(json.dumps(request).encode() + b"\n")
         await writer.drain()

@@ -22,6 +22,7 @@ from p2pfl.net import parse_address, usable_addresses
 from p2pfl.net.interfaces import local_addresses
 from p2pfl.net.probes import multicast_probe, stun_probe, turn_probe
 from p2pfl.peer.control import ask
+from p2pfl.peer.disk import disk_finding
 from p2pfl.peer.findings import (
     BROKEN,
     LOOK,
@@ -76,6 +77,7 @@ async def _examine(home: Home) -> dict[str, Any]:
     partners, own = _members(home, findings)
     names = {row["peer"]: row["name"] for row in partners}
     findings += await asyncio.to_thread(_logs, home, names)
+    findings.append(await asyncio.to_thread(disk_finding, home))
     letter = firewall_letter(settings, own, partners)
     return {"findings": [asdict(finding) for finding in findings], "firewall": letter}
 

@@ -37,7 +37,10 @@ READY = 10.0  # seconds a witness's question waits until this peer knows where i
 MAX_NOTES = 64  # in one answer: the last of each epoch
 HELD_LIMIT = MAX_NOTES * 4096  # bytes
 
-REASON = "witnesses hold more than this home: it was restored from an older copy, or its disk has lost its newest part"
+REASON = (
+    "witnesses, or this home's own note of its newest checkpoint, hold more than its log: it was restored from an "
+    "older copy, or its disk has lost its newest part"
+)
 ELSEWHERE = (
     "a neighbour holds a checkpoint, signed with this peer's key, that is not in this log: another process signs with "
     "the key, or this home is an older copy and started without its witnesses. Stop the other one, then start this "
@@ -70,6 +73,8 @@ class OwnHeads:
         self._host: Host | None = None
         self._answered: set[PeerId] = set()
         self._lost: dict[int, Checkpoint] = {}  # by epoch, the largest that is not in this log
+        if journal.log.lost is not None:  # this home knows it by itself
+            self._lost[journal.log.lost.epoch] = journal.log.lost.checkpoint
         self._timer: asyncio.TimerHandle | None = None
         self._opening = False
         self._declaring = asyncio.Lock()

@@ -37,6 +37,7 @@ from p2pfl.types import PeerId, Roster
 
 LONELY = 8.0  # seconds without a wanted neighbour until links to possible introducers are made as well
 LAST_WORDS = 5.0  # seconds for what is still being written when the peer stops
+TORN = "the log's last commit was cut off by a crash before it was acknowledged; it was dropped"
 
 
 class Peer:
@@ -140,6 +141,8 @@ class Peer:
         self._host.serve(self._contents.chunk)
         first = log.head.size <= 1
         entries = [NewEntry("peer_started", {"peer": self.peer_id, "name": self.name})]
+        if log.torn:
+            entries.append(NewEntry("recovered", {"what": TORN}))
         if first:
             entries.append(
                 NewEntry("charter_accepted", {"charter": self._roster.charter, "version": self._charter.version})
@@ -245,6 +248,8 @@ class Peer:
             self.failed.set()
             for run in self._runs.values():
                 run.end(None, {}, error)
+            if isinstance(error, StoreError):  # nothing may leave any more: it could not be written down
+                self._spawn(self._host.stop())
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

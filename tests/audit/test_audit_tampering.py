@@ -295,13 +295,17 @@ def test_a_log_signed_by_another_key_is_refused(path: Path, tmp_path: Path) -> N
         AuditLog.open(forged, owner())
 
 
-def test_a_tail_cut_with_its_heads_is_not_found_yet(path: Path) -> None:
-    """The stated limit: only witnesses, who remember a later head, can tell this from a younger log."""
+def test_a_tail_cut_with_its_heads_is_told_by_the_checkpoint_beside_the_log_alone(path: Path) -> None:
+    """The stated limit: without it only witnesses, who remember a later head, can tell this from a younger log."""
     connection = tamperer(path)
     _sql("DELETE FROM documents WHERE entry >= 3", "DELETE FROM texts WHERE entry >= 3")(connection)
     connection.execute("DELETE FROM entries WHERE position >= 3")
     connection.execute("DELETE FROM heads WHERE size > 3")
     connection.close()
+    found = verify_log(path)
+    assert found.problem is not None
+    assert found.problem.startswith("entry 3: missing (6 entries were acknowledged")
+    path.with_name(path.name + ".head").unlink()
     found = verify_log(path)
     assert (found.ok, found.entries) == (True, 3)
 
