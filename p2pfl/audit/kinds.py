@@ -99,7 +99,11 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
             "a member signed two different cores for one place; both are kept as evidence",
             ("run", "peer", "round", "step", "channel"),
         ),
-        Kind.MIXED: KindNote("the model was mixed over these edges", ("run", "round", "step", "edges", "taken_back")),
+        Kind.MIXED: KindNote(
+            "the model was mixed over these edges; digest is that of the parameters that travel, afterwards (between "
+            "two mixings of one round: of the message as mixed so far)",
+            ("run", "round", "step", "edges", "taken_back", "digest"),
+        ),
         Kind.EDGE_UNSETTLED: KindNote(
             "an edge left the window unsettled: recorded bias", ("run", "peer", "round", "step")
         ),

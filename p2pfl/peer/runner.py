@@ -325,7 +325,14 @@ class Runner:
         )
         self.timings.mixing += self.now() - started
         self.post(
-            events.Mixed(self.now(), effect.round, effect.step, Digest(value["digest"]), float(value["distance"]))
+            events.Mixed(
+                self.now(),
+                effect.round,
+                effect.step,
+                Digest(value["digest"]),
+                float(value["distance"]),
+                Digest(value["shared"]),
+            )
         )
 
     async def _adopt(self, effect: effects.Adopt) -> None:
