@@ -99,6 +99,7 @@ class RunFacts:
     acknowledged: dict[tuple[str, str], int] = field(default_factory=dict)  # (peer, core): entry
     data: list[tuple[int, str, str, int]] = field(default_factory=list)  # (entry, tag, fingerprint, rows)
     models: list[tuple[int, str, str]] = field(default_factory=list)  # (entry, digest of the parameters, of the file)
+    keeping: list[tuple[int, str]] = field(default_factory=list)  # (entry, "begun", "ended" or "deleted")
     approved_entry: int = -1
     caught_up: list[tuple[int, int, tuple[tuple[str, float, int, str], ...]]] = field(default_factory=list)
     directed: dict[int, tuple[int, Any]] = field(default_factory=dict)  # own words: version: (entry, facts)

@@ -111,6 +111,14 @@ def _model(run: RunFacts, entry: int, body: _Body) -> None:
     run.models.append((entry, body.text("digest"), body.text("file")))
 
 
+def _kept(run: RunFacts, entry: int, body: _Body) -> None:
+    run.keeping.append((entry, "begun"))
+
+
+def _kept_no_longer(run: RunFacts, entry: int, body: _Body) -> None:
+    run.keeping.append((entry, "deleted" if body.fields.get("deleted") is True else "ended"))
+
+
 def _signed(run: RunFacts, entry: int, body: _Body) -> None:
     record = body.text("record")
     if run.signed not in (None, record):
@@ -250,6 +258,8 @@ _READ: Mapping[str, Callable[[RunFacts, int, _Body], None]] = MappingProxyType(
         Kind.PLAN_APPROVED: _approved,
         Kind.DATA_REGISTERED: _data,
         Kind.MODEL_WRITTEN: _model,
+        Kind.KEEPING_BEGUN: _kept,
+        Kind.KEEPING_ENDED: _kept_no_longer,
         Kind.START_SIGNED: _signed,
         Kind.RUN_STARTED: _started,
         Kind.ROUND_STARTED: _began,

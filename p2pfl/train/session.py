@@ -261,6 +261,17 @@ class Session:
         self._trained = None
         return {"digest": self.digest(), "distance": float(torch.linalg.vector_norm(moved - before))}
 
+    def base(self) -> dict[str, Any]:
+        """The run's first parameters as far as they travel: "vector", raw little-endian bytes [S], and "names" [name,
+        count of entries] in its order. For a site that keeps its deltas."""
+        _, exchange = self._begun()
+        names = [[entry.name, entry.stop - entry.start] for entry in self._layout.entries if not entry.private]
+        return {"vector": bytes(model_files.vector_bytes(exchange.base(self._model_channel))), "names": names}
+
+    def shared(self) -> bytes:
+        """What travels of the current parameters, raw little-endian bytes [S]."""
+        return bytes(model_files.vector_bytes(self._layout.select_shared(self._begun()[0])))
+
     def evaluate(self, part: str) -> dict[str, float]:
         """The plan's metrics of the current model on "train" or "test", with "loss" and "examples"."""
         x, _ = self._begun()
