@@ -57,18 +57,18 @@ class Shelf:
         ended = sorted(run for run in self._sizes if (self._folder / run / ENDED).exists())
         return {"bytes": sum(self._sizes.values()), "limit": self.limit, "runs": sorted(self._sizes), "ended": ended}
 
-    async def begin(self, run: str, files: Iterable[tuple[str, bytes]]) -> bool:
-        """Begin to keep a run, once: its first files, then the log's entry. False if no more of it is to be kept."""
+    async def begin(self, run: str, proposal: bytes, names: bytes, base: bytes) -> bool:
+        """Begin to keep a run, once: the log's entry before the last of its first files. False if it ends already."""
         folder = self._folder / run
         if (folder / ENDED).exists():
             return False
         if (folder / "base").exists():
             return True
         await asyncio.to_thread(_make, folder)
-        for name, data in files:
+        await self._commit([NewEntry("keeping_begun", {"run": run, "limit": self.limit})])
+        for name, data in (("proposal", proposal), ("names", names), ("base", base)):
             if not await self.put(run, name, data):
                 return False
-        await self._commit([NewEntry("keeping_begun", {"run": run, "limit": self.limit})])
         return True
 
     async def put(self, run: str, name: str, data: bytes) -> bool:
@@ -159,10 +159,8 @@ class KeptRun:
         async with self._beginning:
             if self._keeps is None:
                 value = await base()
-                files = (
-                    ("proposal", self._proposal), ("names", pack(value["names"])), ("base", bytes(value["vector"])),
-                )  # fmt: skip
-                self._keeps = await self._shelf.begin(self._run, files)
+                first = self._proposal, pack(value["names"]), bytes(value["vector"])
+                self._keeps = await self._shelf.begin(self._run, *first)
         return bool(self._keeps)
 
     async def _put(self, name: str, data: bytes) -> None:

@@ -92,8 +92,10 @@ class Kept:
             if (folder / name).is_file():
                 yield read_bounded(folder / name, FILE_LIMIT)
 
-    def delta(self, core: str, which: Which, channel: str) -> Message:
-        """The delta of this core: of this member and place, and signed. Raises Missing."""
+    def deltas(self, core: str, which: Which, channel: str) -> list[Message]:
+        """All copies of this core's delta: of this member and place, and signed; not checked against the signature is
+        what they rebuild to. Raises Missing if there is none."""
+        found: list[Message] = []
         why = "no delta"
         for data in self._files(f"{core}.delta"):
             signed, payload = unframed(data)
@@ -105,13 +107,14 @@ class Kept:
             if envelope.digest != core:
                 why = "altered"
                 continue
-            said = (envelope.signer, opened.round, opened.step)
-            if said != which or opened.channel != channel or opened.run != self.run:
+            if (envelope.signer, opened.round, opened.step, opened.channel, opened.run) != (*which, channel, self.run):
                 raise Missing("signed for another place", which)
             if opened.base != self._bases.get(channel):
                 raise Missing("signed for another base", which)
-            return payload, opened.result
-        raise Missing(why, which)
+            found.append((payload, opened.result))
+        if not found:
+            raise Missing(why, which)
+        return list(dict.fromkeys(found))
 
     def left(self, digest: str | None) -> bytes | None:
         """The parameters that a mixing left, if they are here."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from p2pfl.audit import LogFacts, Mixing, RunFacts
 from p2pfl.errors import ConfigError, IllegalStep, RemoteError
 from p2pfl.governance import Plan
-from p2pfl.peer.kept_files import Kept, Missing, Which, checked
+from p2pfl.peer.kept_files import Kept, Message, Missing, Which, checked
 
 if TYPE_CHECKING:
     from p2pfl.train.replay import Apart, SiteReplay
@@ -171,11 +171,17 @@ class _Site:
         if not first and not self._replay.begun:
             raise Missing("the mixing before it in this round was not replayed")
         messages = {
-            channel: self._kept.delta(core, (self._peer, *place), channel)
-            for channel, core in self._sent[place].items()
+            channel: self._delta(core, (self._peer, *place), channel) for channel, core in self._sent[place].items()
         }
         with checked((self._peer, *place)):
             return self._replay.own(messages, first=first, follows=self._follows(mixing, first))
+
+    def _delta(self, core: str, which: Which, channel: str) -> Message:
+        """One copy; where there are several, the first that rebuilds to what was signed."""
+        found = self._kept.deltas(core, which, channel)
+        if len(found) == 1:
+            return found[0]
+        return next((message for message in found if self._replay.holds(channel, message)), found[0])
 
     def _follows(self, mixing: Mixing, first: bool) -> bool:
         """Whether nothing was trained since the mixing before."""
@@ -194,7 +200,7 @@ class _Site:
             if not self._received[tag]:
                 raise Missing("the log has no entry that it was received", tag)
             for channel, core in self._received[tag].items():
-                message = self._kept.delta(core, tag, channel)
+                message = self._delta(core, tag, channel)
                 with checked(tag):
                     self._replay.receive(core, channel, message)
             edges.append((peer, weight, self._received[tag]))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.errors import MalformedMessage
+from p2pfl.errors import MalformedMessage, RemoteError
 from p2pfl.train import deltas
 from p2pfl.train.exchange import Exchange, Tag
 from p2pfl.train.mixing import PeerGraph, PeerInbox
@@ -37,12 +37,12 @@ class Apart:
 
 
 def why_not(settings: Mapping[str, Any]) -> str | None:
-    """Why runs with these settings are not replayed; None if they are. Raises ConfigError."""
-    read = read_settings(settings)
-    if not read.rule.needs.linear:
-        return f"the mixing of {read.rule.name} is not linear in what a round's deltas hold"
-    if read.staleness:
-        return "in asynchronous runs a delta is mixed rounds later, against own ones of then: that is not replayed"
+    """Why runs with these settings are not replayed; None if they are.
+
+    Raises ConfigError also for a rule that peers cannot run, such as RelaySGD; all others mix linearly.
+    """
+    if read_settings(settings).staleness:
+        return "the run is asynchronous: a delta may be mixed rounds later, which is not replayed"
     return None
 
 
@@ -78,6 +78,14 @@ class SiteReplay:
         if first:
             self._x = values[self._model]
         return apart
+
+    def holds(self, channel: str, message: Message) -> bool:
+        """Whether a message rebuilds to what its sender signed."""
+        try:
+            self._rebuilt(channel, *message)
+        except RemoteError:
+            return False
+        return True
 
     def receive(self, key: str, channel: str, message: Message) -> None:
         """A neighbour's message. Raises MalformedMessage or SignatureRefused if it is not what was signed."""
