@@ -211,7 +211,8 @@ def _keeping(kept: dict[str, Any]) -> str:
     """How full the folder of kept deltas is, and what is no longer taken into it."""
     ended = f"; no more is kept of {', '.join(run[:12] for run in kept['ended'])}" if kept["ended"] else ""
     size = f"{kept['bytes'] / 2**20:.1f} of {kept['limit'] / 2**20:.1f} MiB"
-    return f"deltas in clear of {len(kept['runs'])} runs, {size}{ended}"
+    count = len(kept["runs"])
+    return f"deltas in clear of {count} run{'s' if count != 1 else ''}, {size}{ended}"
 
 
 def _clock(seconds: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ Message = tuple[bytes, str]
 """Payload and the digest of the result that its sender signed."""
 
 FILE_LIMIT = 1 << 31  # bytes of one kept file; a worker's frame is half of that
+_NAME = re.compile(r"[0-9a-f]{64}\.(delta|mixed)|proposal|base|names")
 NAMES_LIMIT = 16 << 20
 MAX_NAMES = 1 << 20
 
@@ -83,11 +85,13 @@ class Kept:
             try:
                 rows = unpack(data, what="names of parameters", limit=NAMES_LIMIT, max_items=MAX_NAMES)
                 return [(str(name), int(count)) for name, count in rows]
-            except (RemoteError, ValueError, TypeError):
+            except (RemoteError, ValueError, TypeError, OverflowError):
                 continue  # only for people; the index is left
         return []
 
     def _files(self, name: str) -> Iterable[bytes]:
+        if not _NAME.fullmatch(name):
+            return  # a log may name anything; no way out of the folder
         for folder in self._folders:
             if (folder / name).is_file():
                 yield read_bounded(folder / name, FILE_LIMIT)

@@ -63,7 +63,7 @@ def test_the_page_says_what_happens(walked: tuple[Path, dict[str, str]]) -> None
     assert said(walked, "p2pfl audit check-proof").startswith("holds")
     again = said(walked, "p2pfl audit lineage model.safetensors homes/lille")
     assert "replay " not in came and "model        reproduced" in again
-    assert all(f"replayed     {name.capitalize()}: round 0 to 12 reproduced" in again for name in NAMES)
+    assert all(f"replayed     {name.capitalize()}: round 0 to 8 reproduced" in again for name in NAMES)
 
 
 def test_homes_and_exports_say_the_same(walked: tuple[Path, dict[str, str]]) -> None:

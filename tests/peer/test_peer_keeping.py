@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,14 @@ from typing import Any
 import pytest
 
 from p2pfl.audit import AuditLog, read_entries
+from p2pfl.cli.app import run
 from p2pfl.crypto import Identity, sha256
 from p2pfl.errors import StoreError
+from p2pfl.net import MemoryNetwork
+from p2pfl.peer import ControlServer, HomeSettings, Peer, found_consortium, open_home
 from p2pfl.peer.journal import Journal
 from p2pfl.peer.keeping import Shelf, framed, unframed
+from p2pfl.peer.log_findings import keeping_findings
 from p2pfl.types import Digest
 
 RUNS = tuple(sha256(b"run %d" % number) for number in range(3))
@@ -45,17 +51,17 @@ def core(number: int) -> Digest:
 
 async def test_a_run_is_kept_from_its_first_delta_on(tmp_path: Path, journal: Journal) -> None:
     shelf = Shelf(tmp_path / "kept", 1000, journal.commit)
-    run = shelf.open(RUNS[0], b"proposal")
-    run.hear(core(1), b"signed", b"payload")
-    run.hear(core(2), b"signed", b"never mixed")
+    kept = shelf.open(RUNS[0], b"proposal")
+    kept.hear(core(1), b"signed", b"payload")
+    kept.hear(core(2), b"signed", b"never mixed")
     assert not (tmp_path / "kept").exists(), "nothing is written before it is mixed"
-    await run.mixed(core(9), vector)
+    await kept.mixed(core(9), vector)
     assert not (tmp_path / "kept").exists(), "a mixing without deltas needs none"
-    await run.mixes([core(1), core(7)], base)
-    run.forget([core(1), core(2)])
-    await run.mixes([core(2)], base)
-    await run.sent(core(3), b"own", b"delta", base)
-    await run.mixed(core(9), vector)
+    await kept.mixes([core(1), core(7)], base)
+    kept.forget([core(1), core(2)])
+    await kept.mixes([core(2)], base)
+    await kept.sent(core(3), b"own", b"delta", base)
+    await kept.mixed(core(9), vector)
     folder = tmp_path / "kept" / RUNS[0]
     deltas = {f"{core(1)}.delta", f"{core(3)}.delta"}
     assert {path.name for path in folder.iterdir()} == {"base", "names", "proposal", f"{core(9)}.mixed", *deltas}
@@ -71,8 +77,8 @@ async def test_a_run_is_kept_from_its_first_delta_on(tmp_path: Path, journal: Jo
 async def test_the_oldest_run_that_is_over_makes_room(tmp_path: Path, journal: Journal) -> None:
     shelf = Shelf(tmp_path / "kept", 500, journal.commit)
     for number in range(2):
-        run = shelf.open(RUNS[number], b"proposal")
-        await run.sent(core(number), b"s" * 50, b"p" * 40, base)
+        kept = shelf.open(RUNS[number], b"proposal")
+        await kept.sent(core(number), b"s" * 50, b"p" * 40, base)
         shelf.close(RUNS[number])
     used = shelf.status()["bytes"] // 2
     await shelf.open(RUNS[2], b"proposal").sent(core(2), b"s" * 50, b"p" * 40, base)
@@ -83,7 +89,7 @@ async def test_the_oldest_run_that_is_over_makes_room(tmp_path: Path, journal: J
 
 async def test_a_run_that_fills_the_shelf_alone_is_kept_no_further(tmp_path: Path, journal: Journal) -> None:
     shelf = Shelf(tmp_path / "kept", 300, journal.commit)
-    runs = [shelf.open(run, b"proposal") for run in RUNS[:2]]
+    runs = [shelf.open(name, b"proposal") for name in RUNS[:2]]
     await runs[0].sent(core(0), b"s", b"p" * 80, base)
     await runs[0].sent(core(1), b"s", b"p" * 200, base)
     await runs[0].sent(core(2), b"s", b"p", base)
@@ -102,10 +108,10 @@ async def test_a_run_that_fills_the_shelf_alone_is_kept_no_further(tmp_path: Pat
 
 async def test_switched_off_is_said_too(tmp_path: Path, journal: Journal) -> None:
     shelf = Shelf(tmp_path / "kept", 10**6, journal.commit)
-    for run in RUNS[:2]:
-        await shelf.open(run, b"proposal").sent(core(0), b"s", b"p", base)
-    await shelf.end_open_runs(lambda run: run == RUNS[0])
-    await shelf.end_open_runs(lambda run: run == RUNS[0])
+    for name in RUNS[:2]:
+        await shelf.open(name, b"proposal").sent(core(0), b"s", b"p", base)
+    await shelf.end_open_runs(lambda name: name == RUNS[0])
+    await shelf.end_open_runs(lambda name: name == RUNS[0])
     assert [(kind, body["run"]) for kind, body in entries(journal)][2:] == [("keeping_ended", RUNS[1])]
 
 
@@ -115,3 +121,36 @@ async def test_a_disk_that_takes_nothing_is_a_fault_and_no_gap(tmp_path: Path, j
     with pytest.raises(StoreError, match="couldn't make"):
         await shelf.open(RUNS[0], b"proposal").sent(core(0), b"s", b"p", base)
     assert not entries(journal)
+
+
+# --- what its owner is told
+
+
+def test_the_owner_says_so_and_is_told_what_it_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--no-listen", "--bare"]
+    assert run(["init", str(tmp_path / "caen"), "--name", "caen", *words]) == 0
+    assert "in clear" not in capsys.readouterr().err and not open_home(tmp_path / "caen").settings.keep.deltas
+    assert run(["init", str(tmp_path / "lille"), "--name", "lille", *words, "--keep-deltas"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "parameters of this site and its partners will be kept in clear" in said and "tell your partners" in said
+    lille, caen = open_home(tmp_path / "lille"), open_home(tmp_path / "caen")
+    assert lille.settings.keep.deltas
+    assert HomeSettings.model_validate(tomllib.loads(lille.settings.to_toml())) == lille.settings
+    found = keeping_findings(lille)
+    assert [row.verdict for row in found] == ["look"] and "parameters of this site's partners" in found[0].text
+    assert keeping_findings(caen) == []
+    (caen.kept / RUNS[0]).mkdir(parents=True)
+    assert "delete what is not needed" in keeping_findings(caen)[0].text
+
+
+async def test_status_shows_how_full_the_shelf_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    homes = {tmp_path / name: None for name in ("lille", "caen")}
+    found_consortium(homes, "kept", {"kind": "ring"}, keep_deltas=True)
+    home = tmp_path / "lille"
+    (home / "kept" / RUNS[0]).mkdir(parents=True)
+    (home / "kept" / RUNS[0] / "base").write_bytes(bytes(3 * 2**20))
+    (home / "kept" / RUNS[0] / "ended").touch()
+    async with Peer(home, network=MemoryNetwork()) as peer, ControlServer(peer):
+        assert await asyncio.to_thread(run, ["status", str(home)]) == 0
+    line = f"keeps        deltas in clear of 1 run, 3.0 of 10240.0 MiB; no more is kept of {RUNS[0][:12]}"
+    assert line in " ".join(capsys.readouterr().out.splitlines())
