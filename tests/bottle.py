@@ -273,7 +273,8 @@ class Site:
             last=effect.last,
             closing=effect.closing,
         )
-        self.post(events.Mixed(self.bottle.now, effect.round, effect.step, Digest(value["digest"]), value["distance"]))
+        digest, shared = Digest(value["digest"]), Digest(value["shared"])
+        self.post(events.Mixed(self.bottle.now, effect.round, effect.step, digest, value["distance"], shared))
 
     def adopt(self, effect: effects.Adopt) -> None:
         states = [[state.peer, state.weight, dict(state.cores)] for state in effect.states]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from p2pfl.audit.erasing import Erased, erase_texts
 from p2pfl.audit.evidence import EVIDENCE_LIMIT, Evidence, check_evidence, read_evidence
 from p2pfl.audit.export import COLUMNS, Part, csv_lines, json_lines, moment, open_part
-from p2pfl.audit.facts import LogFacts
+from p2pfl.audit.facts import LogFacts, Mixing, RunFacts
 from p2pfl.audit.findings import Finding, Reconciliation, Sort
 from p2pfl.audit.format import (
     MAX_BODY,
@@ -57,9 +57,11 @@ __all__ = [
     "Lineage",
     "LogFacts",
     "LogMisbehaviour",
+    "Mixing",
     "NewEntry",
     "Part",
     "Reconciliation",
+    "RunFacts",
     "Sort",
     "Verification",
     "WitnessFinding",

@@ -54,6 +54,18 @@ class Mixed:
     weight: float
 
 
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """One mixing as its entry has it; ``digest`` None where the log is older than that field."""
+
+    entry: int
+    round: int
+    step: int
+    edges: tuple[tuple[str, float, Place], ...]  # in the order in which they were added up
+    taken_back: tuple[tuple[str, int, int], ...]
+    digest: str | None
+
+
 @dataclass(slots=True)
 class Away:
     """Rounds in which the log's owner took no part: up to ``until``, not included; None while it is not back."""
@@ -76,6 +88,7 @@ class RunFacts:
     sequences: set[int] = field(default_factory=set)
     received: dict[str, Delta] = field(default_factory=dict)
     mixed: dict[tuple[str, int, int], Mixed] = field(default_factory=dict)
+    mixings: list[Mixing] = field(default_factory=list)
     taken_back: dict[tuple[str, int, int], int] = field(default_factory=dict)
     unsettled: dict[tuple[str, int, int], int] = field(default_factory=dict)
     ignored: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -86,6 +99,7 @@ class RunFacts:
     acknowledged: dict[tuple[str, str], int] = field(default_factory=dict)  # (peer, core): entry
     data: list[tuple[int, str, str, int]] = field(default_factory=list)  # (entry, tag, fingerprint, rows)
     models: list[tuple[int, str, str]] = field(default_factory=list)  # (entry, digest of the parameters, of the file)
+    keeping: list[tuple[int, str]] = field(default_factory=list)  # (entry, "begun", "ended" or "deleted")
     approved_entry: int = -1
     caught_up: list[tuple[int, int, tuple[tuple[str, float, int, str], ...]]] = field(default_factory=list)
     directed: dict[int, tuple[int, Any]] = field(default_factory=dict)  # own words: version: (entry, facts)

@@ -11,7 +11,7 @@ from math import isfinite
 from types import MappingProxyType
 from typing import Any
 
-from p2pfl.audit.facts import Away, Delta, LogFacts, Mixed, RunFacts, Started
+from p2pfl.audit.facts import Away, Delta, LogFacts, Mixed, Mixing, RunFacts, Started
 from p2pfl.audit.format import Entry
 from p2pfl.audit.kinds import Kind
 
@@ -111,6 +111,14 @@ def _model(run: RunFacts, entry: int, body: _Body) -> None:
     run.models.append((entry, body.text("digest"), body.text("file")))
 
 
+def _kept(run: RunFacts, entry: int, body: _Body) -> None:
+    run.keeping.append((entry, "begun"))
+
+
+def _kept_no_longer(run: RunFacts, entry: int, body: _Body) -> None:
+    run.keeping.append((entry, "deleted" if body.fields.get("deleted") is True else "ended"))
+
+
 def _signed(run: RunFacts, entry: int, body: _Body) -> None:
     record = body.text("record")
     if run.signed not in (None, record):
@@ -166,6 +174,7 @@ def _refused(run: RunFacts, entry: int, body: _Body) -> None:
 
 def _mixed(run: RunFacts, entry: int, body: _Body) -> None:
     here = body.number("round"), body.number("step")
+    edges, taken = [], []
     for item in body.rows("edges"):
         row = _row(item, 2)
         place = (_number(row[2]), _number(row[3])) if len(row) > 3 else here
@@ -173,9 +182,13 @@ def _mixed(run: RunFacts, entry: int, body: _Body) -> None:
         if key in run.mixed:
             run.twice.append((entry, f"one edge mixed two times, round {place[0]}"))
         run.mixed[key] = Mixed(entry, _weight(row[1]))
+        edges.append((key[0], _weight(row[1]), place))
     for item in body.rows("taken_back"):
         row = _row(item, 3)
-        run.taken_back[(_text(row[0]), _number(row[1]), _number(row[2]))] = entry
+        taken.append((_text(row[0]), _number(row[1]), _number(row[2])))
+        run.taken_back[taken[-1]] = entry
+    digest = None if "digest" not in body.fields else body.text("digest")
+    run.mixings.append(Mixing(entry, *here, tuple(edges), tuple(taken), digest))
 
 
 def _unsettled(run: RunFacts, entry: int, body: _Body) -> None:
@@ -245,6 +258,8 @@ _READ: Mapping[str, Callable[[RunFacts, int, _Body], None]] = MappingProxyType(
         Kind.PLAN_APPROVED: _approved,
         Kind.DATA_REGISTERED: _data,
         Kind.MODEL_WRITTEN: _model,
+        Kind.KEEPING_BEGUN: _kept,
+        Kind.KEEPING_ENDED: _kept_no_longer,
         Kind.START_SIGNED: _signed,
         Kind.RUN_STARTED: _started,
         Kind.ROUND_STARTED: _began,

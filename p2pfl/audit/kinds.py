@@ -46,6 +46,8 @@ class Kind(StrEnum):
     DIRECTIVE_SIGNED = "directive_signed"
     DIRECTIVE_HEARD = "directive_heard"
     RUN_CLOSED = "run_closed"
+    KEEPING_BEGUN = "keeping_begun"
+    KEEPING_ENDED = "keeping_ended"
     EPOCH_OPENED = "epoch_opened"
     LOSS_DECLARED = "loss_declared"
     LOSS_WITNESSED = "loss_witnessed"
@@ -99,7 +101,11 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
             "a member signed two different cores for one place; both are kept as evidence",
             ("run", "peer", "round", "step", "channel"),
         ),
-        Kind.MIXED: KindNote("the model was mixed over these edges", ("run", "round", "step", "edges", "taken_back")),
+        Kind.MIXED: KindNote(
+            "the model was mixed over these edges; digest is that of the parameters that travel, afterwards (between "
+            "two mixings of one round: of the message as mixed so far)",
+            ("run", "round", "step", "edges", "taken_back", "digest"),
+        ),
         Kind.EDGE_UNSETTLED: KindNote(
             "an edge left the window unsettled: recorded bias", ("run", "peer", "round", "step")
         ),
@@ -167,6 +173,14 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
                 "contributed",
                 "reason",
             ),
+        ),
+        Kind.KEEPING_BEGUN: KindNote(
+            "from here on this site keeps what it sends and mixes in this run, in clear; limit: bytes of all runs",
+            ("run", "limit"),
+        ),
+        Kind.KEEPING_ENDED: KindNote(
+            "from here on nothing more of this run is kept; deleted: nor is what had been, of so many bytes",
+            ("run", "deleted", "bytes", "why"),
         ),
         Kind.MODEL_WRITTEN: KindNote(
             "the run's model was written to a file with this SHA-256; digest is that of its parameters",

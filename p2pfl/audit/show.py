@@ -271,6 +271,11 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
         Kind.HEAD_WITHHELD: lambda w: (
             f"{w.peer()} withholds its log: asked {w['asked']} times for its growth from size {w['size']}{w.because()}"
         ),
+        Kind.KEEPING_BEGUN: lambda w: f"deltas of this run are kept from here on; {w['limit']} bytes for all runs",
+        Kind.KEEPING_ENDED: lambda w: (
+            f"kept deltas of the run {w.short('run')}, {w['bytes']} bytes, "
+            f"{'are deleted' if w['deleted'] == 'True' else 'end here'}: {w['why']}"
+        ),
         Kind.MODEL_WRITTEN: lambda w: f"model {w.short('digest')} written, file {w.short('file')}",
         Kind.TEXT_ERASED: lambda w: f"free text of {w.count('entries')} entries erased",
     }

@@ -36,6 +36,7 @@ def demo(
         str | None, typer.Option("--kill", help="NAME@ROUND: kill that hospital's process in that round.")
     ] = None,
     home: Annotated[Path | None, typer.Option("--home", help="Keep the homes in this new folder.")] = None,
+    keep_deltas: Annotated[bool, typer.Option("--keep-deltas", help="All keep their deltas, for a replay.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Four hospitals find each other, train on real patients without sharing them, and compare.
@@ -53,7 +54,8 @@ def demo(
             note(text)
 
     hospitals, plan = hospitals_for(data, seed)
-    options = Options(topology, rounds, seed, _kill(kill, [site.name for site in hospitals], rounds, plan))
+    killed = _kill(kill, [site.name for site in hospitals], rounds, plan)
+    options = Options(topology, rounds, seed, killed, keep_deltas)
     with ExitStack() as stack:
         if home is not None:
             folder = _new_folder(home)

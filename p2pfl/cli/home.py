@@ -50,6 +50,12 @@ def init(
         str | None,
         typer.Option("--discover", help="IPv4 of the interface for zeroconf discovery; off by default."),
     ] = None,
+    keep_deltas: Annotated[
+        bool,
+        typer.Option(
+            "--keep-deltas", help="Keep what is sent and mixed, partners' parameters too, in clear: for replays."
+        ),
+    ] = False,
     bare: Annotated[bool, typer.Option("--bare", help="Keep the key unsealed, readable by this user only.")] = False,
     passphrase_file: PassphraseFile = None,
 ) -> None:
@@ -64,7 +70,11 @@ def init(
     check_new_home(home, name=name, listen=listen, tell=tell, discover=discover)  # before anybody types a passphrase
     secret = passphrase(passphrase_file, sealed=not bare, new=True)
     os.umask(PRIVATE)
-    text = init_home(home, name=name, listen=listen, tell=tell, discover=discover, passphrase=secret)
+    text = init_home(
+        home, name=name, listen=listen, tell=tell, discover=discover, keep_deltas=keep_deltas, passphrase=secret
+    )
+    if keep_deltas:
+        note(f"parameters of this site and its partners will be kept in clear in {home / 'kept'}; tell your partners")
     note(f"made {home}; give the record below (or {home / 'member.record'}) to whoever makes the charter")
     typer.echo(text, nl=False)
 
@@ -181,6 +191,8 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
         ]
     epoch = f", epoch {value['epoch']}" if value["epoch"] else ""
     lines.append(f"log          {value['log']['entries']} entries, head {value['log']['head'][:16]}{epoch}")
+    if value["kept"] is not None:
+        lines.append(f"keeps        {_keeping(value['kept'])}")
     lines += [f"witness      {names[item['peer']]:<16} {_witness(item)}" for item in value["witnesses"]]
     show(value, as_json, lines)
 
@@ -193,6 +205,14 @@ def _witness(row: dict[str, Any]) -> str:
     checked = f"we checked its first {row['held']} at {_clock(row['checked'])}" if row["checked"] else ""
     withheld = f"WITHHOLDS its log: {plain(row['withheld'])}" if row["withheld"] else ""
     return "; ".join(part for part in (withheld, cosigned, checked) if part) or "nothing witnessed yet"
+
+
+def _keeping(kept: dict[str, Any]) -> str:
+    """How full the folder of kept deltas is, and what is no longer taken into it."""
+    ended = f"; no more is kept of {', '.join(run[:12] for run in kept['ended'])}" if kept["ended"] else ""
+    size = f"{kept['bytes'] / 2**20:.1f} of {kept['limit'] / 2**20:.1f} MiB"
+    count = len(kept["runs"])
+    return f"deltas in clear of {count} run{'s' if count != 1 else ''}, {size}{ended}"
 
 
 def _clock(seconds: int) -> str:

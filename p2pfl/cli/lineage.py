@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,9 @@ from p2pfl.audit import Lineage, lineage, prove_entry
 from p2pfl.cli.home import AsJson
 from p2pfl.cli.logs import NamedLog, find_log
 from p2pfl.cli.output import note, show, write_result
+from p2pfl.cli.replay import replay_lines
 from p2pfl.errors import ConfigError
+from p2pfl.peer import kept_folders, replay_run
 
 SHORT = 16  # characters shown of a digest
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -29,13 +32,19 @@ def show_lineage(
     proofs: Annotated[
         Path | None, typer.Option("--proofs", help="Write the proof of each cited entry into this folder.")
     ] = None,
+    deltas: Annotated[
+        list[Path] | None,
+        typer.Option("--deltas", help="A copy of a home's folder kept, to replay the mixing. Repeatable."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List who contributed to a model in which round with what weight, under which plan, charter and data.
 
-    Every log is verified first; each statement names its entry. Deltas are not kept, so nothing is computed again.
+    Every log is verified first; each statement names its entry. Where deltas were kept (in the homes given, or in
+    --deltas), the mixing is computed again from them, and compared bit for bit; exit code 1 if it departs.
 
     Example: p2pfl audit lineage model.safetensors homes/lille homes/caen
+    Example: p2pfl audit lineage model.safetensors lille.jsonl caen.jsonl --deltas lille-kept --deltas caen-kept
     """
     named = [find_log(place) for place in places]
     logs = [log.facts() for log in named]
@@ -43,9 +52,23 @@ def show_lineage(
     for item in named:
         names.update(item.names)
     found = lineage(logs, _digest(model))
-    show(asdict(found), as_json, _lines(found, names))
+    folders = kept_folders([*(place for place in places if place.is_dir()), *(deltas or ())], found.run)
+    if deltas and not folders:
+        raise ConfigError(
+            f"nothing is kept of run {found.run[:12]} in {', '.join(map(str, deltas))}; give other folders"
+        )
+    replay = replay_run(logs, found.run, folders, found.owner, found.digest) if folders else None
+    value = {**asdict(found), "replay": None if replay is None else asdict(replay)}
+    show(value, as_json, chain(_lines(found, names), replay_lines(replay, _namer(names)) if replay else ()))
     if proofs is not None:
         _write_proofs(proofs, found, {log.peer: item for log, item in zip(logs, named, strict=True)}, names)
+
+    if replay is not None and replay.departs:
+        raise typer.Exit(1)
+
+
+def _namer(names: Mapping[str, str]) -> Callable[[str], str]:
+    return lambda peer: names.get(peer) or f"…{peer[-12:]}"
 
 
 def _digest(model: str) -> str:
@@ -59,9 +82,7 @@ def _digest(model: str) -> str:
 
 
 def _lines(found: Lineage, names: Mapping[str, str]) -> Iterator[str]:
-    def name(peer: str) -> str:
-        return names.get(peer) or f"…{peer[-12:]}"
-
+    name = _namer(names)
     yield f"model        {found.digest[:SHORT]}, made by {name(found.owner)}" + (
         f", file {found.file[:SHORT]}" if found.file else ""
     )

@@ -57,6 +57,7 @@ class Options:
     rounds: int | None = None
     seed: int = 0
     kill: tuple[str, int] | None = None
+    keep_deltas: bool = False
 
 
 class Consortium:
@@ -92,7 +93,10 @@ class Consortium:
         discover = LOOPBACK if all(address.endswith("/0") for address in told.values()) else None
         # loopback is no interface of a real network: it is used only where it is named
         webrtc = WebRtcSettings(interfaces=[LOOPBACK])
-        found_consortium(homes, "demo", spec, listen=listen, discover=discover, names=names, webrtc=webrtc)
+        found_consortium(
+            homes, "demo", spec, listen=listen, discover=discover, names=names, webrtc=webrtc,
+            keep_deltas=self.options.keep_deltas,
+        )  # fmt: skip
         tag = read_plan(self._plan_folder).settings.data.tag
         for hospital in self.hospitals:
             home = open_home(self.folder / hospital.name.lower())

@@ -217,10 +217,8 @@ class ClosingPart:
         if not corrections:
             self.state_own()
             return
-        total = context.running_schedule.total
-        taken = [[peer, round_, step] for peer, (round_, step) in corrections]
-        context.log("mixed", {"round": total, "step": 0, "edges": [], "taken_back": taken})
-        context.emit(Mix(total, 0, (), corrections, True, True))
+        rounds.mixing = ()
+        context.emit(Mix(context.running_schedule.total, 0, (), corrections, True, True))
 
     def give_up(self) -> None:
         """The last mixing cannot be done here: close with a statement of absence instead of a model."""

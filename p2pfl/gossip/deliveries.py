@@ -384,7 +384,11 @@ class Deliveries:
         for held in self._newest(due) if self.context.asynchronous(self.context.position[0]) else due:
             held.content = Content.FETCHING
             keep = self.holding.begin(held)
-            self.context.emit(Fetch(held.origin, held.digest, held.core, held.wrapped_key, held.inline, keep=keep))
+            self.context.emit(
+                Fetch(
+                    held.origin, held.digest, held.core, held.wrapped_key, held.inline, keep=keep, signed=held.envelope
+                )
+            )  # fmt: skip
             held.inline = b""
 
     def _newest(self, due: list[Incoming]) -> list[Incoming]:

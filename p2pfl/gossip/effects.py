@@ -87,6 +87,7 @@ class Fetch(Effect):
     key: Digest | None = None  # what the worker keeps it under, and Received names, if not the core's digest
     holder: PeerId | None = None  # whom to pull it from, if not its origin ``peer``
     keep: bool = False  # the sealed bytes as well, until Hold or LetGo says what becomes of them
+    signed: bytes = b""  # the core's envelope, for a home that keeps what it mixes
 
     @property
     def name(self) -> Digest:

@@ -131,6 +131,7 @@ class Mixed(Event):
     step: int
     digest: Digest
     distance: float  # root mean square distance to the mixed neighbours, in parameter units
+    shared: Digest | None = None  # of what travels of it, between two mixings of a round as mixed so far; None: digest
 
 
 @dataclass(frozen=True, slots=True)

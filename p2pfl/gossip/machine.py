@@ -318,6 +318,7 @@ class Machine:
                 return
             if not self.closing.finishing or self.closing.stated:
                 raise IllegalStep("no mixing is in work")
+            self.rounds.log_mixed(event)
             self.rounds.digest = event.digest
             self.rounds.corrections_used = ()
             self.closing.state_own()

@@ -72,7 +72,6 @@ class OnArrival:
         rounds.mixing = tuple(edges)
         corrections = rounds.take_corrections()
         context.emit(Mix(*context.position, rounds.mixing, corrections, True, False))
-        rounds.log_mixed(context.position, corrections)
 
     # --- a site that is slower than the others
 

@@ -267,7 +267,6 @@ class Rounds:
         corrections = self.take_corrections() if last else ()
         closing = not context.running_schedule.round(round_).training
         context.emit(Mix(round_, step, self.mixing, corrections, last, closing))
-        self.log_mixed(position, corrections)
 
     def took(self, peer: PeerId, position: Position) -> None:
         """A neighbour's message of this position goes into the mixing: it is there, and it contributed."""
@@ -282,9 +281,9 @@ class Rounds:
         self.corrections_used, self.corrections = tuple(sorted(self.corrections)), []
         return self.corrections_used
 
-    def log_mixed(self, position: Position, corrections: tuple[tuple[PeerId, Position], ...]) -> None:
-        """What goes into the mixing of this position; an edge of an earlier round is written with its own place."""
-        context = self.context
+    def log_mixed(self, event: Mixed) -> None:
+        """What went into a mixing and what came out; an edge of an earlier round is written with its own place."""
+        context, position = self.context, (event.round, event.step)
         for edge in self.mixing:
             for channel, digest in sorted(edge.cores.items()):
                 context.log(
@@ -306,7 +305,8 @@ class Rounds:
                     [edge.peer, edge.weight, *(edge.position if edge.position != position else ())]
                     for edge in self.mixing
                 ],
-                "taken_back": [[peer, round_, step] for peer, (round_, step) in corrections],
+                "taken_back": [[peer, round_, step] for peer, (round_, step) in self.corrections_used],
+                "digest": event.shared or event.digest,
             },
         )
 
@@ -314,6 +314,7 @@ class Rounds:
         """The model holds the mix: write it down and go on."""
         context = self.context
         round_, step = event.round, event.step
+        self.log_mixed(event)
         self.digest = event.digest
         self.distance = event.distance if math.isfinite(event.distance) else DIVERGED
         self.deliveries.finish(context.position)

@@ -37,7 +37,7 @@ from p2pfl.peer.findings import (
     probed,
 )
 from p2pfl.peer.home import Home, open_home
-from p2pfl.peer.log_findings import log_findings
+from p2pfl.peer.log_findings import keeping_findings, log_findings
 from p2pfl.peer.own_record import known_records
 from p2pfl.peer.transports import ice_settings
 
@@ -64,7 +64,7 @@ async def examine(path: Path, say: Callable[[str], None] = lambda text: None) ->
 async def _examine(home: Home) -> dict[str, Any]:
     settings = home.settings
     (peer, problem), multicast, servers = await asyncio.gather(_running(home), _multicast(home), _servers(home))
-    findings = _local(home)
+    findings = [*_local(home), *keeping_findings(home)]
     installed = "uvloop" if importlib.util.find_spec("uvloop") else "asyncio"
     findings.append(loop_finding(peer["event_loop"] if peer else installed, running=peer is not None))
     bound = "taken" if peer is not None else await asyncio.to_thread(_try_port, settings.listen)

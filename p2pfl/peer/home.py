@@ -11,6 +11,7 @@ ways.json       how each member was reached last
 data.json       registered datasets           approvals.json   approved plan hashes
 audit.db        log and outbox                outbox/          ciphertexts, until acknowledged
 witness.db      checkpoints of others' logs   evidence/        against logs that contradict themselves
+kept/<run>/     deltas in clear, only where home.toml says so (see keeping.py)
 runs/<run>/     proposal, statements, prekey, model and report of one run
 contents/       files named by their SHA-256
 """
@@ -73,6 +74,11 @@ class Home:
     def evidence(self) -> Path:
         """The folder of evidence files."""
         return self.path / "evidence"
+
+    @property
+    def kept(self) -> Path:
+        """The folder of kept deltas."""
+        return self.path / "kept"
 
     @property
     def charter_file(self) -> Path:
@@ -145,6 +151,7 @@ def check_new_home(
     tell: Sequence[str] | None = None,
     discover: str | None = None,
     webrtc: WebRtcSettings | None = None,
+    keep_deltas: bool = False,
 ) -> HomeSettings:
     """The settings of a home that could be made at ``path``; makes nothing. Raises ConfigError."""
     try:
@@ -155,6 +162,7 @@ def check_new_home(
     table = {} if webrtc is None else webrtc.model_dump()
     told = list(tell) if tell else None
     raw: dict[str, object] = {"name": name, "listen": listen, "tell": told, "discover": discover, "webrtc": table}
+    raw["keep"] = {"deltas": keep_deltas}
     return _checked_settings(path, raw)
 
 
@@ -166,6 +174,7 @@ def init_home(
     tell: Sequence[str] | None = None,
     discover: str | None = None,
     webrtc: WebRtcSettings | None = None,
+    keep_deltas: bool = False,
     passphrase: str | None,
 ) -> str:
     """Make a home: key, certificate, member record, settings. Returns the record's text.
@@ -173,7 +182,9 @@ def init_home(
     ``passphrase`` None keeps the key bare with mode 0600. Raises ConfigError or StoreError; an existing home is
     never touched, and a home that could not be made whole is taken away again.
     """
-    settings = check_new_home(path, name=name, listen=listen, tell=tell, discover=discover, webrtc=webrtc)
+    settings = check_new_home(
+        path, name=name, listen=listen, tell=tell, discover=discover, webrtc=webrtc, keep_deltas=keep_deltas
+    )
     identity = Identity.generate()
     files, text = _new_files(identity, settings)
     there = path.exists()

@@ -24,6 +24,19 @@ class WebRtcSettings(BaseModel):
     introduce: bool = True  # carry the signalling of two neighbours
 
 
+class KeepSettings(BaseModel):
+    """The table ``[keep]``: whether deltas stay on this disk after the round, to replay the mixing later.
+
+    They are parameters of this site's and its partners' models, in clear: who reads them can attack what they were
+    trained on. Off by default.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    deltas: bool = False
+    limit: int = Field(default=10 * 2**30, ge=1)  # bytes; then the oldest run that is over is deleted
+
+
 class HomeSettings(BaseModel):
     """The contents of home.toml."""
 
@@ -35,14 +48,16 @@ class HomeSettings(BaseModel):
     discover: str | None = None  # IPv4 of the interface for zeroconf; absent: no discovery
     local_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)  # in asynchronous runs whose plan allows it
     webrtc: WebRtcSettings = WebRtcSettings()
+    keep: KeepSettings = KeepSettings()
 
     def to_toml(self) -> str:
         """The file's text; what has its default value is left out."""
-        top = {key: value for key, value in self.model_dump(exclude={"webrtc"}).items() if value is not None}
+        top = {key: value for key, value in self.model_dump(exclude={"webrtc", "keep"}).items() if value is not None}
         lines = [f"{key} = {_toml(value)}" for key, value in top.items()]
-        table = self.webrtc.model_dump(exclude_defaults=True)
-        if table:
-            lines += ["", "[webrtc]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+        for name, part in (("webrtc", self.webrtc), ("keep", self.keep)):
+            table = part.model_dump(exclude_defaults=True)
+            if table:
+                lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
         return "\n".join(lines) + "\n"
 
 

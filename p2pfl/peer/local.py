@@ -88,6 +88,7 @@ def found_consortium(
     discover: str | None = None,
     names: Sequence[str] | None = None,
     webrtc: WebRtcSettings | None = None,
+    keep_deltas: bool = False,
 ) -> str:
     """Make homes (path -> passphrase), let all found one consortium, and accept its charter; returns the fingerprint.
 
@@ -99,8 +100,9 @@ def found_consortium(
     for (path, passphrase), called in zip(homes.items(), names or [path.name for path in homes], strict=True):
         address = f"/memory/{called}" if listen is None else listen.get(path)
         texts[path] = init_home(
-            path, name=called, listen=address, discover=discover, webrtc=webrtc, passphrase=passphrase
-        )
+            path, name=called, listen=address, discover=discover, webrtc=webrtc, keep_deltas=keep_deltas,
+            passphrase=passphrase,
+        )  # fmt: skip
     records = [record_from_text(text) for text in texts.values()]
     charter = new_charter(name, records, topology=dict(topology))
     for path, passphrase in homes.items():

@@ -36,6 +36,24 @@ def log_findings(home: Home, names: Mapping[str, str], now: int) -> list[Finding
     return [*found, Finding("witnesses", LOOK if now - seconds > STALE else OK, text)]
 
 
+def keeping_findings(home: Home) -> list[Finding]:
+    """Whether parameters of partners lie, or come to lie, on this disk in clear."""
+    keep, kept = home.settings.keep, home.kept
+    runs = sum(1 for _ in kept.iterdir()) if kept.is_dir() else 0
+    if keep.deltas:
+        text = (
+            f"deltas are kept in clear in {kept}, {keep.limit} bytes at most: parameters of this site's partners, too"
+        )
+        return [Finding("kept deltas", LOOK, f"{text}; guard it like the data, and let the partners know")]
+    if runs:
+        return [
+            Finding(
+                "kept deltas", LOOK, f"no longer kept, but {kept} has {runs} runs in clear; delete what is not needed"
+            )
+        ]
+    return []
+
+
 def _ago(seconds: int) -> str:
     hours = max(seconds, 0) // 3600
     return "within the last hour" if not hours else f"{hours} hours ago" if hours < 48 else f"{hours // 24} days ago"

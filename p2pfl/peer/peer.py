@@ -22,6 +22,7 @@ from p2pfl.net import Discovery, Host, LinkInfo, MemoryNetwork, parse_address
 from p2pfl.peer.contents import Contents
 from p2pfl.peer.home import Home, open_home
 from p2pfl.peer.journal import Journal, unix_milliseconds
+from p2pfl.peer.keeping import Shelf
 from p2pfl.peer.own_heads import OwnHeads
 from p2pfl.peer.partner_checks import PartnerChecks
 from p2pfl.peer.records import Records
@@ -108,6 +109,8 @@ class Peer:
         self._journal = Journal(log, self._fail)
         stack.callback(self._journal.close)
         self._contents = Contents(self.home.path)
+        keep = self.home.settings.keep
+        self._shelf = Shelf(self.home.kept, keep.limit, self._journal.commit)
         wires = build_wires(self.home, self._identity, self.name, self._network, self._records.own.certificate)
         self.webrtc = wires.webrtc
         self._host = Host(
@@ -132,6 +135,7 @@ class Peer:
             approved=self.home.approvals.is_approved,
             told=self._told, failed=self._fail,
             cleared=self._own_heads.cleared, witnessed=lambda: self._own_heads.witnessed,
+            shelf=self._shelf if keep.deltas else None,
         )  # fmt: skip
         self._book = Runs(self.home, self._roster, self._charter.topology, services)
         self._host.handle_notify(FLOOD, self._on_flood)
@@ -148,6 +152,8 @@ class Peer:
                 NewEntry("charter_accepted", {"charter": self._roster.charter, "version": self._charter.version})
             )
         await self._journal.commit(entries)
+        if not keep.deltas:
+            await self._shelf.end_open_runs(lambda run: (self.home.path / "runs" / run / "over").exists())
         stack.push_async_callback(self._stop_tasks)
         stack.push_async_callback(self._stop_runs)
         await self._restore()
@@ -579,5 +585,6 @@ class Peer:
             "log": {"entries": head.size, "head": head.hash.hex(), "commits": self._journal.commits},
             "epoch": self._journal.log.epoch,
             "witnesses": self.witnessing.status(),
+            "kept": self._shelf.status() if self.home.settings.keep.deltas else None,
             "failure": str(self.failure) if self.failure else None,
         }

@@ -24,6 +24,7 @@ from p2pfl.net import Host
 from p2pfl.peer.contents import Contents, pull_sealed
 from p2pfl.peer.holdings import Holdings, Spool
 from p2pfl.peer.journal import Journal
+from p2pfl.peer.keeping import KeptRun, Shelf
 from p2pfl.peer.outbox import Outbox
 from p2pfl.peer.states import States
 from p2pfl.peer.worker import Worker
@@ -55,6 +56,7 @@ class Services:
     failed: Callable[[P2PFLError], None]
     cleared: asyncio.Event  # set once checkpoints may leave: see own_heads.py
     witnessed: Callable[[], bytes]  # the newest own checkpoint with cosignatures, or nothing
+    shelf: Shelf | None = None  # where this home keeps its deltas, if its owner says so
 
 
 @dataclass(slots=True)
@@ -93,8 +95,18 @@ class RunKeys:
 class Runner:
     """One machine and the task that drives it."""
 
-    def __init__(self, machine: Machine, services: Services, keys: RunKeys, states: States, holdings: Holdings) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        services: Services,
+        keys: RunKeys,
+        states: States,
+        holdings: Holdings,
+        kept: KeptRun | None = None,
+    ) -> None:
         self.machine = machine
+        self._kept = kept  # where this home keeps its deltas
+        self._payloads: dict[tuple[Position, str], bytes] = {}  # own ones, encoded and not signed yet, to be kept
         self.keys = keys
         self.worker: Worker | None = None
         self.timings = Timings()
@@ -305,6 +317,8 @@ class Runner:
             context = sealing_context(self._run, me, position, message["channel"], TO_ALL)
             sealed = await seal_off_loop(message["payload"], context)
             self._sealed[(position, message["channel"])] = sealed
+            if self._kept is not None:
+                self._payloads[(position, message["channel"])] = message["payload"]
             parcels.append(events.Parcel(message["channel"], sealed.manifest, Digest(message["result"])))
         self.timings.sealing += self.now() - started
         self.post(events.Encoded(self.now(), effect.round, effect.step, tuple(parcels)))
@@ -314,6 +328,8 @@ class Runner:
         if self._announced_at is not None:
             self.timings.waiting += started - self._announced_at
             self._announced_at = None
+        if self._kept is not None:
+            await self._kept.mixes((core for edge in effect.edges for core in edge.cores.values()), self._base)
         value = await self._call(
             "mix",
             round=effect.round,
@@ -324,9 +340,26 @@ class Runner:
             closing=effect.closing,
         )
         self.timings.mixing += self.now() - started
+        if self._kept is not None and effect.last:
+            await self._kept.mixed(Digest(value["shared"]), self._shared)
         self.post(
-            events.Mixed(self.now(), effect.round, effect.step, Digest(value["digest"]), float(value["distance"]))
+            events.Mixed(
+                self.now(),
+                effect.round,
+                effect.step,
+                Digest(value["digest"]),
+                float(value["distance"]),
+                Digest(value["shared"]),
+            )
         )
+
+    async def _base(self) -> dict[str, Any]:
+        value: dict[str, Any] = await self._call("base")
+        return value
+
+    async def _shared(self) -> bytes:
+        value: bytes = await self._call("shared")
+        return value
 
     async def _adopt(self, effect: effects.Adopt) -> None:
         states = [[state.peer, state.weight, dict(state.cores)] for state in effect.states]
@@ -334,6 +367,8 @@ class Runner:
         self.post(events.Adopted(self.now(), effect.round, Digest(value["digest"]), float(value["distance"])))
 
     async def _forget(self, effect: effects.Forget) -> None:
+        if self._kept is not None:
+            self._kept.forget(effect.cores)
         if self.worker is None:
             return
         if effect.edges:
@@ -404,6 +439,9 @@ class Runner:
         keys = {peer: wrap_key(sealed.key, prekeys[peer], context) for peer in recipients}
         outbound = Outbound(self._run, signed.encode(), keys)
         self.timings.signing += self.now() - started
+        payload = self._payloads.pop((core.position, core.channel), None)
+        if self._kept is not None and payload is not None:
+            await self._kept.sent(signed.digest, outbound.core, payload, self._base)
         await self._services.contents.put_ciphertext(signed.digest, sealed.chunks, frozenset(recipients))
         body = {
             "run": self._run,
@@ -472,6 +510,8 @@ class Runner:
             payload = await self._open(effect, opener, spool)
             altered = False
             await self._call("receive", key=effect.name, channel=core.channel, payload=payload, result=core.result)
+            if self._kept is not None and effect.key is None:
+                self._kept.hear(effect.digest, effect.signed, payload)
         except RemoteError as error:
             return events.Received(self.now(), effect.name, str(error), altered=altered)
         except (LinkError, TimeoutError) as error:

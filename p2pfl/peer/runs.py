@@ -206,7 +206,9 @@ class Runs:
             tolerance=plan.settings.training.tolerance,
         )
         holdings = Holdings(folder / "holdings", self._services.contents)
-        runner = Runner(machine, self._services, RunKeys(), States(folder / "state"), holdings)
+        shelf = self._services.shelf
+        kept = shelf.open(run, statement) if shelf is not None else None
+        runner = Runner(machine, self._services, RunKeys(), States(folder / "state"), holdings, kept)
         for digest, document, position in restored.outbox if restored else ():
             runner.outbox.restore(digest, document, position)
         for digest, _, waiting in restored.state.outgoing if restored else ():
@@ -537,6 +539,8 @@ class Runs:
         (folder / "prekey").unlink(missing_ok=True)
         self._flood.forget(RunId(run))
         write_atomic(folder / "over", b"")
+        if self._services.shelf is not None:
+            self._services.shelf.close(run)
         if run in self.runners:
             self.runners[run].holdings.retire()
         self._clear_states(run)

@@ -148,7 +148,11 @@ def _mix(site: Site, effect: effects.Mix) -> None:
         last=effect.last,
         closing=effect.closing,
     )
-    site.post(events.Mixed(site.now, effect.round, effect.step, Digest(value["digest"]), float(value["distance"])))
+    site.post(
+        events.Mixed(
+            site.now, effect.round, effect.step, Digest(value["digest"]), float(value["distance"]), value.get("shared")
+        )
+    )
 
 
 def _adopt(site: Site, effect: effects.Adopt) -> None:

@@ -84,6 +84,11 @@ class Exchange:
         """The own messages [S] per channel of the newest rounds, oldest first; empty in synchronous runs."""
         return self._past
 
+    def base(self, channel: str) -> Tensor:
+        """What deltas of a channel stand on, [S]."""
+        base = self._bases[channel]
+        return torch.zeros(self._size, dtype=self._dtype) if base is None else base
+
     def keep_own(self, place: Place) -> None:
         """Edges of this place may be mixed late: keep the own messages as they are now. Nothing if none may."""
         if self._staleness:

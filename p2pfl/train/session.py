@@ -220,9 +220,9 @@ class Session:
         In asynchronous runs a row may go on with a round and step of its own: both ends' messages are of that one.
         ``corrections`` (origin, round, step) are taken back with the round's last mixing. On the last one the
         rule merges; in a closing round its state moves by corrections only. A mix with corrections alone, and
-        no training or encoding before it, is allowed. Returns the digest of the own parameters and the root
-        mean square distance to the mixed neighbours. Raises IllegalStep, with nothing changed, for an
-        unknown key or correction.
+        no training or encoding before it, is allowed. Returns the digest of the own parameters, "shared" of
+        those that travel (before the last mixing: of the message as mixed so far), and the root mean square distance
+        to the mixed neighbours. Raises IllegalStep, with nothing changed, for an unknown key or correction.
         """
         x, exchange = self._begun()
         tags, named = read_edges(edges, (round, step))
@@ -238,7 +238,8 @@ class Session:
             context = self._context(round, closing)
             self._state, self._x = self._rule.merge(self._state, x, context, PeerInbox(pulls))
             self._trained = None
-        return {"digest": self.digest(), "distance": distance}
+        digest = self.digest()
+        return {"digest": digest, "shared": self._shared_digest(digest, last), "distance": distance}
 
     def adopt(self, round: int, own: float, states: Sequence[Sequence[Any]]) -> dict[str, Any]:
         """Before ``round``, after rounds without this site: own x + (1 - own) sum_j weight_j m_j.
@@ -259,6 +260,17 @@ class Session:
         exchange.start_round()
         self._trained = None
         return {"digest": self.digest(), "distance": float(torch.linalg.vector_norm(moved - before))}
+
+    def base(self) -> dict[str, Any]:
+        """The run's first parameters as far as they travel: "vector", raw little-endian bytes [S], and "names" [name,
+        count of entries] in its order. For a site that keeps its deltas."""
+        _, exchange = self._begun()
+        names = [[entry.name, entry.stop - entry.start] for entry in self._layout.entries if not entry.private]
+        return {"vector": bytes(model_files.vector_bytes(exchange.base(self._model_channel))), "names": names}
+
+    def shared(self) -> bytes:
+        """What travels of the current parameters, raw little-endian bytes [S]."""
+        return bytes(model_files.vector_bytes(self._layout.select_shared(self._begun()[0])))
 
     def evaluate(self, part: str) -> dict[str, float]:
         """The plan's metrics of the current model on "train" or "test", with "loss" and "examples"."""
@@ -286,6 +298,15 @@ class Session:
     def state(self) -> Mapping[str, Tensor]:
         """The rule's state, for tests of its invariants."""
         return self._state
+
+    def _shared_digest(self, digest: str, last: bool) -> str:
+        """Of what a receiver of the next message would see, if nothing was trained; ``digest`` is that of [P]."""
+        x, exchange = self._begun()
+        if not last and self._model_channel in exchange.own:
+            return model_files.vector_digest(exchange.own[self._model_channel])
+        if self._layout.shared_size == self._layout.size:
+            return digest
+        return model_files.vector_digest(self._layout.select_shared(x))
 
     @property
     def _model_channel(self) -> str:

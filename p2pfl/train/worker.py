@@ -26,8 +26,8 @@ from p2pfl.train.frames import read_frame, write_frame
 
 OPERATIONS = frozenset(
     {
-        "adopt", "begin", "check", "describe", "digest", "drop", "encode", "evaluate", "forget", "initial",
-        "load_data", "mix", "receive", "restore", "result", "save", "train",
+        "adopt", "base", "begin", "check", "describe", "digest", "drop", "encode", "evaluate", "forget", "initial",
+        "load_data", "mix", "receive", "restore", "result", "save", "shared", "train",
     }
 )  # fmt: skip
 FAULTS: tuple[tuple[type[Exception], str], ...] = (

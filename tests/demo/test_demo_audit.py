@@ -61,13 +61,17 @@ def test_the_page_says_what_happens(walked: tuple[Path, dict[str, str]]) -> None
     assert all(f"contributed  {name.capitalize()}: rounds 0-2, mean weight 0." in came for name in NAMES)
     assert "charter" in came and ", version 1" in came and "made by Caen" in came
     assert said(walked, "p2pfl audit check-proof").startswith("holds")
+    again = said(walked, "p2pfl audit lineage model.safetensors homes/lille")
+    assert "replay " not in came and "model        reproduced" in again
+    assert all(f"replayed     {name.capitalize()}: round 0 to 8 reproduced" in again for name in NAMES)
 
 
 def test_homes_and_exports_say_the_same(walked: tuple[Path, dict[str, str]]) -> None:
     folder = walked[0]
     for words in (["reconcile"], ["lineage", "model.safetensors"]):
+        kept = [word for name in NAMES for word in ("--deltas", f"homes/{name}/kept")] if words[0] == "lineage" else []
         homes = p2pfl(folder, "audit", *words, *(f"homes/{name}" for name in NAMES), "--json")
-        exports = p2pfl(folder, "audit", *words, *(f"{name}.jsonl" for name in NAMES), "--json")
+        exports = p2pfl(folder, "audit", *words, *(f"{name}.jsonl" for name in NAMES), *kept, "--json")
         assert homes.returncode == exports.returncode == 0, homes.stderr
         assert json.loads(homes.stdout) == json.loads(exports.stdout)
 

@@ -1,0 +1,150 @@
+"""One site's mixings of one synchronous run once more, from kept deltas: the session's own code, without its plan.
+
+Of a round's messages and of what the log says was mixed, the same exchange and the same rule give the same bits. Local
+training is not repeated: it needs the site's data and key. So the own message of a training round is taken as it was
+signed; that of a step or round without training must be what the mixing before has left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from p2pfl.errors import MalformedMessage, RemoteError
+from p2pfl.train import deltas
+from p2pfl.train.exchange import Exchange, Tag
+from p2pfl.train.mixing import PeerGraph, PeerInbox
+from p2pfl.train.model_files import vector_digest
+from p2pfl.train.rules import Context, State
+from p2pfl.train.settings import read_settings
+
+Message = tuple[bytes, str]
+"""Payload and the digest of the result that its sender signed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """The first entry of [S] in which two vectors differ."""
+
+    index: int
+    there: float
+    replayed: float
+
+
+def why_not(settings: Mapping[str, Any]) -> str | None:
+    """Why runs with these settings are not replayed; None if they are.
+
+    Raises ConfigError also for a rule that peers cannot run, such as RelaySGD; all others mix linearly.
+    """
+    if read_settings(settings).staleness:
+        return "the run is asynchronous: a delta may be mixed rounds later, which is not replayed"
+    return None
+
+
+class SiteReplay:
+    """Give each step's own messages, then what was mixed in it, in the order of the log."""
+
+    def __init__(self, settings: Mapping[str, Any], base: bytes) -> None:
+        """``base``: raw little-endian bytes [S]. Raises ConfigError, or MalformedMessage for bytes of another size."""
+        read = read_settings(settings)
+        self._settings = read
+        self._base = self._vector(base)
+        self._bases = {c.name: self._base if c.base == "model" else None for c in read.rule.channels}
+        self._model = next(c.name for c in read.rule.channels if c.base == "model")
+        self._size = self._base.numel()
+        self._exchange = Exchange(self._bases, self._size, read.dtype)
+        self._state: State = read.rule.init(self._base, PeerGraph(1.0, dtype=read.dtype))
+        self._x: Tensor | None = self._base
+
+    def own(self, messages: Mapping[str, Message], *, first: bool, follows: bool) -> Apart | None:
+        """The own messages of a step. Raises MalformedMessage or SignatureRefused for one that is not what was signed.
+
+        ``first`` of its round; ``follows``: nothing was trained since the mixing before. Then the first difference to
+        what that has left, if there is one.
+        """
+        values = {name: self._rebuilt(name, *message) for name, message in messages.items()}
+        left = {self._model: self._x} if first else dict(self._exchange.own)
+        apart = None
+        for name, value in values.items() if follows else ():
+            before = left.get(name)
+            if before is not None and apart is None:
+                apart = _apart(value, deltas.encode(before, self._bases[name])[1])
+        self._exchange.restore(values, self._exchange.total, self._exchange.kept)
+        if first:
+            self._x = values[self._model]
+        return apart
+
+    def holds(self, channel: str, message: Message) -> bool:
+        """Whether a message rebuilds to what its sender signed."""
+        try:
+            self._rebuilt(channel, *message)
+        except RemoteError:
+            return False
+        return True
+
+    def receive(self, key: str, channel: str, message: Message) -> None:
+        """A neighbour's message. Raises MalformedMessage or SignatureRefused if it is not what was signed."""
+        self._exchange.receive(key, channel, *message)
+
+    def mix(
+        self, tags: Sequence[Tag], edges: Sequence[tuple[str, float, Mapping[str, str]]], taken_back: Sequence[Tag],
+        place: tuple[int, int], *, last: bool,
+    ) -> str:  # fmt: skip
+        """The digest of what comes out. Raises IllegalStep if something that it needs was not given."""
+        self._exchange.check(tags, edges, taken_back)
+        if not last:
+            self._exchange.mix(tags, edges)
+            return vector_digest(self._exchange.own[self._model])
+        assert self._x is not None
+        self._exchange.mix(tags, edges)
+        pulls = self._exchange.finish(taken_back)
+        context = Context(place[0], self._settings.learning_rate, 0)
+        self._state, self._x = self._settings.rule.merge(self._state, self._x, context, PeerInbox(pulls))
+        return vector_digest(self._x)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the parameters are known that the next mixing starts from."""
+        return self._x is not None
+
+    def forget(self, tags: Sequence[Tag]) -> None:
+        """No later mixing takes these back."""
+        self._exchange.forget(tags)
+
+    def compare(self, left: bytes) -> Apart | None:
+        """The first difference of what the last mixing gave to what was kept of it, [S]."""
+        assert self._x is not None
+        return _apart(self._vector(left), self._x)
+
+    def go_on(self, left: bytes | None) -> None:
+        """A mixing could not be replayed, or departs: go on from what the log says it left; None: that is not known."""
+        self._exchange.finish(())
+        self._x = None if left is None else self._vector(left)
+
+    def _rebuilt(self, channel: str, payload: bytes, result: str) -> Tensor:
+        if channel not in self._bases:
+            raise MalformedMessage(f"no channel {channel[:32]!r} in this run")
+        return deltas.rebuild(payload, self._bases[channel], self._size, self._settings.dtype, result)
+
+    def _vector(self, data: bytes) -> Tensor:
+        kind = np.dtype("<f4" if self._settings.dtype == torch.float32 else "<f8")
+        if not data or len(data) % kind.itemsize:
+            raise MalformedMessage(f"{len(data)} bytes are no vector of {self._settings.dtype}")
+        array = np.frombuffer(bytearray(data), dtype=kind)
+        return torch.from_numpy(array.astype(kind.newbyteorder("="), copy=False))
+
+
+def _apart(there: Tensor, replayed: Tensor) -> Apart | None:
+    if there.shape != replayed.shape:
+        raise MalformedMessage("what was kept of a mixing has another size than the model")
+    bits = torch.int32 if there.dtype == torch.float32 else torch.int64  # 0.0 and -0.0 have different digests
+    differ = (there.view(bits) != replayed.view(bits)).nonzero()
+    if not len(differ):
+        return None
+    index = int(differ[0])
+    return Apart(index, float(there[index]), float(replayed[index]))
