@@ -423,22 +423,53 @@ async def test_one_colluding_neighbour_does_not_help(tmp_path: Path) -> None:
     assert not evidence_of(homes[1])
 
 
-async def test_of_two_live_instances_of_one_key_one_stops_and_says_why(tmp_path: Path) -> None:
+def twin_of(home: Path) -> Path:
+    """A copy of a home that is started beside it, under a network name of its own."""
+    twin = home.parent / "twin"
+    shutil.copytree(home, twin)
+    settings, name = (twin / "home.toml").read_text(), home.name
+    (twin / "home.toml").write_text(settings.replace(f"/memory/{name}", "/memory/twin").replace(f'"{name}"', '"twin"'))
+    return twin
+
+
+async def test_of_two_live_instances_that_meet_different_neighbours_somebody_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No neighbour has both: the checkpoints that the neighbours tell each other show it, to them or to the two."""
+    monkeypatch.setattr("p2pfl.peer.own_heads.PATIENCE", 0.3)
+    homes = a, b, c = found(tmp_path)
+    network = MemoryNetwork()
+    await history(homes, network)
+    twin = twin_of(a)
+    network.cut("a", "c")
+    network.cut("twin", "b")
+    async with up(b, c, a, network=network) as (witness, other, first):
+        await witnessed(witness, first)
+        async with up(twin, network=network) as (second,):
+            await until(lambda: "twin" not in first.links() and first.peer_id in other._host.links)
+            for instance, neighbour in ((first, witness), (second, other)):
+                await grow(instance)
+                ask_again(neighbour, instance)
+            alarm = await until(
+                lambda: row(witness, first)["alarm"] or row(other, first)["alarm"] or first.failure or second.failure
+            )
+            assert alarm == "fork" or "another process signs with the key" in str(alarm)
+
+
+async def test_a_second_live_instance_is_refused_by_name_and_told_to_people(tmp_path: Path) -> None:
     homes = a, b, _ = found(tmp_path)
     network = MemoryNetwork()
     await history(homes, network)
-    twin = tmp_path / "twin"
-    shutil.copytree(a, twin)
-    (twin / "home.toml").write_text(
-        (twin / "home.toml").read_text().replace("/memory/a", "/memory/twin").replace('"a"', '"twin"')
-    )
     async with up(b, a, network=network) as (witness, first):
+        await witnessed(witness, first)
+        async with up(twin_of(a), network=network) as (second,):
+            await until(lambda: "second process" in second.why_not(witness.peer_id))
+            assert "b" in first.links() and not second.links() and not (first.failure or second.failure)
+            said = next(row for row in witness.status()["members"] if row["peer"] == first.peer_id)["second_instance"]
+            assert "at /memory/twin is a second process" in said["reason"]
+            assert [topic for topic, _ in witness.log_news] == ["second instance"]
+            assert "another process with this peer's key" in first.status()["second_instance"]["reason"]
         await grow(first)
-        before = row(witness, first)["held"]
-        ask_again(witness, first)
-        await until(lambda: row(witness, first)["held"] > before)
-        async with up(twin, network=network) as (second,):
-            await until(lambda: first.failure or second.failure)
-            stopped = first.failure or second.failure
-            assert "another process signs with the key" in str(stopped)
-        assert not evidence_of(b), "an honest copy is a declared loss, not a fork"
+        assert row(witness, first)["alarm"] is None
+    (entry,) = list(read_entries(b / "audit.db", kind="refused"))[:1]
+    assert entry.body["peer"] == peer_id(a) and "second process" in entry.body["reason"]
