@@ -35,7 +35,7 @@ from p2pfl.crypto import (
     read_log_proof,
     unpack,
 )
-from p2pfl.errors import IllegalStep, LinkError, MalformedMessage, Refusal, RemoteError
+from p2pfl.errors import IllegalStep, LinkError, MalformedMessage, Refusal, RemoteError, StoreError
 from p2pfl.gossip.messages import ANNOUNCEMENT_LIMIT, decode_announcement, decode_cover
 from p2pfl.governance import Pace
 from p2pfl.net import Host
@@ -88,7 +88,7 @@ class Witnessing:
         self._held: dict[PeerId, Place] = {}  # the newest in the store, once it was read
         self._heads: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(HEADS_PER_HOUR))
         self._questions: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(QUESTIONS_PER_HOUR))
-        host.handle(WITNESS, self._on_request)
+        host.handle(WITNESS, self._on_question)
         host.handle_notify(HEAD, self._on_head)
 
     # --- what comes in
@@ -113,6 +113,13 @@ class Witnessing:
         if len(data) <= NOTE_BYTES and self._heads[peer].allows(now):
             self._heads[peer].count(now)
             self._spawn(self._hear_all([data], peer))
+
+    async def _on_question(self, peer: PeerId, data: bytes) -> bytes:
+        try:
+            return await self._on_request(peer, data)
+        except StoreError as error:
+            self._own.fail(error)
+            raise Refusal("this peer's disk does not take or give what it holds; it stops") from None
 
     async def _on_request(self, peer: PeerId, data: bytes) -> bytes:
         now = int(time.time())

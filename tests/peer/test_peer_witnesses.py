@@ -219,6 +219,24 @@ async def test_what_was_cosigned_is_remembered_over_a_restart(tmp_path: Path) ->
         assert first.status()["epoch"] == 0 and not first.log_news
 
 
+@pytest.mark.parametrize("broken", ["witness", "owner"])
+async def test_a_disk_that_takes_no_more_stops_the_peer_and_nothing_is_cosigned(tmp_path: Path, broken: str) -> None:
+    """The witness cannot store a checkpoint, or the owner a cosignature: each says so and ends."""
+    homes = found(tmp_path, "ab")
+    async with up(*homes, network=MemoryNetwork()) as (owner, witness):
+        await witnessed(witness, owner)
+        before = row(witness, owner)["held"]
+        peer = witness if broken == "witness" else owner
+        cosigned = row(owner, witness)["holds"]
+        peer.witnessing._store._connection.execute("PRAGMA query_only = ON")
+        await grow(owner)
+        ask_again(witness, owner)
+        failure = await until(lambda: peer.failure)
+        assert "witness store" in str(failure) and "free or repair the disk" in str(failure)
+        assert row(owner, witness)["holds"] == cosigned, "no cosignature went out, or none was taken"
+        assert (row(witness, owner)["held"] == before) is (broken == "witness")
+
+
 async def test_a_restored_backup_declares_its_loss_and_goes_on_in_a_new_epoch(tmp_path: Path) -> None:
     a, b, c = found(tmp_path)
     network = MemoryNetwork()
