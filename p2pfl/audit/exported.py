@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from p2pfl.audit.cosigned import Cosigned, check_cosigned, read_cosigned
 from p2pfl.audit.export import EXPORT, line_of, read_entry
 from p2pfl.audit.format import Entry, decode_body
 from p2pfl.audit.texts import marks, put_back, salted_digest
@@ -37,6 +38,7 @@ class Header:
     last: int  # included
     checkpoint: bytes
     outside: tuple[bytes, ...]
+    cosigned: tuple[Cosigned, ...] = ()
 
     @property
     def whole(self) -> bool:
@@ -124,7 +126,9 @@ class _Check:
 
     def _checkpoint(self, header: Header) -> Checkpoint:
         try:
-            return open_checkpoint(header.checkpoint, header.origin, header.log)
+            checkpoint = open_checkpoint(header.checkpoint, header.origin, header.log)
+            check_cosigned(header.cosigned, checkpoint, header.origin, header.log)
+            return checkpoint
         except RemoteError as error:
             raise _Bad(f"line 1: {error}") from None
 
@@ -195,10 +199,19 @@ def _header(line: str) -> Header:
     hashes = [from_base64(item) if isinstance(item, str) else None for item in outside]
     match texts, numbers:
         case [str(log), str(origin), str(note)], [int(size), int(first), int(last)] if 0 <= first <= last < size:
-            one_spelling = line == json.dumps(fields) + "\n" and tuple(fields) == _HEADER
+            names = tuple(fields)
+            one_spelling = line == json.dumps(fields) + "\n" and names in (_HEADER, (*_HEADER, "cosigned"))
             if None not in hashes and one_spelling:
-                return Header(log, origin, size, first, last, note.encode(), tuple(item or b"" for item in hashes))
+                joined = tuple(item or b"" for item in hashes)
+                return Header(log, origin, size, first, last, note.encode(), joined, _cosigned(fields))
     raise _Bad("line 1: a field is missing or has the wrong type")
+
+
+def _cosigned(fields: dict[str, Any]) -> tuple[Cosigned, ...]:
+    try:
+        return read_cosigned(fields.get("cosigned", []))
+    except RemoteError as error:
+        raise _Bad(f"line 1: {error}") from None
 
 
 _HEADER = ("p2pfl_audit_export", "log", "origin", "size", "first", "last", "checkpoint", "outside")
