@@ -66,7 +66,10 @@ def read_cosigned(value: object) -> tuple[Cosigned, ...]:
     """Out of JSON; nothing is verified. Raises MalformedMessage."""
     if not isinstance(value, list) or len(value) > MOST:
         raise MalformedMessage("the cosigned checkpoints are no list, or too many; ask for another export")
-    return tuple(map(_read, value))
+    try:
+        return tuple(map(_read, value))
+    except UnicodeEncodeError:  # JSON can write what is no text
+        raise MalformedMessage("a cosigned checkpoint is no text; ask for another export") from None
 
 
 def _read(value: object) -> Cosigned:
@@ -171,5 +174,5 @@ def decode_cosigned(text: str) -> tuple[bytes, tuple[Cosigned, ...]]:
         value = None
     match value:
         case {"p2pfl_cosigned": 1, "checkpoint": str(note), "cosigned": cosigned, **rest} if not rest:
-            return note.encode(), read_cosigned(cosigned)
+            return note.encode(errors="replace"), read_cosigned(cosigned)
     raise MalformedMessage("this is no file of cosigned checkpoints; ask its log's owner for another")

@@ -64,7 +64,7 @@ def read_header(path: Path) -> Header:
     try:
         with path.open(encoding="utf-8") as file:
             return _header(file.readline(LINE_LIMIT))
-    except (_Bad, OSError, UnicodeDecodeError) as error:
+    except (_Bad, OSError, UnicodeError) as error:
         raise StoreError(f"{path} is no export of an audit log ({error}); export it again") from None
 
 
@@ -78,7 +78,7 @@ def read_exported(path: Path) -> Iterator[Entry]:
                 entry = read_entry(data)[0]
                 put_back(entry.kind, entry.body, texts)
                 yield entry
-    except (_Bad, RemoteError, OSError, UnicodeDecodeError) as error:
+    except (_Bad, RemoteError, OSError, UnicodeError) as error:
         raise StoreError(f"the export {path} cannot be read ({error}); run p2pfl audit verify") from None
 
 
@@ -91,7 +91,7 @@ def verify_export(path: Path, expected_peer: str | None = None, expected_origin:
             check.run(iter(lambda: file.readline(LINE_LIMIT), ""), expected_peer, expected_origin)
     except (_Bad, RemoteError) as error:
         problem = str(error)
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, UnicodeError, RecursionError) as error:
         problem = f"file, after {check.entries} good entries: {error}"
     header = check.header
     origin, log = (header.origin[:200], header.log[:200]) if header is not None else ("", "")

@@ -40,6 +40,7 @@ from p2pfl.gossip.messages import ANNOUNCEMENT_LIMIT, decode_announcement, decod
 from p2pfl.governance import Pace
 from p2pfl.net import Host
 from p2pfl.peer.alarms import Alarms, Commit, Told
+from p2pfl.peer.evidence_sharing import EvidenceSharing
 from p2pfl.peer.own_heads import GROW, KEEP, WITNESS, OwnHeads
 from p2pfl.types import PeerId, Roster
 
@@ -79,6 +80,7 @@ class Witnessing:
         """Members that are linked and do not show that their log has grown, and why."""
         self._alarms = Alarms(identity.peer_id, consortium, store, folder, commit, told)
         self.accused = self._alarms.accused
+        self._sharing = EvidenceSharing(host, consortium, self._alarms, roster=roster, spawn=spawn)
         self._seen: dict[PeerId, dict[Place, bytes]] = {}
         self._pending: dict[PeerId, set[Place]] = {}  # seen elsewhere, not yet joined with what the owner shows
         self._busy: dict[PeerId, bool] = {}  # a check is under way; True: another one is wanted behind it
@@ -96,6 +98,7 @@ class Witnessing:
     def linked(self, peer: PeerId) -> None:
         """A link came up."""
         self._own.linked(peer)
+        self._sharing.linked(peer)
         self._want(peer)
 
     def saw(self, announcement: bytes) -> None:

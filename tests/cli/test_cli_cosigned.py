@@ -123,6 +123,7 @@ def altered(value: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         "another size": {**first, "note": first["note"].replace("\n150\n", "\n149\n")},
         "another line": {**first, "note": "\n".join([*lines[:-2], f"{last[0]} {flipped(last[2])}", ""])},
+        "no text": {**first, "note": "\ud800" + first["note"]},
         "no line": {**first, "note": "\n".join([*lines[:-2], ""])},
         "another statement": {**first, "statements": [flipped(first["statements"][0])]},
         "another witness's statement": {**first, "statements": second["statements"]},

@@ -15,7 +15,7 @@ from hospitals import free_port
 from test_peer_restart import three_homes
 
 import p2pfl
-from p2pfl.audit import Answer, AuditLog, NewEntry, WitnessStore, check_evidence, read_entries, read_evidence
+from p2pfl.audit import Answer, AuditLog, Evidence, NewEntry, WitnessStore, check_evidence, read_entries, read_evidence
 from p2pfl.crypto import log_origin, pack, read_log_proof, unpack
 from p2pfl.crypto.notes import read_note
 from p2pfl.errors import Refusal, RemoteError
@@ -23,6 +23,7 @@ from p2pfl.gossip.messages import decode_announcement, open_cover
 from p2pfl.governance import parse_charter
 from p2pfl.net import Host, MemoryNetwork
 from p2pfl.peer import found_consortium, open_home
+from p2pfl.peer.evidence_sharing import EVIDENCE
 from p2pfl.peer.own_heads import WITNESS
 from p2pfl.types import PeerId
 
@@ -398,7 +399,9 @@ async def test_two_histories_for_two_neighbours(tmp_path: Path, names: str, kind
             async with up_dishonest(homes[0], network, two_faced) as evil:
                 await until(lambda: row(honest[0], evil)["alarm"] and row(honest[-1], evil)["alarm"])
                 assert set(honest[0].links()) == ({homes[0].name, "d"} if kind == "ring" else {"a", "c"})
-    for home in victims:
+                for told in honest[1:-1]:
+                    await until(lambda told=told: row(told, evil)["alarm"])
+    for home in homes[1:]:  # in the ring also by the one that was shown nothing
         claim = convicts(home, homes[1] / "charter", peer_id(homes[0]))
         assert claim == ("growth" if apart else "fork")
 
@@ -434,6 +437,44 @@ async def test_whoever_withholds_its_log_is_named(tmp_path: Path) -> None:
         assert row(witness, evil)["alarm"] is None and not evidence_of(homes[1]), "a finding, no proof"
     (entry,) = read_entries(homes[1] / "audit.db", kind="head_withheld")
     assert entry.body["peer"] == peer_id(homes[0]) and "tomorrow" in entry.body["reason"]
+
+
+async def test_evidence_goes_to_whoever_was_away_and_to_the_owner(tmp_path: Path) -> None:
+    """The third member never asks the owner: it is told by the witness, when a link comes up, and checks by itself."""
+    a, b, c = found(tmp_path)
+    network = MemoryNetwork()
+    held = await history([a, b], network)
+    rewrite(a, held + 5)
+    async with up(b, network=network) as (witness,), up_dishonest(a, network, lie) as evil:
+        await until(lambda: row(witness, evil)["alarm"])
+        await until(lambda: evil.peer_id in evil.witnessing.accused)
+        assert [facts["peer"] for topic, facts in evil.log_news if topic == "alarm"] == [evil.peer_id]
+    network.cut("a", "c")
+    async with up(b, c, network=network) as (witness, third):
+        assert row(witness, peer_id(a))["alarm"], "remembered"
+        await until(lambda: row(third, peer_id(a))["alarm"])
+        assert third.log_news[0][1]["claim"] == "growth"
+    assert convicts(c, c / "charter", peer_id(a)) == "growth"
+    (file,) = evidence_of(c)
+    assert read_evidence(file.read_bytes()).found["from"] == peer_id(b)
+
+
+async def test_told_evidence_that_shows_nothing_accuses_nobody(tmp_path: Path) -> None:
+    homes = found(tmp_path, "ab")
+    async with up(*homes, network=MemoryNetwork()) as (first, second):
+        await witnessed(second, first)
+        note, origin = first._journal.head.note, log_origin(NAME, first.peer_id)
+        same = Evidence("fork", first.peer_id, origin, (note, note), b"", {})
+        stranger = replace(same, owner="12D3KooWNobody")
+        for data in (same.encode(), stranger.encode(), b"", b"{}", same.encode().replace(b"p2pfl/", b"\\ud800")):
+            await second._host.notify(first.peer_id, EVIDENCE, data)
+            await first._host.notify(second.peer_id, EVIDENCE, data)
+        await grow(first)
+        before = row(second, first)["held"]
+        ask_again(second, first)  # answered behind all of them
+        await until(lambda: row(second, first)["held"] > before)
+        for peer, home in zip((first, second), homes, strict=True):
+            assert not peer.witnessing.accused and not evidence_of(home) and peer.failure is None
 
 
 async def test_one_colluding_neighbour_does_not_help(tmp_path: Path) -> None:
