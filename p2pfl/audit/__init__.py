@@ -5,6 +5,14 @@ See docs/audit-log.md.
 
 from __future__ import annotations
 
+from p2pfl.audit.cosigned import (
+    COSIGNED_LIMIT,
+    Cosigned,
+    Witnessed,
+    check_cosigned,
+    decode_cosigned,
+    encode_cosigned,
+)
 from p2pfl.audit.erasing import Erased, erase_texts
 from p2pfl.audit.evidence import EVIDENCE_LIMIT, Evidence, check_evidence, read_evidence
 from p2pfl.audit.export import COLUMNS, Part, csv_lines, json_lines, moment, open_part
@@ -27,7 +35,7 @@ from p2pfl.audit.lineage import Lineage, lineage
 from p2pfl.audit.log import AuditLog
 from p2pfl.audit.reconcile import reconcile
 from p2pfl.audit.show import as_dict, describe, directive_lines
-from p2pfl.audit.sources import gather_source, is_database, is_source, read_source, verify_source
+from p2pfl.audit.sources import gather_source, is_database, is_source, read_source, verify_source, witnessed_source
 from p2pfl.audit.store import read_entries
 from p2pfl.audit.tiles import write_tiles
 from p2pfl.audit.tree import prove_entry
@@ -37,6 +45,7 @@ from p2pfl.audit.witness import HeldHead, WitnessFinding, WitnessStore
 __all__ = [
     "CLAIMS",
     "COLUMNS",
+    "COSIGNED_LIMIT",
     "EVIDENCE_LIMIT",
     "MAX_BODY",
     "MAX_DOCUMENT",
@@ -45,6 +54,7 @@ __all__ = [
     "NOTES",
     "Answer",
     "AuditLog",
+    "Cosigned",
     "Entry",
     "Erased",
     "Evidence",
@@ -66,12 +76,16 @@ __all__ = [
     "Verification",
     "WitnessFinding",
     "WitnessStore",
+    "Witnessed",
     "as_dict",
+    "check_cosigned",
     "check_evidence",
     "compare_notes",
     "csv_lines",
+    "decode_cosigned",
     "describe",
     "directive_lines",
+    "encode_cosigned",
     "entry_from_data",
     "erase_texts",
     "gather",
@@ -90,5 +104,6 @@ __all__ = [
     "reconcile",
     "verify_log",
     "verify_source",
+    "witnessed_source",
     "write_tiles",
 ]

@@ -61,7 +61,10 @@ def read_evidence(data: bytes) -> Evidence:
     notes, answer = value["notes"], from_base64(value["answer"])
     if answer is None or value["claim"] not in CLAIMS or [type(note) for note in notes] != [str, str]:
         raise MalformedMessage("the evidence has no claim, notes or answer that can be read; ask for the file again")
-    first, second = (note.encode() for note in notes)
+    try:
+        first, second = (note.encode() for note in notes)
+    except UnicodeEncodeError:  # JSON can write what is no text
+        raise MalformedMessage("a note in the evidence is no text; ask for the file again") from None
     return Evidence(value["claim"], value["owner"], value["origin"], (first, second), answer, value["found"])
 
 

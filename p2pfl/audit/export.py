@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.audit import store
+from p2pfl.audit.cosigned import Cosigned, held_cosigned
 from p2pfl.audit.format import MAX_INTEGER, Entry, entry_from_data
 from p2pfl.audit.show import as_dict, describe, time_text
 from p2pfl.audit.texts import ERASED, put_back
@@ -52,6 +53,7 @@ class Part:
     note: bytes
     first: int
     last: int
+    cosigned: tuple[Cosigned, ...] = ()  # joined to the newest checkpoint, where a witness store lies beside the log
 
     def texts(self, position: int) -> dict[str, tuple[bytes, str]]:
         """(salt, text) of the free texts beside an entry, by field."""
@@ -88,7 +90,8 @@ def open_part(path: Path | str, start: str | None = None, end: str | None = None
             first, last = max(first, 0), min(last, size)
             if first >= last:
                 raise ConfigError(f"the log has {size} entries, and none of them lies between these; check both")
-            yield Part(connection, log, origin, size, note, first, last)
+            cosigned = held_cosigned(connection, origin, log, size, place.with_name("witness.db"))
+            yield Part(connection, log, origin, size, note, first, last, cosigned)
     except sqlite3.Error as error:
         raise StoreError(f"the audit log {place} cannot be read ({error}); run p2pfl audit verify") from error
 
@@ -131,6 +134,7 @@ def json_lines(part: Part, progress: Progress = lambda done, of: None, *, with_t
         "last": part.last - 1,
         "checkpoint": part.note.decode(),
         "outside": [to_base64(item) for item in outside],
+        **({"cosigned": [item.fields() for item in part.cosigned]} if part.cosigned else {}),
     }
     yield json.dumps(header) + "\n"
     for number, data in enumerate(part.rows(), start=1):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from p2pfl.audit.cosigned import Cosigned, check_cosigned, read_cosigned
 from p2pfl.audit.export import EXPORT, line_of, read_entry
 from p2pfl.audit.format import Entry, decode_body
 from p2pfl.audit.texts import marks, put_back, salted_digest
@@ -37,6 +38,7 @@ class Header:
     last: int  # included
     checkpoint: bytes
     outside: tuple[bytes, ...]
+    cosigned: tuple[Cosigned, ...] = ()
 
     @property
     def whole(self) -> bool:
@@ -62,7 +64,7 @@ def read_header(path: Path) -> Header:
     try:
         with path.open(encoding="utf-8") as file:
             return _header(file.readline(LINE_LIMIT))
-    except (_Bad, OSError, UnicodeDecodeError) as error:
+    except (_Bad, OSError, UnicodeError) as error:
         raise StoreError(f"{path} is no export of an audit log ({error}); export it again") from None
 
 
@@ -76,7 +78,7 @@ def read_exported(path: Path) -> Iterator[Entry]:
                 entry = read_entry(data)[0]
                 put_back(entry.kind, entry.body, texts)
                 yield entry
-    except (_Bad, RemoteError, OSError, UnicodeDecodeError) as error:
+    except (_Bad, RemoteError, OSError, UnicodeError) as error:
         raise StoreError(f"the export {path} cannot be read ({error}); run p2pfl audit verify") from None
 
 
@@ -89,7 +91,7 @@ def verify_export(path: Path, expected_peer: str | None = None, expected_origin:
             check.run(iter(lambda: file.readline(LINE_LIMIT), ""), expected_peer, expected_origin)
     except (_Bad, RemoteError) as error:
         problem = str(error)
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, UnicodeError, RecursionError) as error:
         problem = f"file, after {check.entries} good entries: {error}"
     header = check.header
     origin, log = (header.origin[:200], header.log[:200]) if header is not None else ("", "")
@@ -124,7 +126,9 @@ class _Check:
 
     def _checkpoint(self, header: Header) -> Checkpoint:
         try:
-            return open_checkpoint(header.checkpoint, header.origin, header.log)
+            checkpoint = open_checkpoint(header.checkpoint, header.origin, header.log)
+            check_cosigned(header.cosigned, checkpoint, header.origin, header.log)
+            return checkpoint
         except RemoteError as error:
             raise _Bad(f"line 1: {error}") from None
 
@@ -195,10 +199,19 @@ def _header(line: str) -> Header:
     hashes = [from_base64(item) if isinstance(item, str) else None for item in outside]
     match texts, numbers:
         case [str(log), str(origin), str(note)], [int(size), int(first), int(last)] if 0 <= first <= last < size:
-            one_spelling = line == json.dumps(fields) + "\n" and tuple(fields) == _HEADER
+            names = tuple(fields)
+            one_spelling = line == json.dumps(fields) + "\n" and names in (_HEADER, (*_HEADER, "cosigned"))
             if None not in hashes and one_spelling:
-                return Header(log, origin, size, first, last, note.encode(), tuple(item or b"" for item in hashes))
+                joined = tuple(item or b"" for item in hashes)
+                return Header(log, origin, size, first, last, note.encode(), joined, _cosigned(fields))
     raise _Bad("line 1: a field is missing or has the wrong type")
+
+
+def _cosigned(fields: dict[str, Any]) -> tuple[Cosigned, ...]:
+    try:
+        return read_cosigned(fields.get("cosigned", []))
+    except RemoteError as error:
+        raise _Bad(f"line 1: {error}") from None
 
 
 _HEADER = ("p2pfl_audit_export", "log", "origin", "size", "first", "last", "checkpoint", "outside")

@@ -10,9 +10,6 @@ from typing import Any
 Place = tuple[int, int]
 """Round and step of one mixing."""
 
-OLDER_DISK = "older than"
-"""Stands in the reason of an absence by which a site owns up to a restored backup."""
-
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -107,6 +104,7 @@ class RunFacts:
     accused: list[tuple[int, str, int]] = field(default_factory=list)  # (entry, peer, round)
     twice: list[tuple[int, str]] = field(default_factory=list)  # (entry, what the log says two times)
     begun: set[int] = field(default_factory=set)  # rounds
+    older_disk: bool = False  # the log declares a loss of entries, which may be of this run
     closed: Mapping[str, Any] | None = None
     closed_entry: int = -1
     contributed: list[tuple[str, list[tuple[int, int]]]] = field(default_factory=list)  # as the closing entry has it
@@ -120,12 +118,6 @@ class RunFacts:
     def finished(self) -> bool:
         """Closed with a model of its own; else what stood open at the end was settled by nobody."""
         return self.closed is not None and self.closed.get("finished") is True
-
-    @property
-    def older_disk(self) -> bool:
-        """The owner wrote down that its disk, and so this log, had gone back to an earlier state."""
-        reasons = [row.reason for row in self.away] + [str((self.closed or {}).get("reason"))]
-        return any(OLDER_DISK in reason for reason in reasons)
 
     @property
     def empty(self) -> bool:
@@ -148,4 +140,5 @@ class LogFacts:
     whole: bool = True  # False: an export of some entries, others are known to be there
     charters: dict[str, int] = field(default_factory=dict)  # accepted ones: entry
     versions: dict[str, int] = field(default_factory=dict)  # of those charters, where the entry says it
+    losses: list[tuple[int, int]] = field(default_factory=list)  # declared: (entry, how many entries were kept at most)
     unreadable: list[tuple[int, str]] = field(default_factory=list)

@@ -25,6 +25,7 @@ def gather(peer: str, entries: Iterable[Entry], *, whole: bool = True) -> LogFac
     Memory grows with its deltas, not with their documents.
     """
     found = LogFacts(peer, whole=whole)
+    first: dict[str, int] = {}
     for entry in entries:
         found.entries += 1
         if entry.kind == Kind.PEER_STARTED:
@@ -35,17 +36,41 @@ def gather(peer: str, entries: Iterable[Entry], *, whole: bool = True) -> LogFac
             found.charters[charter] = entry.position
             if type(version) is int:
                 found.versions[charter] = version
+        if entry.kind in (Kind.EPOCH_OPENED, Kind.LOSS_DECLARED):
+            _lost(found, entry)
         read, run = _READ.get(entry.kind), entry.body.get("run")
         if read is None or (run is None and entry.kind in (Kind.REFUSED, Kind.DATA_REGISTERED)):
             continue  # strangers are refused, and data may be registered, outside of any run
         if not isinstance(run, str):
             found.unreadable.append((entry.position, entry.kind))
             continue
+        first.setdefault(run, entry.position)
         try:
             read(found.runs.setdefault(run, RunFacts()), entry.position, _Body(entry.body))
         except _Unreadable:
             found.unreadable.append((entry.position, entry.kind))
+    for name, facts in found.runs.items():
+        facts.older_disk = any(_concerns(loss, first[name], facts) for loss in found.losses)
     return found
+
+
+def _lost(found: LogFacts, entry: Entry) -> None:
+    kept = entry.body.get("kept")
+    if type(kept) is int and 0 <= kept <= entry.position:
+        found.losses.append((entry.position, kept))
+    else:
+        found.unreadable.append((entry.position, entry.kind))
+
+
+def _concerns(loss: tuple[int, int], first: int, run: RunFacts) -> bool:
+    """Whether entries of this run may be among the lost ones.
+
+    Not if the run was closed in what was kept. Nor if it is of a later time: then it has no entry before the
+    declaration, and its owner was not away in it.
+    """
+    declared, kept = loss
+    closed_before = 0 <= run.closed_entry < kept
+    return not closed_before and (first < declared or bool(run.away))
 
 
 class _Unreadable(Exception):

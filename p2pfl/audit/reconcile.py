@@ -106,7 +106,7 @@ class _Run(Beginnings):
 
     def _never_sent(self, peer: str, origin: str, delta: Delta) -> None:
         if self.facts[origin].older_disk:
-            self._explain("deltas that their origin's log lost", "it wrote down that its disk was an older one")
+            self._explain("deltas that their origin's log lost", "that log declares the loss of entries")
             return
         if origin not in self.whole:
             self.outcome.not_judged[origin] += 1
@@ -206,7 +206,7 @@ class _Run(Beginnings):
             if not self.facts[peer].finished:
                 return "an end has not closed the run with a model"
             if self.facts[peer].older_disk:
-                return "an end wrote down that its disk was an older one"
+                return "the log of an end declares the loss of entries"
         return None
 
     def _weights(self, one: str, other: str, place: Place, mine: float, theirs: float) -> None:

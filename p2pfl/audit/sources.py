@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from p2pfl.audit.cosigned import Witnessed, check_cosigned
+from p2pfl.audit.export import open_part
 from p2pfl.audit.exported import is_export, read_exported, read_header, verify_export
 from p2pfl.audit.facts import LogFacts
 from p2pfl.audit.format import Entry
 from p2pfl.audit.gathering import gather
 from p2pfl.audit.store import read_entries
-from p2pfl.audit.tiles import is_tiled, read_tiled, verify_tiles
+from p2pfl.audit.tiles import is_tiled, read_cosigned_beside, read_tiled, verify_tiles
 from p2pfl.audit.verify import Verification, verify_log
-from p2pfl.errors import StoreError
+from p2pfl.crypto import open_checkpoint
+from p2pfl.errors import RemoteError, StoreError
 
 
 def is_source(path: Path) -> bool:
@@ -38,6 +41,25 @@ def read_source(path: Path, start: int = 0, kind: str | None = None) -> Iterator
         return read_entries(path, start, kind)
     entries = read_tiled(path) if is_tiled(path) else read_exported(path)
     return (entry for entry in entries if entry.position >= start and kind in (None, entry.kind))
+
+
+def witnessed_source(path: Path) -> list[Witnessed]:
+    """Who has cosigned how much of a log in any form, the most first; empty where nothing of it is known.
+
+    Whether they are members is the caller's question. Raises StoreError for what does not hold.
+    """
+    try:
+        if is_tiled(path):
+            return read_cosigned_beside(path)
+        if is_export(path):
+            header = read_header(path)
+            log, origin, note, items = header.log, header.origin, header.checkpoint, header.cosigned
+        else:
+            with open_part(path) as part:
+                log, origin, note, items = part.log, part.origin, part.note, part.cosigned
+        return check_cosigned(items, open_checkpoint(note, origin, log), origin, log)
+    except RemoteError as error:
+        raise StoreError(f"the cosigned checkpoints of {path} do not hold: {error}") from None
 
 
 def gather_source(path: Path, expected_peer: str | None = None, expected_origin: str | None = None) -> LogFacts:

@@ -3,6 +3,8 @@
 ``checkpoint`` is the newest checkpoint; ``tile/<level>/<number>`` has up to 256 hashes of the tree's level 8 * level,
 ``tile/entries/<number>`` up to 256 entries, each with its length in two bytes before it. A tile that is not full has
 the suffix ``.p/<width>``. Tiles hold entries of at most 65535 bytes, and so does the log (`p2pfl.crypto.log_entries`).
+
+``cosigned`` is no part of C2SP: the checkpoints that witnesses have cosigned (`p2pfl.audit.cosigned`).
 """
 
 from __future__ import annotations
@@ -11,6 +13,14 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from p2pfl.audit.cosigned import (
+    COSIGNED_LIMIT,
+    Witnessed,
+    check_cosigned,
+    decode_cosigned,
+    encode_cosigned,
+    split_origin,
+)
 from p2pfl.audit.export import Part, Progress, read_entry
 from p2pfl.audit.format import HASH_SIZE, START, Entry
 from p2pfl.audit.tree import node_of
@@ -22,6 +32,7 @@ from p2pfl.crypto.proofs import Node, grow, join
 from p2pfl.errors import ConfigError, RemoteError, StoreError
 
 WIDTH = 256
+COSIGNED = "cosigned"
 HEIGHT = 8  # levels of the tree in one tile: 2^8 = WIDTH
 
 _LENGTH = struct.Struct(">H")
@@ -56,6 +67,8 @@ def write_tiles(part: Part, folder: Path, progress: Progress = lambda done, of: 
         progress(number * WIDTH + width, part.size)
     for path, content in _hash_tiles(part.size, node_of(part.connection)):
         _write(folder / path, content)
+    if part.cosigned:
+        _write(folder / COSIGNED, encode_cosigned(part.cosigned, part.note).encode())
     _write(folder / "checkpoint", part.note)
 
 
@@ -79,7 +92,7 @@ def is_tiled(path: Path) -> bool:
 
 
 def log_of(folder: Path) -> tuple[str, str, bytes]:
-    """Peer id, origin and note as the checkpoint claims them; nothing is verified. Raises StoreError."""
+    """Peer id, log's origin and note as the checkpoint claims them; nothing is verified. Raises StoreError."""
     try:
         with (folder / "checkpoint").open("rb") as file:
             note = file.read(NOTE_LIMIT + 1)
@@ -87,8 +100,8 @@ def log_of(folder: Path) -> tuple[str, str, bytes]:
         raise StoreError(
             f"{folder} has no checkpoint that can be read ({error.strerror}); export the log again"
         ) from None
-    origin = note.partition(b"\n")[0].decode(errors="replace")
-    return origin.rpartition("/")[2], origin, note
+    _, origin, peer = split_origin(note.partition(b"\n")[0].decode(errors="replace"))
+    return peer, origin, note
 
 
 def read_tiled(folder: Path) -> Iterator[Entry]:
@@ -121,9 +134,20 @@ def verify_tiles(folder: Path, expected_peer: str | None = None, expected_origin
             raise StoreError("checkpoint: the entries are not those that it was signed over")
         tiles.end()
         root = checkpoint.root
+        read_cosigned_beside(folder)
     except (RemoteError, StoreError, OSError) as error:
         problem = str(error)
     return Verification(problem is None, entries, int(problem is None), root.hex(), origin[:200], log[:200], problem)
+
+
+def read_cosigned_beside(folder: Path) -> list[Witnessed]:
+    """Who has cosigned how much of the log, as `check_cosigned` has it. Raises RemoteError or StoreError."""
+    path = folder / COSIGNED
+    if not path.exists():
+        return []
+    log, origin, _ = log_of(folder)
+    _, items = decode_cosigned(_read(path, COSIGNED_LIMIT).decode(errors="replace"))
+    return check_cosigned(items, _checkpoint(folder), origin, log)
 
 
 class _TileCheck:

@@ -31,6 +31,7 @@ _TABLES = (
     "time INTEGER, PRIMARY KEY (witness, epoch, size)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS findings (log TEXT, claim TEXT, file TEXT, time INTEGER, PRIMARY KEY (log, claim))",
 )
+_DISK = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)  # the file itself is whole
 _NEWEST = "ORDER BY epoch DESC, size DESC"
 
 
@@ -71,7 +72,9 @@ class WitnessStore:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> StoreError:
-        return StoreError(f"the witness store {self._path} cannot be used ({error}); restore it from a backup")
+        well = getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK
+        remedy = "free or repair the disk, then start this peer again" if well else "restore it from a backup"
+        return StoreError(f"the witness store {self._path} cannot be used ({error}); nothing is cosigned; {remedy}")
 
     def newest(self, log: str) -> HeldHead | None:
         """The newest checkpoint held of this log, or None."""
@@ -122,7 +125,16 @@ class WitnessStore:
                 )
                 self._connection.execute("COMMIT")
             except sqlite3.Error as error:
+                self._give_up()
                 raise self._broken(error) from error
+
+    def _give_up(self) -> None:
+        """What could not be stored must not be read from this connection as if it were held."""
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._connection.close()
 
     def find(self, finding: WitnessFinding) -> bool:
         """Remember misbehaviour; False if the same was known of this log."""

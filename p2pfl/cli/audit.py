@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from p2pfl.audit import Kind, as_dict, describe
+from p2pfl.audit import Kind, as_dict, describe, witnessed_source
+from p2pfl.cli.cosigned import check_checkpoint, checkpoint, witness_facts, witness_lines
 from p2pfl.cli.erase import erase
 from p2pfl.cli.evidence import check as check_evidence
 from p2pfl.cli.export import export
@@ -25,6 +26,8 @@ app = typer.Typer(no_args_is_help=True)
 app.command("prove")(prove)
 app.command("check-proof")(check_proof)
 app.command("check-evidence")(check_evidence)
+app.command("checkpoint")(checkpoint)
+app.command("check-checkpoint")(check_checkpoint)
 app.command("export")(export)
 app.command("erase")(erase)
 app.command("lineage")(show_lineage)
@@ -55,13 +58,17 @@ def verify(
     ]
     if outcome.torn:
         lines.append(f"torn end     {outcome.torn}")
+    found, names = witnessed_source(log.path) if outcome.ok else [], log.names
     if outcome.problem:
         lines.append(f"first bad    {outcome.problem}")
     elif charter_file is not None:
         charter = whole_charter(charter_file)
+        names = {str(member.peer_id): member.name for member in charter.members}
         lines.append(f"member       {owner_of(outcome.origin, outcome.peer_id, charter).name}")
         lines.append(f"charter      {fingerprint(charter)}")
-    show(asdict(outcome), as_json, lines)
+    if outcome.ok:
+        lines += witness_lines(found, names, of_charter=charter_file is not None)
+    show({**asdict(outcome), "cosigned": witness_facts(found, names)}, as_json, lines)
     if not outcome.ok:
         raise typer.Exit(1)
 

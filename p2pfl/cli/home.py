@@ -194,7 +194,14 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
     if value["kept"] is not None:
         lines.append(f"keeps        {_keeping(value['kept'])}")
     lines += [f"witness      {names[item['peer']]:<16} {_witness(item)}" for item in value["witnesses"]]
+    met = [(value["name"], value), *((member["name"], member) for member in value["members"])]
+    lines += [_second(name, row["second_instance"]) for name, row in met if row["second_instance"]]
     show(value, as_json, lines)
+
+
+def _second(name: str, met: dict[str, Any]) -> str:
+    """That a key is in use twice, for people."""
+    return f"ALARM        {name:<16} at {_clock(met['at'])}: {plain(met['reason'])}"
 
 
 def _witness(row: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ peer id, the *decider*, then orders the pair's connections:
       PROOF  ----->        <-----  PROOF        each checks: member, certificate, network, signature
 
     the other end                  decider
-      OK     ----->                       "I checked you; no link of mine makes this one needless"
+      OK     ----->                       "I checked you; no link of mine makes this one needless,
+                                           and no other process with your key is linked here and lives"
                            <-----  WELCOME n    only now is the link up; the highest n is the link
 
 A refused end gets REFUSED with the reason, or silence: it never sees WELCOME or OK, so it never believes
@@ -22,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -82,13 +83,15 @@ class Greeting:
 @dataclass(slots=True)
 class Greeter:
     """What this end says of itself. ``needless`` tells whether a connection (peer, process, kind) is of no use
-    beside the link that stands.
+    beside the link that stands; ``make_way`` (peer, process, its name for people) returns once no other process of
+    that peer is linked, or raises SecondInstanceError.
     """
 
     identity: Identity
     roster: Callable[[], Roster]
     protocols: Callable[[], Iterable[str]]
     needless: Callable[[PeerId, bytes, str], bool]
+    make_way: Callable[[PeerId, bytes, str], Awaitable[None]]
     next_number: Callable[[], int]
     limits: Limits
     process: bytes
@@ -161,6 +164,8 @@ class _Exchange:
         """OK and WELCOME; returns the connection's number."""
         if self._needless(peer, process):
             raise AlreadyLinkedError(peer)
+        member = self._roster.member(peer)
+        await self._greeter.make_way(peer, process, f"{name_of(member) if member else peer} at {self._address}")
         if self._own > peer:
             await self._send(_OK)
             return int.from_bytes(await self._receive(_WELCOME, 8), "big")

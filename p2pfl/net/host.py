@@ -15,9 +15,10 @@ from p2pfl.net.connection import Connection, Transport
 from p2pfl.net.dialling import Dialler
 from p2pfl.net.handlers import Handlers, NotifyHandler, RequestHandler
 from p2pfl.net.handshake import PROCESS, Greeter
+from p2pfl.net.instances import ALIVE, Instances
 from p2pfl.net.limits import CHUNK_LIMIT, DEFAULT, Limits
 from p2pfl.net.link import Link, LinkInfo
-from p2pfl.net.outcomes import SelfConnectionError
+from p2pfl.net.outcomes import SecondInstanceError, SelfConnectionError
 from p2pfl.net.pulls import ContentProvider
 from p2pfl.net.table import LinkTable
 from p2pfl.net.ways import KnownWays
@@ -34,6 +35,9 @@ OnWorked = Callable[[PeerId, str], None]
 
 OnRefused = Callable[[str, str], None]
 """(peer id or address, why)."""
+
+OnSecondInstance = Callable[[PeerId, str], None]
+"""(whose key, why): a second process with a member's key was refused here; with our own, a neighbour says."""
 
 _log = logging.getLogger("p2pfl.net")
 
@@ -55,6 +59,7 @@ class Host:
         on_refused: OnRefused | None = None,
         on_replaced: OnReplaced | None = None,
         on_worked: OnWorked | None = None,
+        on_second_instance: OnSecondInstance = lambda peer, why: None,
         worked: Mapping[PeerId, str] = MappingProxyType({}),
         limits: Limits = DEFAULT,
     ) -> None:
@@ -62,10 +67,13 @@ class Host:
         self._roster = roster
         self._transports = tuple(transports)
         self._on_refused = on_refused
+        self._on_second_instance = on_second_instance
         self._limits = limits
         self._handlers = Handlers()
+        self.handle(ALIVE, self._say_alive)
         self._costs = {transport.kind: transport.cost for transport in self._transports}
         self._table = LinkTable(on_link, limits, costs=self._costs, on_replaced=on_replaced)
+        self._instances = Instances(self._table, limits)
         self._listens_cheaply = False
         self._number = 0
         self._connecting: set[Connection] = set()
@@ -79,6 +87,7 @@ class Host:
             roster=lambda: self._roster,
             protocols=lambda: [*self._handlers.requests, *self._handlers.notifications],
             needless=self._table.needless,
+            make_way=self._instances.make_way,
             next_number=self._next_number,
             limits=limits,
             process=secrets.token_bytes(PROCESS),
@@ -131,6 +140,7 @@ class Host:
         """Say goodbye on every link and end everything, bounded in time. May be called again."""
         self._started = False
         await self._dialler.stop()
+        await self._instances.stop()
         for transport in self._transports:
             await transport.close()
         for connection in list(self._connecting):
@@ -279,6 +289,11 @@ class Host:
             return member is not None and connection.pinned == peer
         return connection.remote_certificate in member.certificates
 
+    async def _say_alive(self, peer: PeerId, payload: bytes) -> bytes:
+        """Nobody asks unless another process has just said hello with our key."""
+        self._on_second_instance(self._own, f"{peer} has met another process with this peer's key")
+        return b""
+
     async def _connect(self, address: str, expected: PeerId | None) -> PeerId:
         """Dial one address and bring the link up; returns who answered."""
         try:
@@ -325,6 +340,9 @@ class Host:
         if not self._started or not self._current(peer, connection):  # both may have changed during the hello
             connection.abort()
             raise LinkError(f"{peer} left the charter, or we stopped, while it connected")
+        if self._instances.other(peer, greeting.process) is not None:
+            connection.abort()
+            raise LinkError(f"another process of {peer} came up while this one connected; it may ask again")
         if not self._table.has(peer) and len(self._table.all()) >= self._limits.links:
             connection.abort()
             raise LinkError(f"{self._limits.links} links are up, no room for {peer}; close some")
@@ -336,6 +354,8 @@ class Host:
     def _report(self, who: str, error: RemoteError) -> None:
         """Tell the owner of a refusal, at a bounded rate."""
         self.refused += 1
+        if isinstance(error, SecondInstanceError):
+            self._on_second_instance(PeerId(str(error.peer)), str(error))
         now = asyncio.get_running_loop().time()
         self._refusals = [time for time in self._refusals if now - time < 60]
         if self._on_refused is None or len(self._refusals) >= self._limits.refusals_per_minute:

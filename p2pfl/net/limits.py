@@ -71,6 +71,11 @@ class Limits:
     hello: float = 5.0
     """Hello, proof and welcome together."""
 
+    alive: float = 2.0
+    """Until a live link has answered whether its process still runs, while another one says hello with its key: six
+    round trips at 300 ms. A restart that nobody told us of takes so much longer; never more than half of ``hello``.
+    """
+
     ping_every: float = 4.0
     """Each side says something at least this often."""
 

@@ -22,6 +22,10 @@ class SelfConnectionError(RemoteError):
     """The address dialled is our own. Internal to this room."""
 
 
+class SecondInstanceError(RemoteError):
+    """Another process with the peer's key is linked and answers. Internal to this room."""
+
+
 def name_of(member: Member) -> str:
     """A member for people: its name and id."""
     return f"{member.name} ({member.peer_id})"

@@ -84,6 +84,10 @@ class OwnHeads:
         """Ask and answer through this host."""
         self._host = host
 
+    def fail(self, error: P2PFLError) -> None:
+        """End the peer: the disk does not keep what witnesses rely on."""
+        self._failed(error)
+
     def stop(self) -> None:
         """No timer is left behind."""
         if self._timer is not None:

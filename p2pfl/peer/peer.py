@@ -30,6 +30,7 @@ from p2pfl.peer.reports import completion, report_of
 from p2pfl.peer.run import Run
 from p2pfl.peer.runner import ANNOUNCE, DIRECT, FLOOD, OFFER, Runner, Services
 from p2pfl.peer.runs import PATIENCE, Runs
+from p2pfl.peer.second_instances import SecondInstances
 from p2pfl.peer.tasks import Tasks
 from p2pfl.peer.transports import build_wires, read_ways, write_ways
 from p2pfl.peer.witnessing import Witnessing
@@ -69,7 +70,9 @@ class Peer:
         self.addresses: list[str] = []
         self.discovery_problem: str | None = None
         self.log_news: list[tuple[str, dict[str, Any]]] = []
-        """(topic, facts) of alarms, withheld heads and declared losses since the start; few, by what leads to them."""
+        """(topic, facts) of alarms, withheld heads, declared losses and second instances since the start; few, by what
+        leads to them."""
+        self._second_instances = SecondInstances(self._heard)
 
     @property
     def peer_id(self) -> PeerId:
@@ -121,6 +124,7 @@ class Peer:
             on_refused=self._on_refused,
             on_replaced=self._on_replaced,
             on_worked=self._on_worked,
+            on_second_instance=self._second_instances.met,
             worked=read_ways(self.home.ways),
         )
         wires.introductions.attach(self._host)
@@ -567,6 +571,7 @@ class Peer:
                     "link": info.kind if info else None,
                     "path": info.path if info else None,
                     "introducer": self._introducer(info) if info else None,
+                    "second_instance": self._second_instances.of(member.peer_id),
                     "why_not": None if info else self._host.why_not(member.peer_id),
                     "bytes_in": info.bytes_in if info else 0,
                     "bytes_out": info.bytes_out if info else 0,
@@ -586,5 +591,6 @@ class Peer:
             "epoch": self._journal.log.epoch,
             "witnesses": self.witnessing.status(),
             "kept": self._shelf.status() if self.home.settings.keep.deltas else None,
+            "second_instance": self._second_instances.of(self.peer_id),
             "failure": str(self.failure) if self.failure else None,
         }

@@ -35,11 +35,12 @@ from p2pfl.crypto import (
     read_log_proof,
     unpack,
 )
-from p2pfl.errors import IllegalStep, LinkError, MalformedMessage, Refusal, RemoteError
+from p2pfl.errors import IllegalStep, LinkError, MalformedMessage, Refusal, RemoteError, StoreError
 from p2pfl.gossip.messages import ANNOUNCEMENT_LIMIT, decode_announcement, decode_cover
 from p2pfl.governance import Pace
 from p2pfl.net import Host
 from p2pfl.peer.alarms import Alarms, Commit, Told
+from p2pfl.peer.evidence_sharing import EvidenceSharing
 from p2pfl.peer.own_heads import GROW, KEEP, WITNESS, OwnHeads
 from p2pfl.types import PeerId, Roster
 
@@ -79,6 +80,7 @@ class Witnessing:
         """Members that are linked and do not show that their log has grown, and why."""
         self._alarms = Alarms(identity.peer_id, consortium, store, folder, commit, told)
         self.accused = self._alarms.accused
+        self._sharing = EvidenceSharing(host, consortium, self._alarms, roster=roster, spawn=spawn)
         self._seen: dict[PeerId, dict[Place, bytes]] = {}
         self._pending: dict[PeerId, set[Place]] = {}  # seen elsewhere, not yet joined with what the owner shows
         self._busy: dict[PeerId, bool] = {}  # a check is under way; True: another one is wanted behind it
@@ -88,7 +90,7 @@ class Witnessing:
         self._held: dict[PeerId, Place] = {}  # the newest in the store, once it was read
         self._heads: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(HEADS_PER_HOUR))
         self._questions: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(QUESTIONS_PER_HOUR))
-        host.handle(WITNESS, self._on_request)
+        host.handle(WITNESS, self._on_question)
         host.handle_notify(HEAD, self._on_head)
 
     # --- what comes in
@@ -96,6 +98,7 @@ class Witnessing:
     def linked(self, peer: PeerId) -> None:
         """A link came up."""
         self._own.linked(peer)
+        self._sharing.linked(peer)
         self._want(peer)
 
     def saw(self, announcement: bytes) -> None:
@@ -113,6 +116,13 @@ class Witnessing:
         if len(data) <= NOTE_BYTES and self._heads[peer].allows(now):
             self._heads[peer].count(now)
             self._spawn(self._hear_all([data], peer))
+
+    async def _on_question(self, peer: PeerId, data: bytes) -> bytes:
+        try:
+            return await self._on_request(peer, data)
+        except StoreError as error:
+            self._own.fail(error)
+            raise Refusal("this peer's disk does not take or give what it holds; it stops") from None
 
     async def _on_request(self, peer: PeerId, data: bytes) -> bytes:
         now = int(time.time())

@@ -26,6 +26,7 @@ class AuditFile:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "audit.db"
         self._log = AuditLog.create(self.path, identity, self._now())
+        self._declared: list[int] = []  # positions of declared losses, which are no rows of the disk
 
     def append(self, rows: list[Row]) -> None:
         """One transaction."""
@@ -34,7 +35,10 @@ class AuditFile:
     def prove(self, rows: list[Row], core: Digest) -> LogProof:
         """The entry that names ``core`` under the newest checkpoint; ``rows`` are the disk's, in the file's order."""
         (place,) = (place for place, row in enumerate(rows) if row.kind == SENT and row.body["core"] == core)
-        return self._log.prove(place + 1)  # entry 0 is the log's own
+        position = place + 1  # entry 0 is the log's own
+        for declared in self._declared:
+            position += declared <= position
+        return self._log.prove(position)
 
     def backup(self) -> Path:
         """A copy as a backup program takes it of a closed file."""
@@ -45,7 +49,8 @@ class AuditFile:
         return copy
 
     def put_back(self, backup: Path | None) -> None:
-        """The disk is an older one from now on, or an empty one."""
+        """The disk is an older one from now on, or an empty one. The loss is declared, as witnesses would have it."""
+        lost, epoch = self._log.head, self._log.epoch
         self._log.close()
         for path in self.path.parent.glob("audit.db*"):
             path.unlink()
@@ -54,6 +59,10 @@ class AuditFile:
         else:
             shutil.copyfile(backup, self.path)
             self._log = AuditLog.open(self.path, self._identity)
+        kept = self._log.head.size
+        self._declared = [*(position for position in self._declared if position < kept), kept]
+        body = {"epoch": epoch + 1, "kept": kept, "lost": [[epoch, lost.size, lost.root]], "reason": "an older disk"}
+        self._log.append([NewEntry("epoch_opened", body)], self._now(), epoch + 1)
 
     def verify(self) -> Verification:
         """Check the whole file, as `p2pfl audit verify` does."""

@@ -201,6 +201,7 @@ def test_no_altered_evidence_holds(log: AuditLog, other: AuditLog) -> None:
         good.encode()[:-9],
         b"[" * 10_000,
         good.encode().replace(b'"growth"', b'"x"'),
+        good.encode().replace(b'"notes": [\n  "', b'"notes": [\n  "\\ud800'),
     ):
         with pytest.raises(RemoteError):
             read_evidence(data)

@@ -32,6 +32,9 @@ QUICK = Limits(
 PATIENT = replace(QUICK, ping_every=4.0, silent_after=12.0, write=10.0)
 """As quick, but a loaded machine's pauses are no silence."""
 
+SOON = replace(PATIENT, alive=0.1)
+"""Where nobody is there to answer whether it lives."""
+
 
 @dataclass
 class Site:
@@ -135,6 +138,17 @@ class Peer:
     @property
     def peer_id(self) -> PeerId:
         return self.site.peer_id
+
+
+def fall_silent(peer: Peer, other: Peer) -> None:
+    """As after a power cut: the connection stands, nothing comes from there any more."""
+
+    async def swallow(*parts: bytes) -> None:
+        return None
+
+    connection = peer.host._table.get(other.peer_id).connection
+    connection.send = swallow
+    connection.abort = lambda: None
 
 
 class Consortium:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from net_peers import BOUND, PATIENT, Consortium, Peer, Site, roster_of, sites
+from net_peers import BOUND, PATIENT, SOON, Consortium, Peer, Site, fall_silent, roster_of, sites
 
 from p2pfl.errors import ConfigError, IllegalStep, LinkError
 from p2pfl.net import Host
@@ -126,9 +126,9 @@ async def test_a_portless_peer_is_waited_for(addressed: Consortium) -> None:
 
 
 async def test_a_restarted_neighbour_is_a_down_and_an_up(consortium: Consortium) -> None:
-    one, two = await consortium.pair()
+    one, two = await consortium.pair(SOON)
     old = two.host._table.get(one.peer_id)
-    one.host._table.get(two.peer_id).connection.abort = lambda: None
+    fall_silent(one, two)
     again = await consortium.start(one.site, one.host._roster, listen=False)
     await again.host.dial(two.peer_id)
     await consortium.until(lambda: two.host._table.get(one.peer_id) not in (old, None))

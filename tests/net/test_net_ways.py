@@ -478,7 +478,7 @@ async def test_a_lost_cheaper_link_gives_way_once_both_ends_know(sites_of_two_ki
 
 
 async def test_a_restarted_neighbour_may_come_by_a_dearer_way(sites_of_two_kinds: TwoKinds) -> None:
-    one, two = await sites_of_two_kinds.two(limits=LATE)
+    one, two = await sites_of_two_kinds.two(limits=replace(LATE, alive=0.1))
     await one.host.dial(two.peer_id)
     await until_kind(sites_of_two_kinds, one, two, "memory")
     one.host._table.get(two.peer_id).connection.abort = lambda: None

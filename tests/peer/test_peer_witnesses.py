@@ -15,7 +15,7 @@ from hospitals import free_port
 from test_peer_restart import three_homes
 
 import p2pfl
-from p2pfl.audit import Answer, AuditLog, NewEntry, check_evidence, read_entries, read_evidence
+from p2pfl.audit import Answer, AuditLog, Evidence, NewEntry, WitnessStore, check_evidence, read_entries, read_evidence
 from p2pfl.crypto import log_origin, pack, read_log_proof, unpack
 from p2pfl.crypto.notes import read_note
 from p2pfl.errors import Refusal, RemoteError
@@ -23,6 +23,7 @@ from p2pfl.gossip.messages import decode_announcement, open_cover
 from p2pfl.governance import parse_charter
 from p2pfl.net import Host, MemoryNetwork
 from p2pfl.peer import found_consortium, open_home
+from p2pfl.peer.evidence_sharing import EVIDENCE
 from p2pfl.peer.own_heads import WITNESS
 from p2pfl.types import PeerId
 
@@ -79,6 +80,14 @@ async def grow(peer: p2pfl.Peer, entries: int = 3) -> None:
 def ask_again(witness: p2pfl.Peer, owner: p2pfl.Peer) -> None:
     """As if a newer checkpoint had been seen in a cover."""
     witness.witnessing._want(owner.peer_id)
+
+
+def held_in(home: Path, owner: str) -> int:
+    """The size that a stopped witness holds of a log."""
+    with contextlib.closing(WitnessStore(home / "witness.db")) as store:
+        newest = store.newest(owner)
+    assert newest is not None
+    return newest.size
 
 
 def evidence_of(home: Path) -> list[Path]:
@@ -219,6 +228,24 @@ async def test_what_was_cosigned_is_remembered_over_a_restart(tmp_path: Path) ->
         assert first.status()["epoch"] == 0 and not first.log_news
 
 
+@pytest.mark.parametrize("broken", ["witness", "owner"])
+async def test_a_disk_that_takes_no_more_stops_the_peer_and_nothing_is_cosigned(tmp_path: Path, broken: str) -> None:
+    """The witness cannot store a checkpoint, or the owner a cosignature: each says so and ends."""
+    homes = found(tmp_path, "ab")
+    async with up(*homes, network=MemoryNetwork()) as (owner, witness):
+        await witnessed(witness, owner)
+        before = row(witness, owner)["held"]
+        peer = witness if broken == "witness" else owner
+        cosigned = row(owner, witness)["holds"]
+        peer.witnessing._store._connection.execute("PRAGMA query_only = ON")
+        await grow(owner)
+        ask_again(witness, owner)
+        failure = await until(lambda: peer.failure)
+        assert "witness store" in str(failure) and "free or repair the disk" in str(failure)
+        assert row(owner, witness)["holds"] == cosigned, "no cosignature went out, or none was taken"
+        assert (row(witness, owner)["held"] == before) is (broken == "witness")
+
+
 async def test_a_restored_backup_declares_its_loss_and_goes_on_in_a_new_epoch(tmp_path: Path) -> None:
     a, b, c = found(tmp_path)
     network = MemoryNetwork()
@@ -231,7 +258,7 @@ async def test_a_restored_backup_declares_its_loss_and_goes_on_in_a_new_epoch(tm
         for witness in (second, third):
             ask_again(witness, first)
             await until(lambda witness=witness: row(witness, first)["held"] > kept + 10)
-        lost = row(second, first)["held"]
+    lost = max(held_in(home, peer_id(a)) for home in (b, c))  # a last question may have been asked since
     shutil.rmtree(a)
     shutil.copytree(tmp_path / "backup", a)
     async with up(b, c, a, network=network) as (second, third, first):
@@ -372,7 +399,9 @@ async def test_two_histories_for_two_neighbours(tmp_path: Path, names: str, kind
             async with up_dishonest(homes[0], network, two_faced) as evil:
                 await until(lambda: row(honest[0], evil)["alarm"] and row(honest[-1], evil)["alarm"])
                 assert set(honest[0].links()) == ({homes[0].name, "d"} if kind == "ring" else {"a", "c"})
-    for home in victims:
+                for told in honest[1:-1]:
+                    await until(lambda told=told: row(told, evil)["alarm"])
+    for home in homes[1:]:  # in the ring also by the one that was shown nothing
         claim = convicts(home, homes[1] / "charter", peer_id(homes[0]))
         assert claim == ("growth" if apart else "fork")
 
@@ -410,6 +439,44 @@ async def test_whoever_withholds_its_log_is_named(tmp_path: Path) -> None:
     assert entry.body["peer"] == peer_id(homes[0]) and "tomorrow" in entry.body["reason"]
 
 
+async def test_evidence_goes_to_whoever_was_away_and_to_the_owner(tmp_path: Path) -> None:
+    """The third member never asks the owner: it is told by the witness, when a link comes up, and checks by itself."""
+    a, b, c = found(tmp_path)
+    network = MemoryNetwork()
+    held = await history([a, b], network)
+    rewrite(a, held + 5)
+    async with up(b, network=network) as (witness,), up_dishonest(a, network, lie) as evil:
+        await until(lambda: row(witness, evil)["alarm"])
+        await until(lambda: evil.peer_id in evil.witnessing.accused)
+        assert [facts["peer"] for topic, facts in evil.log_news if topic == "alarm"] == [evil.peer_id]
+    network.cut("a", "c")
+    async with up(b, c, network=network) as (witness, third):
+        assert row(witness, peer_id(a))["alarm"], "remembered"
+        await until(lambda: row(third, peer_id(a))["alarm"])
+        assert third.log_news[0][1]["claim"] == "growth"
+    assert convicts(c, c / "charter", peer_id(a)) == "growth"
+    (file,) = evidence_of(c)
+    assert read_evidence(file.read_bytes()).found["from"] == peer_id(b)
+
+
+async def test_told_evidence_that_shows_nothing_accuses_nobody(tmp_path: Path) -> None:
+    homes = found(tmp_path, "ab")
+    async with up(*homes, network=MemoryNetwork()) as (first, second):
+        await witnessed(second, first)
+        note, origin = first._journal.head.note, log_origin(NAME, first.peer_id)
+        same = Evidence("fork", first.peer_id, origin, (note, note), b"", {})
+        stranger = replace(same, owner="12D3KooWNobody")
+        for data in (same.encode(), stranger.encode(), b"", b"{}", same.encode().replace(b"p2pfl/", b"\\ud800")):
+            await second._host.notify(first.peer_id, EVIDENCE, data)
+            await first._host.notify(second.peer_id, EVIDENCE, data)
+        await grow(first)
+        before = row(second, first)["held"]
+        ask_again(second, first)  # answered behind all of them
+        await until(lambda: row(second, first)["held"] > before)
+        for peer, home in zip((first, second), homes, strict=True):
+            assert not peer.witnessing.accused and not evidence_of(home) and peer.failure is None
+
+
 async def test_one_colluding_neighbour_does_not_help(tmp_path: Path) -> None:
     homes = found(tmp_path)
     network = MemoryNetwork()
@@ -423,22 +490,53 @@ async def test_one_colluding_neighbour_does_not_help(tmp_path: Path) -> None:
     assert not evidence_of(homes[1])
 
 
-async def test_of_two_live_instances_of_one_key_one_stops_and_says_why(tmp_path: Path) -> None:
+def twin_of(home: Path) -> Path:
+    """A copy of a home that is started beside it, under a network name of its own."""
+    twin = home.parent / "twin"
+    shutil.copytree(home, twin)
+    settings, name = (twin / "home.toml").read_text(), home.name
+    (twin / "home.toml").write_text(settings.replace(f"/memory/{name}", "/memory/twin").replace(f'"{name}"', '"twin"'))
+    return twin
+
+
+async def test_of_two_live_instances_that_meet_different_neighbours_somebody_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No neighbour has both: the checkpoints that the neighbours tell each other show it, to them or to the two."""
+    monkeypatch.setattr("p2pfl.peer.own_heads.PATIENCE", 0.3)
+    homes = a, b, c = found(tmp_path)
+    network = MemoryNetwork()
+    await history(homes, network)
+    twin = twin_of(a)
+    network.cut("a", "c")
+    network.cut("twin", "b")
+    async with up(b, c, a, network=network) as (witness, other, first):
+        await witnessed(witness, first)
+        async with up(twin, network=network) as (second,):
+            await until(lambda: "twin" not in first.links() and first.peer_id in other._host.links)
+            for instance, neighbour in ((first, witness), (second, other)):
+                await grow(instance)
+                ask_again(neighbour, instance)
+            alarm = await until(
+                lambda: row(witness, first)["alarm"] or row(other, first)["alarm"] or first.failure or second.failure
+            )
+            assert alarm == "fork" or "another process signs with the key" in str(alarm)
+
+
+async def test_a_second_live_instance_is_refused_by_name_and_told_to_people(tmp_path: Path) -> None:
     homes = a, b, _ = found(tmp_path)
     network = MemoryNetwork()
     await history(homes, network)
-    twin = tmp_path / "twin"
-    shutil.copytree(a, twin)
-    (twin / "home.toml").write_text(
-        (twin / "home.toml").read_text().replace("/memory/a", "/memory/twin").replace('"a"', '"twin"')
-    )
     async with up(b, a, network=network) as (witness, first):
+        await witnessed(witness, first)
+        async with up(twin_of(a), network=network) as (second,):
+            await until(lambda: "second process" in second.why_not(witness.peer_id))
+            assert "b" in first.links() and not second.links() and not (first.failure or second.failure)
+            said = next(row for row in witness.status()["members"] if row["peer"] == first.peer_id)["second_instance"]
+            assert "at /memory/twin is a second process" in said["reason"]
+            assert [topic for topic, _ in witness.log_news] == ["second instance"]
+            assert "another process with this peer's key" in first.status()["second_instance"]["reason"]
         await grow(first)
-        before = row(witness, first)["held"]
-        ask_again(witness, first)
-        await until(lambda: row(witness, first)["held"] > before)
-        async with up(twin, network=network) as (second,):
-            await until(lambda: first.failure or second.failure)
-            stopped = first.failure or second.failure
-            assert "another process signs with the key" in str(stopped)
-        assert not evidence_of(b), "an honest copy is a declared loss, not a fork"
+        assert row(witness, first)["alarm"] is None
+    (entry,) = list(read_entries(b / "audit.db", kind="refused"))[:1]
+    assert entry.body["peer"] == peer_id(a) and "second process" in entry.body["reason"]

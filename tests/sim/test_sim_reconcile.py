@@ -215,6 +215,38 @@ def test_the_untouched_logs_agree(consortium: Consortium, tmp_path: Path) -> Non
     assert outcome.agreed["directives"] == 4 and outcome.agreed["contributions"] == 8
 
 
+@pytest.mark.parametrize(
+    ("place", "kept", "found"),
+    [
+        (None, 0, False),  # lost and declared behind the run: a delta may have been among it
+        (None, None, True),  # ... but the run had been closed in what was kept
+        (0, 0, True),  # declared before the run began: what was sent later was not lost then
+    ],
+)
+def test_a_declared_loss_explains_what_it_can_have_taken(
+    consortium: Consortium, tmp_path: Path, place: int | None, kept: int | None, found: bool
+) -> None:
+    """By the entry alone: reasons, which can be erased or left out of an export, are not read."""
+
+    def change(entries: list[Entry]) -> None:
+        drop("delta_sent", 1)(entries)
+        for entry in entries:
+            if "reason" in entry.body:
+                entry.body["reason"] = "(erased)"
+        body = {
+            "epoch": 1,
+            "kept": len(entries) if kept is None else kept,
+            "lost": [[0, 900, bytes(32)]],
+            "reason": "x",
+        }
+        entries.insert(len(entries) if place is None else place, Entry(0, 0, "epoch_opened", body, b""))
+
+    outcome = consortium.forged(1, change, tmp_path)
+    assert any("never sent" in finding.text for finding in outcome.findings) is found
+    explained = [why for _, why in outcome.explained if why == "that log declares the loss of entries"]
+    assert bool(explained) is not found
+
+
 def first(entries: list[Entry], kind: str, round_: int | None = None) -> Entry:
     return next(item for item in entries if item.kind == kind and round_ in (None, item.body.get("round")))
 
