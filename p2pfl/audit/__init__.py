@@ -40,7 +40,7 @@ from p2pfl.audit.store import read_entries
 from p2pfl.audit.tiles import write_tiles
 from p2pfl.audit.tree import prove_entry
 from p2pfl.audit.verify import Verification, verify_log
-from p2pfl.audit.witness import HeldHead, WitnessFinding, WitnessStore
+from p2pfl.audit.witness import HeldHead, SeenHead, WitnessFinding, WitnessStore
 
 __all__ = [
     "CLAIMS",
@@ -72,6 +72,7 @@ __all__ = [
     "Part",
     "Reconciliation",
     "RunFacts",
+    "SeenHead",
     "Sort",
     "Verification",
     "WitnessFinding",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2pfl.audit.kinds import Kind
-from p2pfl.crypto.checkpoints import Checkpoint, epoch_of, open_checkpoint
+from p2pfl.crypto.checkpoints import Checkpoint, epoch_of, open_checkpoint, plain_checkpoint
 from p2pfl.crypto.envelope import Signer, open_envelope, sign_envelope
 from p2pfl.crypto.log_entries import DATA_LIMIT
 from p2pfl.crypto.log_proofs import PROOF_LIMIT, read_log_proof
@@ -104,7 +104,9 @@ def judge(data: bytes, held: bytes, origin: str, owner: str) -> Judged:
     answer = open_answer(data, owner)
     if answer.held != held:
         raise SignatureRefused(f"{owner} answers for another checkpoint than it was asked about; ask again", peer=owner)
-    newest = open_checkpoint(answer.newest, origin, owner)
+    newest, plain = plain_checkpoint(answer.newest, origin, owner)
+    if plain != answer.newest:
+        raise MalformedMessage(f"{owner} answers with more than its own line on its checkpoint; ask again", peer=owner)
     epoch = epoch_of(newest.origin, origin) or 0
     grown = Judged(newest, answer.newest, epoch)
     if not held:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,11 @@ from p2pfl.crypto.cosignatures import Cosignature
 from p2pfl.errors import IllegalStep, StoreError
 
 KEPT_HEADS = 256
-"""Notes kept per log: the newest ones; a week of one per hour. Older ones are proven through them."""
+"""Checked notes kept per log. Of more than that, the newest half stays and every second one of the rest: the older, the
+sparser, back to the first. What a declared loss says to have kept is compared with them."""
+
+MOST_EPOCHS = 64
+"""In one answer about what is held here."""
 
 KEPT_COSIGNATURES = 64
 """Of the own log: one per possible witness and some."""
@@ -27,6 +31,8 @@ _SETTINGS = ("PRAGMA journal_mode = DELETE", "PRAGMA synchronous = EXTRA", "PRAG
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS heads (log TEXT, epoch INTEGER, size INTEGER, root BLOB, note BLOB, time INTEGER, "
     "PRIMARY KEY (log, epoch, size)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS seen (log TEXT, teller TEXT, epoch INTEGER, size INTEGER, note BLOB, "
+    "PRIMARY KEY (log, teller)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS cosigned (witness TEXT, epoch INTEGER, size INTEGER, note BLOB, statement BLOB, "
     "time INTEGER, PRIMARY KEY (witness, epoch, size)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS findings (log TEXT, claim TEXT, file TEXT, time INTEGER, PRIMARY KEY (log, claim))",
@@ -44,6 +50,17 @@ class HeldHead:
     root: bytes
     note: bytes
     time: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeenHead:
+    """A checkpoint of a log, with its owner's signature alone, that ``teller`` showed; not checked yet."""
+
+    log: str
+    teller: str
+    epoch: int
+    size: int
+    note: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +113,34 @@ class WitnessStore:
         return bytes(rows[0][0]) if rows else None
 
     def last_of_epochs(self, log: str) -> list[bytes]:
-        """The newest note of each epoch held."""
-        rows = self._read("SELECT note, MAX(size) FROM heads WHERE log = ? GROUP BY epoch ORDER BY epoch", log)
-        return [bytes(row[0]) for row in rows]
+        """The newest note of each epoch, checked or only seen; of the newest `MOST_EPOCHS` epochs."""
+        rows = self._read(
+            "SELECT note, MAX(size) FROM (SELECT epoch, size, note FROM heads WHERE log = ?1 "
+            "UNION ALL SELECT epoch, size, note FROM seen WHERE log = ?1) GROUP BY epoch ORDER BY epoch DESC LIMIT ?2",
+            log, MOST_EPOCHS,
+        )  # fmt: skip
+        return [bytes(row[0]) for row in reversed(rows)]
+
+    def see(self, heads: Iterable[SeenHead]) -> None:
+        """Remember the newest checkpoint that each teller showed of each log."""
+        rows = [(item.log, item.teller, item.epoch, item.size, item.note) for item in heads]
+        with self._mutex:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.executemany(
+                    "INSERT INTO seen VALUES (?, ?, ?, ?, ?) ON CONFLICT (log, teller) DO UPDATE SET "
+                    "epoch = excluded.epoch, size = excluded.size, note = excluded.note "
+                    "WHERE (excluded.epoch, excluded.size) > (epoch, size)",
+                    rows,
+                )
+                self._connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._give_up()
+                raise self._broken(error) from error
+
+    def seen(self) -> list[SeenHead]:
+        """All of them."""
+        return [SeenHead(*row) for row in self._read("SELECT log, teller, epoch, size, note FROM seen")]
 
     def accept(self, log: str, held: HeldHead | None, new: HeldHead) -> None:
         """Take ``new``, which was checked against ``held``, in place of it.
@@ -118,15 +160,19 @@ class WitnessStore:
                     "INSERT OR IGNORE INTO heads VALUES (?, ?, ?, ?, ?, ?)",
                     (log, new.epoch, new.size, new.root, new.note, new.time),
                 )
-                self._connection.execute(
-                    f"DELETE FROM heads WHERE log = ?1 AND (epoch, size) NOT IN "
-                    f"(SELECT epoch, size FROM heads WHERE log = ?1 {_NEWEST} LIMIT ?2)",
-                    (log, KEPT_HEADS),
-                )
+                self._thin_out(log)
                 self._connection.execute("COMMIT")
             except sqlite3.Error as error:
                 self._give_up()
                 raise self._broken(error) from error
+
+    def _thin_out(self, log: str) -> None:
+        rows = self._connection.execute(f"SELECT epoch, size FROM heads WHERE log = ? {_NEWEST}", (log,)).fetchall()
+        if len(rows) > KEPT_HEADS:
+            old = rows[KEPT_HEADS // 2 : -1]
+            self._connection.executemany(
+                "DELETE FROM heads WHERE log = ? AND epoch = ? AND size = ?", [(log, *row) for row in old[::2]]
+            )
 
     def _give_up(self) -> None:
         """What could not be stored must not be read from this connection as if it were held."""

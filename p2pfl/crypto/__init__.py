@@ -21,6 +21,7 @@ from p2pfl.crypto.checkpoints import (
     log_key,
     log_origin,
     open_checkpoint,
+    plain_checkpoint,
     sign_checkpoint,
 )
 from p2pfl.crypto.cosignatures import Cosignature, cosign, open_cosignature, staple
@@ -114,6 +115,7 @@ __all__ = [
     "parse_peer_id",
     "peer_id_from_public_key",
     "peer_id_to_cid",
+    "plain_checkpoint",
     "public_key_from_peer_id",
     "read_entry_data",
     "read_fields",

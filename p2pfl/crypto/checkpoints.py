@@ -95,10 +95,25 @@ def open_checkpoint(data: bytes, origin: str, peer_id: str, verify: Verify = ver
 
     Raises MalformedMessage, LimitExceeded or SignatureRefused; also for extension lines: our logs write none.
     """
+    return _open(read_note(data), origin, peer_id, verify)[0]
+
+
+def plain_checkpoint(data: bytes, origin: str, peer_id: str) -> tuple[Checkpoint, bytes]:
+    """As `open_checkpoint`, and the note with the owner's line alone: whatever else was on it is not passed on.
+
+    Raises as `open_checkpoint` does.
+    """
     note = read_note(data)
+    checkpoint, key = _open(note, origin, peer_id, verify_signature)
+    line = next(item for item in note.signatures if (item.name, item.key_id) == (key.name, key.key_id))
+    return checkpoint, Note(note.text, (line,)).encode()
+
+
+def _open(note: Note, origin: str, peer_id: str, verify: Verify) -> tuple[Checkpoint, NoteKey]:
     line = note.text.partition("\n")[0]
-    check_note(note, (log_key(line if epoch_of(line, origin) else origin, peer_id),), verify)
+    key = log_key(line if epoch_of(line, origin) else origin, peer_id)
+    check_note(note, (key,), verify)
     checkpoint = read_checkpoint(note.text)
     if epoch_of(checkpoint.origin, origin) is None or checkpoint.text != note.text:
         raise SignatureRefused(f"a checkpoint of {peer_id} names another log, or says more than it may; drop it")
-    return checkpoint
+    return checkpoint, key

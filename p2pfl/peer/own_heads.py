@@ -8,6 +8,7 @@ a checkpoint leaves before that.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -24,6 +25,7 @@ from p2pfl.crypto import (
     unpack,
 )
 from p2pfl.crypto.cosignatures import decode_cosignature
+from p2pfl.crypto.notes import read_note
 from p2pfl.errors import ConfigError, LinkError, P2PFLError, Refusal, RemoteError, SignatureRefused, StoreError
 from p2pfl.net import Host
 from p2pfl.peer.journal import Journal
@@ -34,6 +36,8 @@ HELD, GROW, KEEP = "held", "grow", "keep"
 
 PATIENCE = 3.0  # seconds from the first link for the neighbours to say what they hold of this log
 READY = 10.0  # seconds a witness's question waits until this peer knows where its own log stands
+LATE = 0.5  # seconds behind its time of a timer that show that this process was stopped
+CLOCKS_APART = 600.0  # seconds between a cosignature's time and ours
 MAX_NOTES = 64  # in one answer: the last of each epoch
 HELD_LIMIT = MAX_NOTES * 4096  # bytes
 
@@ -100,7 +104,8 @@ class OwnHeads:
         if self.cleared.is_set():
             return
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._enough)
+            due = asyncio.get_running_loop().time() + PATIENCE
+            self._timer = asyncio.get_running_loop().call_at(due, self._patience_over, due)
         self._spawn(self._ask(peer))
 
     async def _ask(self, peer: PeerId) -> None:
@@ -108,7 +113,8 @@ class OwnHeads:
         try:
             data = await self._host.request(peer, WITNESS, pack({"ask": HELD}), timeout=PATIENCE)
             for note in read_notes(data):
-                await self._compare(note)
+                if not self._opening:  # later ones are asked about, and declared then
+                    await self._compare(note)
         except (LinkError, RemoteError, Refusal):
             pass  # the others' word has to do
         self._answered.add(peer)
@@ -116,19 +122,34 @@ class OwnHeads:
             self._enough()
 
     async def _compare(self, note: bytes) -> None:
+        """Remember a checkpoint by the own key that is neither in this log nor declared lost."""
         checkpoint, epoch = self.open(note)
-        declared = await asyncio.to_thread(self._declaring_entry, checkpoint, epoch)
-        if not await self._contains(checkpoint) and declared is None and not self._opening:
-            known = self._lost.get(epoch)
-            if known is None or known.size < checkpoint.size:
-                self._lost[epoch] = checkpoint
+        if await self._contains(checkpoint):
+            return
+        known = self._lost.get(epoch)
+        if await asyncio.to_thread(self._declaring_entry, checkpoint, epoch) is None and (
+            known is None or known.size < checkpoint.size
+        ):
+            self._lost[epoch] = checkpoint
 
     def _enough(self) -> None:
         if not self._opening:
             self._opening = True
             self._spawn(self._go_on())
 
+    def _patience_over(self, due: float) -> None:
+        """A process that was stopped meanwhile has not read the answers that lie waiting: it waits once more."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - due > LATE:
+            due = loop.time() + PATIENCE
+            self._timer = loop.call_at(due, self._patience_over, due)
+        else:
+            self._enough()
+
     async def _go_on(self) -> None:
+        cosigned = {epoch: item.note for _, epoch, _, item, _ in reversed(self._store.cosigned())}
+        for note in cosigned.values():  # the newest of each epoch has left this home, whoever is away now
+            await self._compare(note)
         if self._lost:
             epoch = max(self._journal.log.epoch, *self._lost) + 1
             await self._declare("epoch_opened", epoch, begin=True)
@@ -172,6 +193,8 @@ class OwnHeads:
             return Answer(held, newest).sign(self._identity)
         checkpoint, epoch = self.open(held)
         if to and not await self._contains(target):
+            if self.open(to)[1] < self._journal.log.epoch:
+                raise Refusal("what is asked for was lost, and is declared; ask for the newest checkpoint")
             raise self._elsewhere()
         if await self._contains(checkpoint):
             if checkpoint.size > target.size:
@@ -235,6 +258,11 @@ class OwnHeads:
         if epoch >= self._journal.log.epoch:
             self._failed(ConfigError(ELSEWHERE))
 
+    @property
+    def newest(self) -> bytes:
+        """The newest checkpoint of the own log."""
+        return self._journal.head.note
+
     # --- cosignatures
 
     async def keep(self, peer: PeerId, data: bytes) -> None:
@@ -244,6 +272,10 @@ class OwnHeads:
         checkpoint, epoch = self.open(item.note)
         if witness != peer or text != checkpoint.text or not await self._contains(checkpoint):
             raise SignatureRefused("a cosignature by another witness, or of another log", peer=peer)
+        if len(read_note(item.note).signatures) != 2:  # the owner's and the witness's, as `cosign` makes it
+            raise SignatureRefused("a cosignature with lines of others on it", peer=peer)
+        if abs(seconds - time.time()) > CLOCKS_APART:
+            raise SignatureRefused("a cosignature from another time; set the clocks right", peer=peer)
         await asyncio.to_thread(self._store.keep_cosignature, peer, epoch, checkpoint.size, item, seconds)
         self._restaple()
 

@@ -167,6 +167,7 @@ class Peer:
         stack.push_async_callback(self._host.stop)
         self.addresses = await self._host.start(wires.listen)
         self._records.begin()
+        self.witnessing.begin()
         self._linking = True
         self._want()
         if self.webrtc is not None:
@@ -504,6 +505,7 @@ class Peer:
             body = {"run": handle.id, "digest": runner.machine.rounds.digest, "file": sha256(model)}
             await self._journal.commit([NewEntry("model_written", body)])
         self._book.close_files(handle.id, model, report)
+        self.witnessing.tell_own()  # no cover will carry the end of the run
         handle.end(model, report)
 
     async def _complete(self, runner: Runner, handle: Run, topic: str) -> None:

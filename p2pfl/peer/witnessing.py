@@ -16,21 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.audit import (
-    HeldHead,
-    Judged,
     LogMisbehaviour,
     NewEntry,
     WitnessStore,
     compare_notes,
-    judge,
 )
 from p2pfl.crypto import (
     Identity,
     cosign,
     epoch_of,
     log_origin,
-    open_checkpoint,
     pack,
+    plain_checkpoint,
     read_fields,
     read_log_proof,
     unpack,
@@ -41,24 +38,23 @@ from p2pfl.governance import Pace
 from p2pfl.net import Host
 from p2pfl.peer.alarms import Alarms, Commit, Told
 from p2pfl.peer.evidence_sharing import EvidenceSharing
-from p2pfl.peer.own_heads import GROW, KEEP, WITNESS, OwnHeads
+from p2pfl.peer.log_checks import ANSWER_TIME, LogChecks
+from p2pfl.peer.own_heads import KEEP, WITNESS, OwnHeads
+from p2pfl.peer.sightings import Place, Sightings
 from p2pfl.types import PeerId, Roster
 
 HEAD = "/p2pfl/head/1"
 
 PACE = 10.0  # seconds between two questions to one neighbour; a shorter round is checked with the next one
-ANSWER_TIME = 20.0  # seconds
 MISSES = 3  # questions without a usable answer, over a live link, until the neighbour is named
 REQUEST_LIMIT = 200_000  # bytes: two notes of 64 KiB
 NOTE_BYTES = 16 * 1024  # of a checkpoint told by others, cosignatures included
-SEEN = 32  # checkpoints per log kept in memory to compare with
-JOINED = 4  # checkpoints seen elsewhere that are joined in one go, the newest ones
 QUESTIONS_PER_HOUR = 3600  # answered for each neighbour
 HEADS_PER_HOUR = 20_000  # told by one neighbour: of 50 logs one each in `PACE` seconds
-RELAYED_PER_MINUTE = 60  # checkpoints of one log handed on
+RELAYED_PER_MINUTE = 60  # checkpoints of one log, told by one member, that are handed on
+TELL_PACE = 60.0  # seconds between two looks whether the own log has grown beyond what others know
 
 _log = logging.getLogger("p2pfl.witness")
-Place = tuple[int, int]  # epoch, size
 
 
 class Witnessing:
@@ -81,17 +77,27 @@ class Witnessing:
         self._alarms = Alarms(identity.peer_id, consortium, store, folder, commit, told)
         self.accused = self._alarms.accused
         self._sharing = EvidenceSharing(host, consortium, self._alarms, roster=roster, spawn=spawn)
-        self._seen: dict[PeerId, dict[Place, bytes]] = {}
-        self._pending: dict[PeerId, set[Place]] = {}  # seen elsewhere, not yet joined with what the owner shows
+        self._sightings = Sightings(store)
+        self._checks = LogChecks(
+            consortium, host, store, self._sightings, commit=commit, told=told, taken=self._held_now
+        )
+        self._told_own = b""
         self._busy: dict[PeerId, bool] = {}  # a check is under way; True: another one is wanted behind it
         self._next: dict[PeerId, float] = {}
         self._misses: Counter[PeerId] = Counter()
-        self._relayed: dict[PeerId, deque[float]] = {}
+        self._relayed: dict[tuple[PeerId, PeerId], deque[float]] = {}
         self._held: dict[PeerId, Place] = {}  # the newest in the store, once it was read
         self._heads: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(HEADS_PER_HOUR))
         self._questions: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(QUESTIONS_PER_HOUR))
         host.handle(WITNESS, self._on_question)
         host.handle_notify(HEAD, self._on_head)
+
+    def begin(self) -> None:
+        """From now on the own checkpoints are told, also while nothing else is sent."""
+        self._spawn(self._tell_own_now_and_then())
+
+    def _held_now(self, owner: PeerId, place: Place) -> None:
+        self._held[owner] = place
 
     # --- what comes in
 
@@ -151,31 +157,29 @@ class Witnessing:
             except RemoteError as error:
                 _log.debug("a checkpoint is of no use: %s", error)
 
-    async def _hear(self, note: bytes, sender: PeerId | None) -> None:
-        owner = self._owner_of(note)
+    async def _hear(self, data: bytes, sender: PeerId | None) -> None:
+        owner = self._owner_of(data)
         if owner is None:
             return
         if owner == self._identity.peer_id:
-            await self._own.hear(note)
+            await self._own.hear(data)
             return
         origin = log_origin(self._consortium, owner)
-        checkpoint = open_checkpoint(note, origin, owner)
+        checkpoint, note = plain_checkpoint(data, origin, owner)  # what else stands on it goes no further
         place = (epoch_of(checkpoint.origin, origin) or 0, checkpoint.size)
-        seen = self._seen.setdefault(owner, {})
-        known = seen.get(place)
+        known = self._sightings.at(owner, place)
         if known is None and place <= self._held.get(owner, place):  # newer ones cannot be in the store
             known = await asyncio.to_thread(self._store.at, owner, *place)
+            if known is not None:
+                compare_notes(known, note, origin, owner)
+                return
         if known is not None:
             compare_notes(known, note, origin, owner)
-            return
-        seen[place] = note
-        while len(seen) > SEEN:
-            self._pending.get(owner, set()).discard(first := next(iter(seen)))
-            del seen[first]
-        self._pending.setdefault(owner, set()).add(place)
-        if sender is not None:
-            self._tell(owner, note, sender)
-        self._want(owner)
+        if self._sightings.add(owner, sender or owner, place, note):
+            if sender not in (None, owner):
+                self._hand_on(owner, note, PeerId(str(sender)))
+            self._want(owner)
+        self._sightings.write(self._spawn)
 
     def _owner_of(self, note: bytes) -> PeerId | None:
         line = note.partition(b"\n")[0].decode(errors="replace")
@@ -184,17 +188,31 @@ class Witnessing:
                 return peer
         return None
 
-    def _tell(self, owner: PeerId, note: bytes, sender: PeerId | None) -> None:
-        """Hand a checkpoint on to all linked members that may not know it; so many a minute and no more."""
-        now, times = asyncio.get_running_loop().time(), self._relayed.setdefault(owner, deque())
+    def _hand_on(self, owner: PeerId, note: bytes, sender: PeerId) -> None:
+        """Tell all linked members what one of them told; so many a minute for each teller and log, and no more."""
+        now, times = asyncio.get_running_loop().time(), self._relayed.setdefault((owner, sender), deque())
         while times and times[0] < now - 60:
             times.popleft()
-        if len(times) >= RELAYED_PER_MINUTE:
-            return
-        times.append(now)
+        if len(times) < RELAYED_PER_MINUTE:
+            times.append(now)
+            self._tell(owner, note, sender)
+
+    def _tell(self, owner: PeerId, note: bytes, sender: PeerId | None = None) -> None:
         for peer in self._host.links:
             if peer not in (owner, sender):
                 self._spawn(self._notify(peer, note))
+
+    def tell_own(self) -> None:
+        """Show all linked members how long the own log is, unless they have seen it."""
+        note = self._own.newest
+        if note != self._told_own and self._own.cleared.is_set():
+            self._told_own = note
+            self._tell(self._identity.peer_id, note)
+
+    async def _tell_own_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_PACE)
+            self.tell_own()
 
     async def _notify(self, peer: PeerId, note: bytes) -> None:
         try:
@@ -234,55 +252,16 @@ class Witnessing:
             del self._busy[owner]
 
     async def _check_once(self, owner: PeerId) -> None:
-        held = await asyncio.to_thread(self._store.newest, owner)
-        if held is not None:
-            self._held[owner] = (held.epoch, held.size)
-        judged = await self._ask(owner, held.note if held else b"", b"")
-        if judged.kept is not None:  # it kept the beginning: it shall show that, to what was held of it
-            earlier = await asyncio.to_thread(self._store.before, owner, judged.epoch, judged.kept)
-            if earlier is not None:
-                await self._ask(owner, earlier.note, judged.note)
-        await self._join(owner, judged)
-        if held is not None and (judged.epoch, judged.newest.size) <= (held.epoch, held.size):
-            return
-        if judged.kept is not None and held is not None:  # before it is taken: rather twice in the log than never
-            body = {"peer": owner, "epoch": judged.epoch, "kept": judged.kept, "held": held.size}
-            await self._commit(NewEntry("loss_witnessed", body))
-        now = int(time.time())
-        new = HeldHead(judged.epoch, judged.newest.size, judged.newest.root, judged.note, now)
         try:
-            await asyncio.to_thread(self._store.accept, owner, held, new)
-        except IllegalStep:
+            new = await self._checks.check(owner)
+        except IllegalStep:  # another check was quicker
             self._busy[owner] = True
             return
-        self._held[owner] = (new.epoch, new.size)
-        if judged.kept is not None:
-            self._told("loss declared", {"peer": owner, "epoch": judged.epoch, "kept": judged.kept})
-        self._tell(owner, judged.note, None)
-        item = cosign(self._identity, self._consortium, judged.note, now).encode()
+        if new is None:
+            return
+        self._tell(owner, new.note)
+        item = cosign(self._identity, self._consortium, new.note, int(time.time())).encode()
         await self._host.request(owner, WITNESS, pack({"ask": KEEP, "item": item}), timeout=ANSWER_TIME)
-
-    async def _ask(self, owner: PeerId, held: bytes, to: bytes) -> Judged:
-        """One question; raises LogMisbehaviour for an answer that is evidence, else why there is none."""
-        question = pack({"ask": GROW, "held": held, "to": to})
-        data = await self._host.request(owner, WITNESS, question, timeout=ANSWER_TIME)
-        judged = judge(data, held, log_origin(self._consortium, owner), owner)
-        if to and judged.note != to:
-            raise MalformedMessage("the answer is about another checkpoint than the one asked for", peer=owner)
-        return judged
-
-    async def _join(self, owner: PeerId, judged: Judged) -> None:
-        """What others were shown must be of the same history as what was just shown here."""
-        place, seen = (judged.epoch, judged.newest.size), self._seen.setdefault(owner, {})
-        if place in seen:
-            compare_notes(seen[place], judged.note, log_origin(self._consortium, owner), owner)
-        pending = self._pending.get(owner, set())
-        for other in sorted(pending, reverse=True)[:JOINED]:
-            first, second = (seen[other], judged.note) if other < place else (judged.note, seen[other])
-            if other != place:
-                await self._ask(owner, first, second)
-            pending.discard(other)
-        pending.intersection_update(sorted(pending)[-SEEN:])
 
     async def _missed(self, owner: PeerId, why: str) -> None:
         if owner not in self._host.links:
