@@ -442,3 +442,23 @@ async def test_of_two_live_instances_of_one_key_one_stops_and_says_why(tmp_path:
             stopped = first.failure or second.failure
             assert "another process signs with the key" in str(stopped)
         assert not evidence_of(b), "an honest copy is a declared loss, not a fork"
+
+
+async def test_a_database_put_back_alone_is_declared_by_the_home_itself(tmp_path: Path) -> None:
+    """No witness holds what is lost, but the home's note of its newest checkpoint does."""
+    a, b = found(tmp_path, "ab")
+    network = MemoryNetwork()
+    async with up(a, network=network):
+        pass
+    older = (a / "audit.db").read_bytes()
+    async with up(a, network=network) as (first,):
+        await grow(first, 20)
+        lost = first._journal.head.size
+    (a / "audit.db").write_bytes(older)
+    assert "entries were acknowledged" in str(p2pfl.verify_log(a / "audit.db").problem)
+    async with up(b, a, network=network) as (second, first):
+        await until(lambda: row(second, first)["epoch"] == 1)
+        assert row(second, first)["alarm"] is None and first.failure is None
+    (declared,) = read_entries(a / "audit.db", kind="epoch_opened")
+    assert declared.body["lost"][0][:2] == [0, lost]
+    assert p2pfl.verify_log(a / "audit.db").ok and not evidence_of(b)
