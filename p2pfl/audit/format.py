@@ -49,6 +49,7 @@ MAX_INTEGER = 2**63 - 1
 DOCUMENTS = "documents"
 """Body field that binds the documents: a list of [role, SHA-256 digest]. Callers cannot use this name."""
 
+_TEXT = frozenset({str})
 _KIND = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_KIND - 1}}}")
 _ROLE = re.compile(r"[a-z][a-z0-9_]{0,19}")
 
@@ -159,7 +160,7 @@ def decode_body(body: bytes) -> tuple[dict[str, Any], tuple[tuple[str, bytes], .
     Raises MalformedMessage or LimitExceeded.
     """
     value = unpack(body, what="audit entry body", limit=MAX_BODY)
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, dict) or not _TEXT.issuperset(map(type, value)):
         raise MalformedMessage("an audit entry body is not a map of named fields")
     listed = value.pop(DOCUMENTS, [])
     if not isinstance(listed, list) or len(listed) > MAX_DOCUMENTS:

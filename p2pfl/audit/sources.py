@@ -13,7 +13,7 @@ from p2pfl.audit.format import Entry
 from p2pfl.audit.gathering import gather
 from p2pfl.audit.store import read_entries
 from p2pfl.audit.tiles import is_tiled, read_cosigned_beside, read_tiled, verify_tiles
-from p2pfl.audit.verify import Verification, verify_log
+from p2pfl.audit.verify import Progress, Verification, verify_log
 from p2pfl.crypto import open_checkpoint
 from p2pfl.errors import RemoteError, StoreError
 
@@ -28,11 +28,18 @@ def is_database(path: Path) -> bool:
     return path.is_file() and not is_export(path)
 
 
-def verify_source(path: Path, expected_peer: str | None = None, expected_origin: str | None = None) -> Verification:
-    """`verify_log` for a log in any form."""
+def verify_source(
+    path: Path,
+    expected_peer: str | None = None,
+    expected_origin: str | None = None,
+    progress: Progress = lambda done, of: None,
+) -> Verification:
+    """`verify_log` for a log in any form; of the progress, a database alone tells."""
     if is_tiled(path):
         return verify_tiles(path, expected_peer, expected_origin)
-    return (verify_export if is_export(path) else verify_log)(path, expected_peer, expected_origin)
+    if is_export(path):
+        return verify_export(path, expected_peer, expected_origin)
+    return verify_log(path, expected_peer, expected_origin, progress)
 
 
 def read_source(path: Path, start: int = 0, kind: str | None = None) -> Iterator[Entry]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,12 @@ MAYBE_ACKNOWLEDGED = (
     "the last commit is not whole, and the next writer drops it: cut off by a crash before it was acknowledged, or "
     "damaged since; which of them, nothing beside the log says"
 )
+
+TOLD_EVERY = 100_000
+"""Entries between two words about the progress."""
+
+Progress = Callable[[int, int], None]
+"""Told now and then: entries checked, entries in all as the newest head says (which is not checked yet)."""
 
 _TEXT = 200  # characters of a damaged value that a message repeats
 
@@ -55,11 +61,16 @@ class _Bad(Exception):
     """The first bad place and what is wrong there."""
 
 
-def verify_log(path: Path | str, expected_peer: str | None = None, expected_origin: str | None = None) -> Verification:
+def verify_log(
+    path: Path | str,
+    expected_peer: str | None = None,
+    expected_origin: str | None = None,
+    progress: Progress = lambda done, of: None,
+) -> Verification:
     """Check every row of a log, in one snapshot; a running peer may go on writing.
 
     ``expected_peer`` is the peer id whose log it should be, ``expected_origin`` the first line of its checkpoints, as
-    the charter has it. Memory stays at a few rows. Never raises for a
+    the charter has it; ``progress`` is told every `TOLD_EVERY` entries. Memory stays at a few rows. Never raises for a
     damaged file; raises ConfigError when there is none.
     """
     place = Path(path)
@@ -69,7 +80,7 @@ def verify_log(path: Path | str, expected_peer: str | None = None, expected_orig
     acknowledged = read_last_head(place)  # before the snapshot: a running peer goes on writing both
     try:
         with store.reading(place) as connection:
-            check.run(connection, place, expected_peer, expected_origin)
+            check.run(connection, place, expected_peer, expected_origin, progress)
             ending = wal_state(place)
             known = open_last_head(acknowledged, check.origin, check.log)
             problem = ending.problem or _missing_end(connection, check, known, torn=ending.torn)
@@ -115,7 +126,9 @@ class _Check:
         self._covered = 0  # size of the newest good head
         self.epoch = 0  # of the newest good head
 
-    def run(self, connection: sqlite3.Connection, place: Path, peer: str | None, origin: str | None) -> None:
+    def run(
+        self, connection: sqlite3.Connection, place: Path, peer: str | None, origin: str | None, progress: Progress
+    ) -> None:
         version = store.format_of(connection)
         if version == 1:
             raise _Bad(f"file: {other_format(place, version)}")
@@ -132,6 +145,8 @@ class _Check:
             if row[0] == 0:
                 self._first_entry(row[3], fields, meta, peer, origin)
             self._head(heads)
+            if not self.entries % TOLD_EVERY:
+                progress(self.entries, connection.execute("SELECT max(size) FROM heads").fetchone()[0] or 0)
         self._end(documents, heads)
         self._check_texts(None, "", {}, texts)
         for (message,) in connection.execute("PRAGMA integrity_check(1)"):

@@ -16,7 +16,7 @@ from p2pfl.cli.export import export
 from p2pfl.cli.home import AsJson
 from p2pfl.cli.lineage import show_lineage
 from p2pfl.cli.logs import find_log
-from p2pfl.cli.output import show
+from p2pfl.cli.output import note, show
 from p2pfl.cli.proofs import check_proof, owner_of, prove, whole_charter
 from p2pfl.cli.reconcile import reconcile_logs
 from p2pfl.errors import ConfigError
@@ -50,7 +50,7 @@ def verify(
     Example: p2pfl audit verify homes/lille
     """
     log = find_log(place)
-    outcome = log.verify()
+    outcome = log.verify(lambda done, of: note(f"{done} of {of} entries checked"))
     lines = [
         f"{'verified' if outcome.ok else 'BROKEN'}     {log.path}",
         f"log          {outcome.origin}",

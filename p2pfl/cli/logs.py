@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,9 @@ class NamedLog:
         """Whether it is a log's own file, of which any entry can be proved; else it is an export."""
         return is_database(self.path)
 
-    def verify(self) -> Verification:
-        """Check the whole log."""
-        return verify_source(self.path, self.peer, self.origin)
+    def verify(self, progress: Callable[[int, int], None] = lambda done, of: None) -> Verification:
+        """Check the whole log; ``progress`` hears now and then how many entries are done, of how many."""
+        return verify_source(self.path, self.peer, self.origin, progress)
 
     def entries(self, start: int = 0, kind: str | None = None) -> Iterator[Entry]:
         """The entries from a position on, of one kind or of all, oldest first; checks nothing."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
+from p2pfl.errors import StoreError
 from p2pfl.peer.findings import BROKEN, LOOK, OK, Finding
 from p2pfl.peer.home import Home
 
@@ -14,6 +16,20 @@ PROBE_BYTES = 256 * 1024
 
 LOW_BYTES = 256 * 1024 * 1024
 """Free space below which somebody should look: a long run writes some hundred megabytes."""
+
+
+_OF_A_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+_OF_A_FILE = {errno.EPERM, errno.EACCES}  # a packet filter answers so, too: only where a file is named
+
+
+def as_store_error(error: BaseException) -> BaseException:
+    """A disk's refusal that came from anywhere in the peer, said as such; every other error as it is."""
+    if not isinstance(error, OSError):
+        return error
+    if error.errno in _OF_A_DISK or (error.errno in _OF_A_FILE and error.filename is not None):
+        what = error.filename or "a file of this home"
+        return StoreError(f"{what} could not be written: {error.strerror}; see `p2pfl doctor`")
+    return error
 
 
 def disk_problem(home: Home) -> str | None:

@@ -20,6 +20,7 @@ from p2pfl.gossip.offers import decode_offer
 from p2pfl.governance import Plan, check_charter, read_plan
 from p2pfl.net import Discovery, Host, LinkInfo, MemoryNetwork, parse_address
 from p2pfl.peer.contents import Contents
+from p2pfl.peer.disk import as_store_error
 from p2pfl.peer.home import Home, open_home
 from p2pfl.peer.journal import Journal, unix_milliseconds
 from p2pfl.peer.keeping import Shelf
@@ -269,7 +270,8 @@ class Peer:
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if not task.cancelled() and (raised := task.exception()) is not None:
+            error = as_store_error(raised)
             known = (
                 error if isinstance(error, P2PFLError) else P2PFLError(f"internal error ({error!r}); please report it")
             )

@@ -22,6 +22,7 @@ from p2pfl.gossip.messages import (
 )
 from p2pfl.net import Host
 from p2pfl.peer.contents import Contents, pull_sealed
+from p2pfl.peer.disk import as_store_error
 from p2pfl.peer.holdings import Holdings, Spool
 from p2pfl.peer.journal import Journal
 from p2pfl.peer.keeping import KeptRun, Shelf
@@ -257,9 +258,9 @@ class Runner:
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if task.cancelled() or task.exception() is None:
+        if task.cancelled() or (raised := task.exception()) is None:
             return
-        error = task.exception()
+        error = as_store_error(raised)
         if isinstance(error, StoreError):
             self._services.failed(error)
         elif isinstance(error, P2PFLError):

@@ -6,6 +6,7 @@ One request at a time over its standard input and output; everything that touche
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import tempfile
@@ -115,7 +116,8 @@ class Worker:
         try:
             await asyncio.wait_for(process.wait(), 3)
         except TimeoutError:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                process.kill()
             await process.wait()
         transport = getattr(process, "_transport", None)
         if transport is not None:

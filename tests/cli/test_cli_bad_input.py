@@ -426,6 +426,7 @@ _HARMLESS = {
         "audit.db-wal",
         "audit.db-shm",
         "audit.db.lock",
+        "audit.db.head",
         "audit.db.new",
         "witness.db",
         "contents",

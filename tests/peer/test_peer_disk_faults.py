@@ -18,7 +18,7 @@ import p2pfl
 from p2pfl.errors import StoreError
 from p2pfl.net import MemoryNetwork
 from p2pfl.peer import open_home
-from p2pfl.peer.disk import disk_finding, disk_problem
+from p2pfl.peer.disk import as_store_error, disk_finding, disk_problem
 
 VICTIM = "amiens"
 ROUNDS = 100
@@ -109,3 +109,17 @@ def test_the_disk_of_a_home_is_tried(tmp_path: Path) -> None:
     assert disk_problem(home) is None
     assert disk_finding(home).check == "disk" and "synced" in disk_finding(home).text
     assert sorted(home.path.iterdir()) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_disks_refusal_is_said_as_such() -> None:
+    with pytest.raises(OSError) as full, Path("/dev/full").open("wb", buffering=0) as file:
+        file.write(b"x")
+    found = as_store_error(full.value)
+    assert isinstance(found, StoreError) and "No space left on device; see `p2pfl doctor`" in str(found)
+    with pytest.raises(OSError) as missing:
+        Path("/proc/nothing-of-this-name").read_bytes()
+    assert as_store_error(missing.value) is missing.value
+    assert isinstance(as_store_error(PermissionError(1, "not permitted", "file")), StoreError)
+    refused = PermissionError(1, "not permitted")  # as a packet filter answers
+    assert as_store_error(refused) is refused

@@ -540,3 +540,23 @@ async def test_a_second_live_instance_is_refused_by_name_and_told_to_people(tmp_
         assert row(witness, first)["alarm"] is None
     (entry,) = list(read_entries(b / "audit.db", kind="refused"))[:1]
     assert entry.body["peer"] == peer_id(a) and "second process" in entry.body["reason"]
+
+
+async def test_a_database_put_back_alone_is_declared_by_the_home_itself(tmp_path: Path) -> None:
+    """No witness holds what is lost, but the home's note of its newest checkpoint does."""
+    a, b = found(tmp_path, "ab")
+    network = MemoryNetwork()
+    async with up(a, network=network):
+        pass
+    older = (a / "audit.db").read_bytes()
+    async with up(a, network=network) as (first,):
+        await grow(first, 20)
+        lost = first._journal.head.size
+    (a / "audit.db").write_bytes(older)
+    assert "entries were acknowledged" in str(p2pfl.verify_log(a / "audit.db").problem)
+    async with up(b, a, network=network) as (second, first):
+        await until(lambda: row(second, first)["epoch"] == 1)
+        assert row(second, first)["alarm"] is None and first.failure is None
+    (declared,) = read_entries(a / "audit.db", kind="epoch_opened")
+    assert declared.body["lost"][0][:2] == [0, lost]
+    assert p2pfl.verify_log(a / "audit.db").ok and not evidence_of(b)
