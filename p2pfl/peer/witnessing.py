@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,12 @@ from p2pfl.audit import (
     LogMisbehaviour,
     NewEntry,
     WitnessStore,
-    compare_notes,
     judge,
 )
 from p2pfl.crypto import (
     Identity,
     cosign,
-    epoch_of,
     log_origin,
-    open_checkpoint,
     pack,
     read_fields,
     read_log_proof,
@@ -42,23 +39,18 @@ from p2pfl.net import Host
 from p2pfl.peer.alarms import Alarms, Commit, Told
 from p2pfl.peer.evidence_sharing import EvidenceSharing
 from p2pfl.peer.own_heads import GROW, KEEP, WITNESS, OwnHeads
+from p2pfl.peer.seen_heads import HEAD, SeenHeads
 from p2pfl.types import PeerId, Roster
-
-HEAD = "/p2pfl/head/1"
 
 PACE = 10.0  # seconds between two questions to one neighbour; a shorter round is checked with the next one
 ANSWER_TIME = 20.0  # seconds
 MISSES = 3  # questions without a usable answer, over a live link, until the neighbour is named
 REQUEST_LIMIT = 200_000  # bytes: two notes of 64 KiB
 NOTE_BYTES = 16 * 1024  # of a checkpoint told by others, cosignatures included
-SEEN = 32  # checkpoints per log kept in memory to compare with
-JOINED = 4  # checkpoints seen elsewhere that are joined in one go, the newest ones
 QUESTIONS_PER_HOUR = 3600  # answered for each neighbour
 HEADS_PER_HOUR = 20_000  # told by one neighbour: of 50 logs one each in `PACE` seconds
-RELAYED_PER_MINUTE = 60  # checkpoints of one log handed on
 
 _log = logging.getLogger("p2pfl.witness")
-Place = tuple[int, int]  # epoch, size
 
 
 class Witnessing:
@@ -81,13 +73,10 @@ class Witnessing:
         self._alarms = Alarms(identity.peer_id, consortium, store, folder, commit, told)
         self.accused = self._alarms.accused
         self._sharing = EvidenceSharing(host, consortium, self._alarms, roster=roster, spawn=spawn)
-        self._seen: dict[PeerId, dict[Place, bytes]] = {}
-        self._pending: dict[PeerId, set[Place]] = {}  # seen elsewhere, not yet joined with what the owner shows
+        self._seen = SeenHeads(consortium, host, store, roster=roster, spawn=spawn)
         self._busy: dict[PeerId, bool] = {}  # a check is under way; True: another one is wanted behind it
         self._next: dict[PeerId, float] = {}
         self._misses: Counter[PeerId] = Counter()
-        self._relayed: dict[PeerId, deque[float]] = {}
-        self._held: dict[PeerId, Place] = {}  # the newest in the store, once it was read
         self._heads: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(HEADS_PER_HOUR))
         self._questions: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(QUESTIONS_PER_HOUR))
         host.handle(WITNESS, self._on_question)
@@ -152,55 +141,13 @@ class Witnessing:
                 _log.debug("a checkpoint is of no use: %s", error)
 
     async def _hear(self, note: bytes, sender: PeerId | None) -> None:
-        owner = self._owner_of(note)
-        if owner is None:
-            return
+        owner = self._seen.owner_of(note)
         if owner == self._identity.peer_id:
             await self._own.hear(note)
-            return
-        origin = log_origin(self._consortium, owner)
-        checkpoint = open_checkpoint(note, origin, owner)
-        place = (epoch_of(checkpoint.origin, origin) or 0, checkpoint.size)
-        seen = self._seen.setdefault(owner, {})
-        known = seen.get(place)
-        if known is None and place <= self._held.get(owner, place):  # newer ones cannot be in the store
-            known = await asyncio.to_thread(self._store.at, owner, *place)
-        if known is not None:
-            compare_notes(known, note, origin, owner)
-            return
-        seen[place] = note
-        while len(seen) > SEEN:
-            self._pending.get(owner, set()).discard(first := next(iter(seen)))
-            del seen[first]
-        self._pending.setdefault(owner, set()).add(place)
-        if sender is not None:
-            self._tell(owner, note, sender)
-        self._want(owner)
-
-    def _owner_of(self, note: bytes) -> PeerId | None:
-        line = note.partition(b"\n")[0].decode(errors="replace")
-        for peer in self._roster().peer_ids:
-            if epoch_of(line, log_origin(self._consortium, peer)) is not None:
-                return peer
-        return None
-
-    def _tell(self, owner: PeerId, note: bytes, sender: PeerId | None) -> None:
-        """Hand a checkpoint on to all linked members that may not know it; so many a minute and no more."""
-        now, times = asyncio.get_running_loop().time(), self._relayed.setdefault(owner, deque())
-        while times and times[0] < now - 60:
-            times.popleft()
-        if len(times) >= RELAYED_PER_MINUTE:
-            return
-        times.append(now)
-        for peer in self._host.links:
-            if peer not in (owner, sender):
-                self._spawn(self._notify(peer, note))
-
-    async def _notify(self, peer: PeerId, note: bytes) -> None:
-        try:
-            await self._host.notify(peer, HEAD, note)
-        except LinkError:
-            pass  # it hears the next one
+        elif owner is not None and await self._seen.take(owner, note):
+            if sender is not None:
+                self._seen.tell(owner, note, sender)
+            self._want(owner)
 
     # --- checking one log
 
@@ -236,7 +183,7 @@ class Witnessing:
     async def _check_once(self, owner: PeerId) -> None:
         held = await asyncio.to_thread(self._store.newest, owner)
         if held is not None:
-            self._held[owner] = (held.epoch, held.size)
+            self._seen.holds(owner, (held.epoch, held.size))
         judged = await self._ask(owner, held.note if held else b"", b"")
         if judged.kept is not None:  # it kept the beginning: it shall show that, to what was held of it
             earlier = await asyncio.to_thread(self._store.before, owner, judged.epoch, judged.kept)
@@ -255,10 +202,10 @@ class Witnessing:
         except IllegalStep:
             self._busy[owner] = True
             return
-        self._held[owner] = (new.epoch, new.size)
+        self._seen.holds(owner, (new.epoch, new.size))
         if judged.kept is not None:
             self._told("loss declared", {"peer": owner, "epoch": judged.epoch, "kept": judged.kept})
-        self._tell(owner, judged.note, None)
+        self._seen.tell(owner, judged.note, None)
         item = cosign(self._identity, self._consortium, judged.note, now).encode()
         await self._host.request(owner, WITNESS, pack({"ask": KEEP, "item": item}), timeout=ANSWER_TIME)
 
@@ -273,16 +220,13 @@ class Witnessing:
 
     async def _join(self, owner: PeerId, judged: Judged) -> None:
         """What others were shown must be of the same history as what was just shown here."""
-        place, seen = (judged.epoch, judged.newest.size), self._seen.setdefault(owner, {})
-        if place in seen:
-            compare_notes(seen[place], judged.note, log_origin(self._consortium, owner), owner)
-        pending = self._pending.get(owner, set())
-        for other in sorted(pending, reverse=True)[:JOINED]:
-            first, second = (seen[other], judged.note) if other < place else (judged.note, seen[other])
+        place = (judged.epoch, judged.newest.size)
+        self._seen.compare(owner, place, judged.note)
+        for other, note in self._seen.to_join(owner):
+            first, second = (note, judged.note) if other < place else (judged.note, note)
             if other != place:
                 await self._ask(owner, first, second)
-            pending.discard(other)
-        pending.intersection_update(sorted(pending)[-SEEN:])
+            self._seen.joined(owner, other)
 
     async def _missed(self, owner: PeerId, why: str) -> None:
         if owner not in self._host.links:
