@@ -42,15 +42,21 @@ async def test_a_second_live_instance_is_refused_by_name(consortium: Consortium)
     await consortium.until(lambda: [up for _, up, _ in two.events] == [True, False, True])
 
 
-async def test_whose_answer_waits_behind_its_bulk_is_alive(consortium: Consortium) -> None:
-    one, two = await consortium.pair(replace(SOON, ping_every=0.02, alive=0.4))
+async def test_nobody_is_let_in_or_named_while_bytes_come_and_no_answer(consortium: Consortium) -> None:
+    """The answer may wait behind bulk; or what comes are the last words of a dead process, which we read slowly."""
+    one, two = await consortium.pair(replace(SOON, ping_every=0.02, redial_first=0.001, dearer_after=0.002))
+    link, told, go = two.host._table.get(one.peer_id), told_of(two), asyncio.Event()
 
     async def late(peer: str, payload: bytes) -> bytes:
-        await asyncio.Event().wait()
+        await go.wait()
         return b""
 
     one.host.handle(ALIVE, late)
     second = await copy_of(consortium, one)
+    with pytest.raises(LinkError, match="still holds an earlier link"):
+        await second.host.dial(two.peer_id)
+    assert two.host._table.get(one.peer_id) is link and two.refusals == [] and told == []
+    go.set()
     with pytest.raises(LinkError, match="second process"):
         await second.host.dial(two.peer_id)
 
