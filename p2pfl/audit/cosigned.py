@@ -150,13 +150,15 @@ def _rows(path: Path) -> list[tuple[str, Cosignature]]:
     if not path.is_file():
         return []
     try:
-        with closing(store.connect(path, "mode=ro")) as witnesses:
+        with closing(store.connect(path, "mode=rw")) as witnesses:  # a killed writer's journal is rolled back
             rows = witnesses.execute(
                 "SELECT witness, note, statement FROM cosigned ORDER BY epoch DESC, size DESC, witness"
             ).fetchall()
     except sqlite3.Error as error:
         remedy = "restore it from a backup, or move it away to go on without"
         raise StoreError(f"the witness store {path} cannot be read ({error}); {remedy}") from error
+    if any([type(value) for value in row] != [str, bytes, bytes] for row in rows):
+        raise StoreError(f"the witness store {path} has a damaged row; restore it from a backup, or move it away")
     return [(witness, Cosignature(note, statement)) for witness, note, statement in rows]
 
 

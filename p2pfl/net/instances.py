@@ -11,7 +11,7 @@ import asyncio
 
 from p2pfl.net.limits import Limits
 from p2pfl.net.link import Link
-from p2pfl.net.outcomes import SecondInstanceError
+from p2pfl.net.outcomes import AlreadyLinkedError, SecondInstanceError
 from p2pfl.net.table import LinkTable
 from p2pfl.types import PeerId
 
@@ -25,7 +25,7 @@ class Instances:
     def __init__(self, table: LinkTable, limits: Limits) -> None:
         self._table = table
         self._patience = min(limits.alive, limits.hello / 2)  # the hello that waits for it must not run out
-        self._asked: dict[Link, asyncio.Task[bool]] = {}
+        self._asked: dict[Link, asyncio.Task[bool | None]] = {}
 
     def other(self, peer: PeerId, process: bytes) -> Link | None:
         """The link to another process of ``peer``, where there is one."""
@@ -35,10 +35,14 @@ class Instances:
     async def make_way(self, peer: PeerId, process: bytes, who: str) -> None:
         """Return once no other process of ``peer`` is linked: there is none, or it has stopped answering.
 
-        Raises SecondInstanceError, which calls the newcomer ``who``, if the other one lives.
+        Raises SecondInstanceError, which calls the newcomer ``who``, if the other one lives; AlreadyLinkedError if
+        that cannot be told yet.
         """
         while (link := self.other(peer, process)) is not None:
-            if await self._lives(link):
+            lives = await self._lives(link)
+            if lives is None:
+                raise AlreadyLinkedError(peer)
+            if lives:
                 raise SecondInstanceError(
                     f"{who} is a second process with the key of a member that is linked and answers; refused. Stop one "
                     "of the two; if one of them is not that hospital's own, its key was copied: replace it",
@@ -54,7 +58,7 @@ class Instances:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _lives(self, link: Link) -> bool:
+    async def _lives(self, link: Link) -> bool | None:
         """One question however many wait for its answer: a flood of hellos is no flood of questions."""
         task = self._asked.get(link)
         if task is None:
@@ -63,10 +67,11 @@ class Instances:
             task.add_done_callback(lambda done: self._asked.pop(link, None))
         return await asyncio.shield(task)
 
-    async def _ask(self, link: Link) -> bool:
-        """Whether the link answers, or still brings bytes after half the patience: then its answer waits behind them.
+    async def _ask(self, link: Link) -> bool | None:
+        """Whether the link answers. None: it does not, but still brings bytes after half the patience.
 
-        What a dead neighbour had sent before is here by then.
+        They may be the last words of a dead process that we read slowly, or its answer may wait behind them: nobody
+        is let in, and nobody named, before that is known.
         """
         question = asyncio.get_running_loop().create_task(link.request(ALIVE, b"", 4 * self._patience))
         try:
@@ -74,9 +79,9 @@ class Instances:
             before = link.connection.bytes_in
             if not done:
                 done, _ = await asyncio.wait([question], timeout=self._patience / 2)
-            if not done:
-                return not link.ended and link.connection.bytes_in > before
-            question.exception()  # seen; an older program says that it does not know the question: it lives
-            return not link.ended
+            if done:
+                question.exception()  # seen; an older program says that it does not know the question: it lives
+                return not link.ended
+            return None if not link.ended and link.connection.bytes_in > before else False
         finally:
             question.cancel()

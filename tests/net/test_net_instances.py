@@ -9,6 +9,7 @@ import pytest
 from net_peers import PATIENT, SOON, Consortium, Peer, fall_silent, roster_of, sites
 
 from p2pfl.errors import LinkError
+from p2pfl.net import Limits
 from p2pfl.net.instances import ALIVE
 
 
@@ -19,9 +20,9 @@ def told_of(peer: Peer) -> list[tuple[str, str]]:
     return told
 
 
-async def copy_of(consortium: Consortium, peer: Peer) -> Peer:
+async def copy_of(consortium: Consortium, peer: Peer, limits: Limits = PATIENT) -> Peer:
     """Another process with the same key and certificate. It is a program that never stops by itself."""
-    return await consortium.start(peer.site, peer.host.roster, listen=False)
+    return await consortium.start(peer.site, peer.host.roster, listen=False, limits=limits)
 
 
 async def test_a_second_live_instance_is_refused_by_name(consortium: Consortium) -> None:
@@ -42,15 +43,22 @@ async def test_a_second_live_instance_is_refused_by_name(consortium: Consortium)
     await consortium.until(lambda: [up for _, up, _ in two.events] == [True, False, True])
 
 
-async def test_whose_answer_waits_behind_its_bulk_is_alive(consortium: Consortium) -> None:
-    one, two = await consortium.pair(replace(SOON, ping_every=0.02, alive=0.4))
+async def test_nobody_is_let_in_or_named_while_bytes_come_and_no_answer(consortium: Consortium) -> None:
+    """The answer may wait behind bulk; or what comes are the last words of a dead process, which we read slowly."""
+    limits = replace(SOON, ping_every=0.02, redial_first=0.001, dearer_after=0.002)
+    one, two = await consortium.pair(limits)
+    link, told, go = two.host._table.get(one.peer_id), told_of(two), asyncio.Event()
 
     async def late(peer: str, payload: bytes) -> bytes:
-        await asyncio.Event().wait()
+        await go.wait()
         return b""
 
     one.host.handle(ALIVE, late)
-    second = await copy_of(consortium, one)
+    second = await copy_of(consortium, one, limits)
+    with pytest.raises(LinkError, match="still holds an earlier link"):
+        await second.host.dial(two.peer_id)
+    assert two.host._table.get(one.peer_id) is link and two.refusals == [] and told == []
+    go.set()
     with pytest.raises(LinkError, match="second process"):
         await second.host.dial(two.peer_id)
 
