@@ -67,7 +67,7 @@ async def test_a_run_in_an_existing_loop(tmp_path: Path) -> None:
 
 async def test_pause_resume_and_leave(tmp_path: Path) -> None:
     files = Quadratic.make((40, 30, 20, 10)).write(tmp_path)
-    async with p2pfl.local(write_plan(tmp_path, rounds=40), files, peers=4) as peers:
+    async with p2pfl.local(write_plan(tmp_path, rounds=120), files, peers=4) as peers:
         first = await peers[0].propose(peers.plan)
         joined = [await peer.join((await peer.next_proposal()).id) for peer in peers[1:]]
         async for event in joined[1].events():

@@ -75,7 +75,8 @@ async def test_switched_off_for_a_while_it_takes_its_neighbours_states(tmp_path:
         assert row[0] == peer and sent[row[3]]["round"] == row[2], "its origin's log has signed it"
     assert body["distance"] > 0 and body["moved"] == pytest.approx(body["distance"] / 3)
     assert [report["finished"] for report in reports] == [True] * 3
-    assert all(report["rounds_done"] > 100 for report in reports)
+    done = [report["rounds_done"] for report in reports]
+    assert min(done[0], done[1] + body["away"], done[2]) > 100
     assert model.x.detach().numpy() == pytest.approx(Quadratic.make((10, 20, 30)).optimum, abs=1e-6)
     for home in (a, b, c):
         assert p2pfl.verify_log(home / "audit.db").ok
