@@ -114,10 +114,10 @@ def test_the_same_end_cut_off_after_it_was_acknowledged_is_a_loss(killed: Killed
     assert refused > lost > 0
 
 
-@pytest.mark.parametrize("step", [997, pytest.param(67, marks=pytest.mark.slow)])
-def test_a_flipped_bit_in_the_last_commit_is_damage_where_it_was_acknowledged(killed: Killed, step: int) -> None:
+@pytest.mark.slow
+def test_a_flipped_bit_in_the_last_commit_is_damage_where_it_was_acknowledged(killed: Killed) -> None:
     kept = 0
-    for offset in places(killed, step):
+    for offset in places(killed, 67):
         wal = bytearray(killed.wal)
         wal[offset] ^= 1 << offset % 8
         killed.put(bytes(wal), killed.heads[-1])
@@ -132,7 +132,7 @@ def test_a_flipped_bit_in_the_last_commit_is_damage_where_it_was_acknowledged(ki
         killed.put(bytes(wal), killed.heads[-2])
         assert verify_log(killed.path).torn == NOT_ACKNOWLEDGED
         kept += 1
-    assert kept > 20
+    assert kept > 100
 
 
 def test_without_the_checkpoint_beside_the_log_the_doubt_is_said(killed: Killed) -> None:
