@@ -5,6 +5,7 @@ See docs/audit-log.md.
 
 from __future__ import annotations
 
+from p2pfl.audit.copies import copies_of
 from p2pfl.audit.cosigned import (
     COSIGNED_LIMIT,
     Cosigned,
@@ -81,6 +82,7 @@ __all__ = [
     "check_cosigned",
     "check_evidence",
     "compare_notes",
+    "copies_of",
     "csv_lines",
     "decode_cosigned",
     "describe",
