@@ -67,5 +67,8 @@ def gather_source(path: Path, expected_peer: str | None = None, expected_origin:
     verification = verify_source(path, expected_peer, expected_origin)
     if not verification.ok:
         raise StoreError(f"the log in {path} does not hold ({verification.problem}); compare it only once it does")
-    whole = not is_export(path) or read_header(path).whole
-    return gather(verification.peer_id, read_source(path), whole=whole)
+    header = read_header(path) if is_export(path) else None
+    facts = gather(verification.peer_id, read_source(path), whole=header is None or header.whole)
+    if header is not None and not header.whole:
+        facts.part = header.first, header.last, header.size
+    return facts
