@@ -5,6 +5,7 @@ See docs/audit-log.md.
 
 from __future__ import annotations
 
+from p2pfl.audit.copies import copies_of
 from p2pfl.audit.cosigned import (
     COSIGNED_LIMIT,
     Cosigned,
@@ -17,7 +18,7 @@ from p2pfl.audit.erasing import Erased, erase_texts
 from p2pfl.audit.evidence import EVIDENCE_LIMIT, Evidence, check_evidence, read_evidence
 from p2pfl.audit.export import COLUMNS, Part, csv_lines, json_lines, moment, open_part
 from p2pfl.audit.facts import LogFacts, Mixing, RunFacts
-from p2pfl.audit.findings import Finding, Reconciliation, Sort
+from p2pfl.audit.findings import Finding, Notice, Reconciliation, Sort
 from p2pfl.audit.format import (
     MAX_BODY,
     MAX_DOCUMENT,
@@ -35,7 +36,15 @@ from p2pfl.audit.lineage import Lineage, lineage
 from p2pfl.audit.log import AuditLog
 from p2pfl.audit.reconcile import reconcile
 from p2pfl.audit.show import as_dict, describe, directive_lines
-from p2pfl.audit.sources import gather_source, is_database, is_source, read_source, verify_source, witnessed_source
+from p2pfl.audit.sources import (
+    epoch_source,
+    gather_source,
+    is_database,
+    is_source,
+    read_source,
+    verify_source,
+    witnessed_source,
+)
 from p2pfl.audit.store import read_entries
 from p2pfl.audit.tiles import write_tiles
 from p2pfl.audit.tree import prove_entry
@@ -69,6 +78,7 @@ __all__ = [
     "LogMisbehaviour",
     "Mixing",
     "NewEntry",
+    "Notice",
     "Part",
     "Reconciliation",
     "RunFacts",
@@ -82,12 +92,14 @@ __all__ = [
     "check_cosigned",
     "check_evidence",
     "compare_notes",
+    "copies_of",
     "csv_lines",
     "decode_cosigned",
     "describe",
     "directive_lines",
     "encode_cosigned",
     "entry_from_data",
+    "epoch_source",
     "erase_texts",
     "gather",
     "gather_source",

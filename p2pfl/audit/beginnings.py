@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from p2pfl.audit.facts import LogFacts, RunFacts
 from p2pfl.audit.findings import Finding, Reconciliation, Sort
 
+LOSS = "that log declares the loss of entries"
+
 
 class OneRun:
     """One run in all the given logs."""
@@ -48,7 +50,10 @@ class Beginnings(OneRun):
             if other is None:
                 continue
             if peer not in self.whole:
-                self._explain("logs without the run", "they were exported in part")
+                self.outcome.not_judged[peer] += 1
+                continue
+            if any(loss.may_have_taken(self.facts[other].time) for loss in self.logs[peer].losses):
+                self._explain("logs without the run", LOSS)
                 continue
             text = "names as taking part in the run, of which nothing stands in the log of"
             self._find(Sort.MISSING, None, other, text, peer, (other, entry))
@@ -82,6 +87,8 @@ class Beginnings(OneRun):
         facts = self.facts.get(signer)
         if facts is None:
             self.outcome.not_judged[signer] += 1
+        elif facts.signed is None and facts.loss_of_beginning:
+            self._explain("signatures that their log lacks", LOSS)
         elif facts.signed is None and signer in self.whole:
             text = "counts a signature under the start record that is not in the log of"
             self._find(Sort.MISSING, None, peer, text, signer, (peer, entry))
@@ -96,7 +103,9 @@ class Beginnings(OneRun):
         if facts is None:
             self.outcome.not_judged[peer] += 1
         elif facts.approved is None:
-            if peer in self.whole:
+            if facts.loss_of_beginning:
+                self._explain("approvals that their log lacks", LOSS)
+            elif peer in self.whole:
                 text = "has a start record with an approval that is not in the log of"
                 self._find(Sort.MISSING, None, first, text, peer, (first, entry))
         elif facts.approved != (plan, samples):

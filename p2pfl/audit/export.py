@@ -118,7 +118,8 @@ def moment(text: str) -> tuple[int, int]:
             begin = datetime.strptime(text.removesuffix("Z"), form).replace(tzinfo=UTC)
         except ValueError:
             continue
-        return round(begin.timestamp() * 1000), round((begin + length).timestamp() * 1000)
+        first = round(begin.timestamp() * 1000)
+        return first, first + length // timedelta(milliseconds=1)  # no date lies behind the last day of the year 9999
     raise ConfigError(f"{text[:40]!r} is no position and no date; write 41, 2026-03-01 or 2026-03-01T12:30 (UTC)")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from p2pfl.audit.losses import WINDOW, Loss, LostRounds
+
 Place = tuple[int, int]
 """Round and step of one mixing."""
 
@@ -104,7 +106,10 @@ class RunFacts:
     accused: list[tuple[int, str, int]] = field(default_factory=list)  # (entry, peer, round)
     twice: list[tuple[int, str]] = field(default_factory=list)  # (entry, what the log says two times)
     begun: set[int] = field(default_factory=set)  # rounds
-    older_disk: bool = False  # the log declares a loss of entries, which may be of this run
+    beginnings: list[tuple[int, int]] = field(default_factory=list)  # (entry, round), in order
+    lost: list[LostRounds] = field(default_factory=list)  # what declared losses can have taken of this run
+    closings: dict[str, list[tuple[int, Mapping[str, Any]]]] = field(default_factory=dict)  # heard, by their signer
+    time: int = field(default=0, compare=False)  # of its first entry, Unix milliseconds
     closed: Mapping[str, Any] | None = None
     closed_entry: int = -1
     contributed: list[tuple[str, list[tuple[int, int]]]] = field(default_factory=list)  # as the closing entry has it
@@ -118,6 +123,24 @@ class RunFacts:
     def finished(self) -> bool:
         """Closed with a model of its own; else what stood open at the end was settled by nobody."""
         return self.closed is not None and self.closed.get("finished") is True
+
+    def loss_of(self, round_: int, slack: int = 0) -> bool:
+        """Whether a declared loss can have taken an entry of this round."""
+        return any(loss.has(round_, slack) for loss in self.lost)
+
+    def loss_of_received(self, round_: int) -> bool:
+        """The same for what came from, or was settled with, a neighbour in another round."""
+        return self.loss_of(round_, WINDOW)
+
+    @property
+    def loss_of_beginning(self) -> bool:
+        """Whether a declared loss can have taken what this site wrote before the run began."""
+        return any(self.started is None or self.started.entry >= loss.kept for loss in self.lost)
+
+    @property
+    def loss_of_end(self) -> bool:
+        """Whether a declared loss can have taken what this site wrote behind its last round."""
+        return any(loss.until is None for loss in self.lost)
 
     @property
     def empty(self) -> bool:
@@ -135,10 +158,13 @@ class LogFacts:
 
     peer: str
     name: str = ""
+    origin: str = ""  # what its checkpoints are signed under, without the epoch; empty where the caller did not say
     runs: dict[str, RunFacts] = field(default_factory=dict)
     entries: int = 0
     whole: bool = True  # False: an export of some entries, others are known to be there
     charters: dict[str, int] = field(default_factory=dict)  # accepted ones: entry
     versions: dict[str, int] = field(default_factory=dict)  # of those charters, where the entry says it
-    losses: list[tuple[int, int]] = field(default_factory=list)  # declared: (entry, how many entries were kept at most)
+    losses: list[Loss] = field(default_factory=list)  # declared ones
+    part: tuple[int, int, int] | None = None  # of an export of some entries: first, last (included), of how many
+    said: list[tuple[int, str, Mapping[str, Any]]] = field(default_factory=list)  # of other logs: (entry, kind, body)
     unreadable: list[tuple[int, str]] = field(default_factory=list)

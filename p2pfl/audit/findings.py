@@ -28,6 +28,16 @@ class Finding:
     entries: tuple[tuple[str, int], ...] = ()  # (peer id, position) of what was compared
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that one log says of its own losses or of another member's log, told whether or not it agrees."""
+
+    peer: str
+    other: str | None
+    text: str
+    entry: int
+
+
 @dataclass(slots=True)
 class Reconciliation:
     """The outcome over all runs; ``agreed`` and ``explained`` count what was compared, by what it was."""
@@ -37,8 +47,19 @@ class Reconciliation:
     explained: Counter[tuple[str, str]] = field(default_factory=Counter)  # (what, why)
     not_judged: Counter[str] = field(default_factory=Counter)  # by the peer whose log is not here
     runs: list[str] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    parts: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # of exports in part: first, last, of how many
 
     @property
     def clean(self) -> bool:
-        """Nothing is missing, contradictory or unexplained among the given logs."""
-        return not self.findings
+        """Nothing is missing, contradictory or unexplained among the given logs, and each of them was whole."""
+        return not self.findings and not self.parts
+
+    @property
+    def verdict(self) -> str:
+        """In one line. Logs that were not given are no fault of the others; a log that was cut says little."""
+        if self.findings:
+            return f"FINDINGS     {len(self.findings)}"
+        if self.parts:
+            return f"NOT JUDGED   {len(self.parts)} logs were given in part: what they lack was not asked for"
+        return "clean" if not self.not_judged else "clean, as far as the given logs go"

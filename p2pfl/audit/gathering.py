@@ -14,6 +14,7 @@ from typing import Any
 from p2pfl.audit.facts import Away, Delta, LogFacts, Mixed, Mixing, RunFacts, Started
 from p2pfl.audit.format import Entry
 from p2pfl.audit.kinds import Kind
+from p2pfl.audit.losses import lost_rounds, read_loss
 
 MAX_ROUND = 1_000_000
 """No run has more rounds: a range in a hostile log must not fill the memory."""
@@ -38,6 +39,8 @@ def gather(peer: str, entries: Iterable[Entry], *, whole: bool = True) -> LogFac
                 found.versions[charter] = version
         if entry.kind in (Kind.EPOCH_OPENED, Kind.LOSS_DECLARED):
             _lost(found, entry)
+        if entry.kind in _OF_OTHER_LOGS:
+            _said(found, entry)
         read, run = _READ.get(entry.kind), entry.body.get("run")
         if read is None or (run is None and entry.kind in (Kind.REFUSED, Kind.DATA_REGISTERED)):
             continue  # strangers are refused, and data may be registered, outside of any run
@@ -46,31 +49,35 @@ def gather(peer: str, entries: Iterable[Entry], *, whole: bool = True) -> LogFac
             continue
         first.setdefault(run, entry.position)
         try:
-            read(found.runs.setdefault(run, RunFacts()), entry.position, _Body(entry.body))
+            read(found.runs.setdefault(run, RunFacts(time=entry.time)), entry.position, _Body(entry.body))
         except _Unreadable:
             found.unreadable.append((entry.position, entry.kind))
     for name, facts in found.runs.items():
-        facts.older_disk = any(_concerns(loss, first[name], facts) for loss in found.losses)
+        begun, away = facts.beginnings, bool(facts.away)
+        rows = [lost_rounds(loss, first[name], facts.closed_entry, away, begun) for loss in found.losses]
+        facts.lost = [row for row in rows if row is not None]
     return found
 
 
 def _lost(found: LogFacts, entry: Entry) -> None:
-    kept = entry.body.get("kept")
-    if type(kept) is int and 0 <= kept <= entry.position:
-        found.losses.append((entry.position, kept))
+    loss = read_loss(entry.position, entry.time, entry.body, found.losses)
+    if loss is None:
+        found.unreadable.append((entry.position, entry.kind))
+    else:
+        found.losses.append(loss)
+
+
+def _said(found: LogFacts, entry: Entry) -> None:
+    """What the log says of another member's log; those kinds belong to no run."""
+    body = entry.body
+    numbers = {Kind.LOSS_WITNESSED: ("epoch", "kept", "held"), Kind.HEAD_WITHHELD: ("asked", "size")}
+    sound = isinstance(body.get("peer"), str) and all(
+        type(body.get(name)) is int for name in numbers.get(Kind(entry.kind), ())
+    )
+    if sound and (entry.kind != Kind.LOG_MISBEHAVIOUR or isinstance(body.get("claim"), str)):
+        found.said.append((entry.position, entry.kind, body))
     else:
         found.unreadable.append((entry.position, entry.kind))
-
-
-def _concerns(loss: tuple[int, int], first: int, run: RunFacts) -> bool:
-    """Whether entries of this run may be among the lost ones.
-
-    Not if the run was closed in what was kept. Nor if it is of a later time: then it has no entry before the
-    declaration, and its owner was not away in it.
-    """
-    declared, kept = loss
-    closed_before = 0 <= run.closed_entry < kept
-    return not closed_before and (first < declared or bool(run.away))
 
 
 class _Unreadable(Exception):
@@ -164,6 +171,7 @@ def _started(run: RunFacts, entry: int, body: _Body) -> None:
 def _began(run: RunFacts, entry: int, body: _Body) -> None:
     round_ = body.number("round")
     run.begun.add(round_)
+    run.beginnings.append((entry, round_))
     if run.away and run.away[-1].until is None:
         run.away[-1].until = max(round_, run.away[-1].first)
 
@@ -269,6 +277,14 @@ def _closed(run: RunFacts, entry: int, body: _Body) -> None:
     run.closed, run.closed_entry = body.fields, entry
 
 
+def _closing_heard(run: RunFacts, entry: int, body: _Body) -> None:
+    body.number("unsettled"), body.number("rounds_done"), body.number("samples")
+    body.text("digest"), body.text("contributed"), _weight(body.fields.get("distance"))
+    if type(body.fields.get("finished")) is not bool:
+        raise _Unreadable
+    run.closings.setdefault(body.text("peer"), []).append((entry, body.fields))
+
+
 def _range(value: Any) -> tuple[int, int]:
     row = _row(value, 2)
     first, last = _number(row[0]), _number(row[1])
@@ -276,6 +292,8 @@ def _range(value: Any) -> tuple[int, int]:
         raise _Unreadable
     return first, last
 
+
+_OF_OTHER_LOGS = (Kind.LOG_MISBEHAVIOUR, Kind.HEAD_WITHHELD, Kind.LOSS_WITNESSED)
 
 _READ: Mapping[str, Callable[[RunFacts, int, _Body], None]] = MappingProxyType(
     {
@@ -301,5 +319,6 @@ _READ: Mapping[str, Callable[[RunFacts, int, _Body], None]] = MappingProxyType(
         Kind.DIRECTIVE_HEARD: _heard,
         Kind.EQUIVOCATION: _accused,
         Kind.RUN_CLOSED: _closed,
+        Kind.CLOSING_HEARD: _closing_heard,
     }
 )

@@ -46,6 +46,7 @@ class Kind(StrEnum):
     DIRECTIVE_SIGNED = "directive_signed"
     DIRECTIVE_HEARD = "directive_heard"
     RUN_CLOSED = "run_closed"
+    CLOSING_HEARD = "closing_heard"
     KEEPING_BEGUN = "keeping_begun"
     KEEPING_ENDED = "keeping_ended"
     EPOCH_OPENED = "epoch_opened"
@@ -173,6 +174,11 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
                 "contributed",
                 "reason",
             ),
+        ),
+        Kind.CLOSING_HEARD: KindNote(
+            "another site's closing statement, as it signed it (the document with role closing); contributed "
+            "is SHA-256 of that list",
+            ("run", "peer", "finished", "rounds_done", "digest", "unsettled", "samples", "distance", "contributed"),
         ),
         Kind.KEEPING_BEGUN: KindNote(
             "from here on this site keeps what it sends and mixes in this run, in clear; limit: bytes of all runs",

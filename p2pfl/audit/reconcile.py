@@ -11,17 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import combinations
 
-from p2pfl.audit.beginnings import Beginnings
+from p2pfl.audit.beginnings import LOSS
+from p2pfl.audit.closings import Closings
 from p2pfl.audit.facts import Delta, LogFacts, Place, RunFacts
 from p2pfl.audit.findings import Finding, Reconciliation, Sort
+from p2pfl.audit.losses import WINDOW
+from p2pfl.audit.sayings import say_of_logs
 from p2pfl.errors import ConfigError
+
+ENDS_THERE = "the receiver's log of this run ends there, without a closing entry"
 
 WEIGHT_TOLERANCE = 1e-9
 """Relative: weights are computed from the same numbers at both ends; only their division rounds."""
-
-
-MOST_RANGES = 64
-"""Ranges of rounds that a closing statement names per site."""
 
 
 def reconcile(logs: Iterable[LogFacts]) -> Reconciliation:
@@ -31,7 +32,8 @@ def reconcile(logs: Iterable[LogFacts]) -> Reconciliation:
         if log.peer in by_peer:
             raise ConfigError(f"two of the given logs are of {log.peer}; give the newer one alone")
         by_peer[log.peer] = log
-    outcome = Reconciliation()
+    outcome = Reconciliation(parts={peer: log.part for peer, log in by_peer.items() if log.part is not None})
+    say_of_logs(by_peer, outcome)
     for peer, log in sorted(by_peer.items()):
         for position, kind in log.unreadable:
             text = f"entry {position} is a {kind} in a form that no version writes"
@@ -42,7 +44,7 @@ def reconcile(logs: Iterable[LogFacts]) -> Reconciliation:
     return outcome
 
 
-class _Run(Beginnings):
+class _Run(Closings):
     """One run in all the logs."""
 
     def compare(self) -> None:
@@ -53,7 +55,7 @@ class _Run(Beginnings):
             self._sent(peer)
             self._states(peer)
             self._directives(peer)
-            self._closing(peer)
+        self.compare_closings()
         for one, other in combinations(self.facts, 2):
             self._edges(one, other)
 
@@ -75,11 +77,11 @@ class _Run(Beginnings):
                 text = f"mixed with the weight {mixed.weight:.6g}, which no mixing has, with"
                 self._find(Sort.CONTRADICTORY, key[1], peer, text, key[0], (peer, mixed.entry))
         for key, entry in facts.taken_back.items():
-            if key not in facts.mixed and peer in self.whole:
+            if key not in facts.mixed and peer in self.whole and not facts.loss_of_received(key[1]):
                 text = "took back what it had not mixed, with"
                 self._find(Sort.CONTRADICTORY, key[1], peer, text, key[0], (peer, entry))
         for (other, core), entry in facts.acknowledged.items():
-            if core not in facts.sent and peer in self.whole:
+            if core not in facts.sent and peer in self.whole and not facts.lost:
                 text = "has an acknowledgement of a message that its log does not say was sent, by"
                 self._find(Sort.MISSING, None, peer, text, other, (peer, entry))
 
@@ -105,8 +107,8 @@ class _Run(Beginnings):
                 self._agree("deltas received as sent")
 
     def _never_sent(self, peer: str, origin: str, delta: Delta) -> None:
-        if self.facts[origin].older_disk:
-            self._explain("deltas that their origin's log lost", "that log declares the loss of entries")
+        if self.facts[origin].loss_of(delta.round):
+            self._explain("deltas that their origin's log lost", LOSS)
             return
         if origin not in self.whole:
             self.outcome.not_judged[origin] += 1
@@ -123,12 +125,21 @@ class _Run(Beginnings):
             for reader in delta.peers:
                 if reader not in self.facts:
                     self.outcome.not_judged[reader] += 1
-                elif delta.core not in self.facts[reader].received:
+                elif delta.core in self.facts[reader].received:
+                    continue
+                elif reader not in self.whole:
+                    self.outcome.not_judged[reader] += 1
+                else:
                     self._not_received(peer, reader, delta)
 
     def _not_received(self, peer: str, reader: str, delta: Delta) -> None:
         states = {row[3] for _, _, rows in self.facts[reader].caught_up for row in rows}
         why = "taken as a whole state instead" if delta.core in states else self._why_not(reader, peer, delta.round)
+        entry = self.facts[peer].acknowledged.get((reader, delta.core))
+        if why == ENDS_THERE and entry is not None:
+            text = "has an acknowledgement of a message that it had received, of which nothing stands in the log of"
+            self._find(Sort.MISSING, delta.round, peer, text, reader, (peer, entry))
+            return
         if why is None and (peer, *delta.place) not in self.facts[reader].mixed and not self._took(peer, reader, delta):
             # it was told that the other end had not mixed, and did not mix either
             why = self._why_not(peer, reader, delta.round)
@@ -156,8 +167,10 @@ class _Run(Beginnings):
             return "the receiver waited in vain, and wrote it down"
         if facts.begun and round_ < min(facts.begun):
             return "the receiver had not joined yet"
+        if facts.loss_of_received(round_):
+            return LOSS
         if facts.closed is None and round_ >= facts.last_round:
-            return "the receiver's log of this run ends there, without a closing entry"
+            return ENDS_THERE
         if facts.closed is not None and round_ > facts.last_round:
             return "the receiver had closed the run"
         if self.staleness:
@@ -183,6 +196,8 @@ class _Run(Beginnings):
             mine, theirs = here.mixed.get((other, *place)), there.mixed.get((one, *place))
             if here.net(other, place) == there.net(one, place):
                 self._agree("edges")
+            elif not {one, other} <= self.whole:
+                self.outcome.not_judged[other if one in self.whole else one] += 1
             else:
                 self._unequal(one, other, place)
             if mine is not None and theirs is not None:
@@ -203,10 +218,11 @@ class _Run(Beginnings):
         if (idle, *place) in self.facts[mixer].unsettled or (mixer, *place) in self.facts[idle].unsettled:
             return "recorded as bias"
         for peer in (mixer, idle):
-            if not self.facts[peer].finished:
-                return "an end has not closed the run with a model"
-            if self.facts[peer].older_disk:
+            if self.facts[peer].loss_of_received(place[0]):
                 return "the log of an end declares the loss of entries"
+            # what lies further back than the window was settled, or written down as bias, while both were there
+            if not self.finished(peer) and place[0] >= self.facts[peer].last_round - 2 * WINDOW:
+                return "an end has not closed the run with a model"
         return None
 
     def _weights(self, one: str, other: str, place: Place, mine: float, theirs: float) -> None:
@@ -234,7 +250,7 @@ class _Run(Beginnings):
                 sent = self.facts[origin].sent.get(core)
                 if sent is not None and sent.round == made_in:
                     self._agree("states taken")
-                elif not self.facts[origin].older_disk and origin in self.whole:
+                elif not self.facts[origin].loss_of(made_in) and origin in self.whole:
                     text = "caught up with a state that was never sent, says the log of"
                     self._find(Sort.CONTRADICTORY, round_, peer, text, origin, (peer, entry))
 
@@ -251,31 +267,6 @@ class _Run(Beginnings):
                 own = self.facts[proposer].directed.get(version)
                 if own is not None and own[1] == facts:
                     self._agree("directives")
-                elif not self.facts[proposer].older_disk and proposer in self.whole:
+                elif not self.facts[proposer].lost and proposer in self.whole:
                     text = f"heard a directive {version} that is not, or not so, in the log of the proposer"
                     self._find(Sort.CONTRADICTORY, None, peer, text, proposer, (peer, entry))
-
-    def _closing(self, peer: str) -> None:
-        facts = self.facts[peer]
-        if facts.closed is None:
-            return
-        here = (peer, facts.closed_entry)
-        if peer not in self.whole:
-            return
-        if facts.closed["unsettled"] != len(facts.unsettled) and not facts.older_disk:
-            text = f"closed with {facts.closed['unsettled']} unsettled edges and wrote down {len(facts.unsettled)}"
-            self._find(Sort.CONTRADICTORY, None, peer, text, None, here)
-        for other, ranges in facts.contributed:
-            if other == peer:
-                continue
-            mixed = {round_ for who, round_, _ in facts.mixed if who == other}
-            # a statement has so many ranges at most, and closes the shortest gaps beyond that
-            whole = len(ranges) < MOST_RANGES
-            claimed = {
-                round_ for first, last in ranges for round_ in (range(first, last + 1) if whole else (first, last))
-            }
-            if claimed <= mixed:
-                self._agree("contributions")
-            else:
-                text = "closed with a contribution that it never mixed, of"
-                self._find(Sort.CONTRADICTORY, min(claimed - mixed), peer, text, other, here)

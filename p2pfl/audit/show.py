@@ -256,6 +256,10 @@ _LINES: Mapping[str, Callable[[_Words], str]] = MappingProxyType(
         Kind.DIRECTIVE_SIGNED: lambda w: f"signed {_directed(w)}",
         Kind.DIRECTIVE_HEARD: lambda w: f"the proposer's {_directed(w)}",
         Kind.RUN_CLOSED: _closed,
+        Kind.CLOSING_HEARD: lambda w: (
+            f"{w.peer()} closed the run, {'finished' if w['finished'] == 'True' else 'not finished'}, "
+            f"{w['rounds_done']} rounds, model {w.short('digest')}"
+        ),
         Kind.EPOCH_OPENED: lambda w: (
             f"epoch {w['epoch']} of this log opened: {w['kept']} entries kept, "
             f"lost up to {w.sizes('lost')}{w.because()}"

@@ -12,9 +12,9 @@ from p2pfl.audit.facts import LogFacts
 from p2pfl.audit.format import Entry
 from p2pfl.audit.gathering import gather
 from p2pfl.audit.store import read_entries
-from p2pfl.audit.tiles import is_tiled, read_cosigned_beside, read_tiled, verify_tiles
+from p2pfl.audit.tiles import is_tiled, log_of, read_cosigned_beside, read_tiled, verify_tiles
 from p2pfl.audit.verify import Progress, Verification, verify_log
-from p2pfl.crypto import open_checkpoint
+from p2pfl.crypto import epoch_of, open_checkpoint
 from p2pfl.errors import RemoteError, StoreError
 
 
@@ -69,10 +69,27 @@ def witnessed_source(path: Path) -> list[Witnessed]:
         raise StoreError(f"the cosigned checkpoints of {path} do not hold: {error}") from None
 
 
+def epoch_source(path: Path) -> int:
+    """Which epoch a log in any form is in, by its newest checkpoint; checks nothing. Raises StoreError."""
+    if is_tiled(path):
+        _, origin, note = log_of(path)
+    elif is_export(path):
+        header = read_header(path)
+        origin, note = header.origin, header.checkpoint
+    else:
+        with open_part(path) as part:
+            origin, note = part.origin, part.note
+    return epoch_of(note.partition(b"\n")[0].decode(errors="replace"), origin) or 0
+
+
 def gather_source(path: Path, expected_peer: str | None = None, expected_origin: str | None = None) -> LogFacts:
     """The facts of a log in any form, after it was checked as a whole. Raises StoreError if it does not hold."""
     verification = verify_source(path, expected_peer, expected_origin)
     if not verification.ok:
         raise StoreError(f"the log in {path} does not hold ({verification.problem}); compare it only once it does")
-    whole = not is_export(path) or read_header(path).whole
-    return gather(verification.peer_id, read_source(path), whole=whole)
+    header = read_header(path) if is_export(path) else None
+    facts = gather(verification.peer_id, read_source(path), whole=header is None or header.whole)
+    facts.origin = verification.origin
+    if header is not None and not header.whole:
+        facts.part = header.first, header.last, header.size
+    return facts

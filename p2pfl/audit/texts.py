@@ -34,6 +34,7 @@ ERASABLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
         Kind.REFUSED: ("reason",),
         Kind.ABSENT: ("reason",),
         Kind.RUN_CLOSED: ("reason",),
+        Kind.HEAD_WITHHELD: ("reason",),  # in the accused member's own words
     }
 )
 """Free text by kind: names, what a user typed, and words of plans, partners and libraries that may quote anything."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from p2pfl.audit import Kind, as_dict, describe, witnessed_source
+from p2pfl.audit import Kind, as_dict, describe, epoch_source, witnessed_source
 from p2pfl.cli.cosigned import check_checkpoint, checkpoint, witness_facts, witness_lines
 from p2pfl.cli.erase import erase
 from p2pfl.cli.evidence import check as check_evidence
@@ -59,6 +59,9 @@ def verify(
     if outcome.torn:
         lines.append(f"torn end     {outcome.torn}")
     found, names = witnessed_source(log.path) if outcome.ok else [], log.names
+    epoch = epoch_source(log.path) if outcome.ok else None
+    if epoch:
+        lines.append(f"epoch        {epoch}: it lost its end so often, and says so in its entries epoch_opened")
     if outcome.problem:
         lines.append(f"first bad    {outcome.problem}")
     elif charter_file is not None:
@@ -68,7 +71,7 @@ def verify(
         lines.append(f"charter      {fingerprint(charter)}")
     if outcome.ok:
         lines += witness_lines(found, names, of_charter=charter_file is not None)
-    show({**asdict(outcome), "cosigned": witness_facts(found, names)}, as_json, lines)
+    show({**asdict(outcome), "epoch": epoch, "cosigned": witness_facts(found, names)}, as_json, lines)
     if not outcome.ok:
         raise typer.Exit(1)
 

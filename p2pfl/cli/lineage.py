@@ -12,14 +12,16 @@ from typing import Annotated
 
 import typer
 
-from p2pfl.audit import Lineage, lineage, prove_entry
+from p2pfl.audit import Lineage, Reconciliation, lineage, prove_entry, reconcile
 from p2pfl.cli.home import AsJson
-from p2pfl.cli.logs import NamedLog, find_log
+from p2pfl.cli.logs import CharterOption, NamedLog, read_logs
 from p2pfl.cli.output import note, show, write_result
+from p2pfl.cli.reconcile import exit_code, sentence
 from p2pfl.cli.replay import replay_lines
 from p2pfl.errors import ConfigError
 from p2pfl.peer import kept_folders, replay_run
 
+SHOWN_FINDINGS = 5  # the rest is told by `p2pfl audit reconcile`
 SHORT = 16  # characters shown of a digest
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -36,35 +38,49 @@ def show_lineage(
         list[Path] | None,
         typer.Option("--deltas", help="A copy of a home's folder kept, to replay the mixing. Repeatable."),
     ] = None,
+    charter_file: CharterOption = None,
     as_json: AsJson = False,
 ) -> None:
     """List who contributed to a model in which round with what weight, under which plan, charter and data.
 
-    Every log is verified first; each statement names its entry. Where deltas were kept (in the homes given, or in
-    --deltas), the mixing is computed again from them, and compared bit for bit; exit code 1 if it departs.
+    Every log is verified first, and compared with the others as `p2pfl audit reconcile` does; each statement names its
+    entry. Where deltas were kept (in the homes given, or in --deltas), the mixing is computed again from them, and
+    compared bit for bit. Exit code 1 if that departs or the logs contradict each other, 3 if one was given in part.
 
     Example: p2pfl audit lineage model.safetensors homes/lille homes/caen
     Example: p2pfl audit lineage model.safetensors lille.jsonl caen.jsonl --deltas lille-kept --deltas caen-kept
     """
-    named = [find_log(place) for place in places]
-    logs = [log.facts() for log in named]
-    names = {log.peer: log.name for log in logs if log.name}
-    for item in named:
-        names.update(item.names)
-    found = lineage(logs, _digest(model))
+    given = read_logs(places, charter_file)
+    named, logs, names = given.named, given.logs, given.names
+    found, outcome = lineage(logs, _digest(model)), reconcile(logs)
     folders = kept_folders([*(place for place in places if place.is_dir()), *(deltas or ())], found.run)
     if deltas and not folders:
         raise ConfigError(
             f"nothing is kept of run {found.run[:12]} in {', '.join(map(str, deltas))}; give other folders"
         )
     replay = replay_run(logs, found.run, folders, found.owner, found.digest) if folders else None
-    value = {**asdict(found), "replay": None if replay is None else asdict(replay)}
-    show(value, as_json, chain(_lines(found, names), replay_lines(replay, _namer(names)) if replay else ()))
+    value = {
+        **asdict(found), "verdict": outcome.verdict, "findings": len(outcome.findings),
+        "replay": None if replay is None else asdict(replay),
+    }  # fmt: skip
+    again = replay_lines(replay, _namer(names)) if replay else ()
+    show(value, as_json, chain([given.whose_names()], _lines(found, names), _compared(outcome, names), again))
     if proofs is not None:
         _write_proofs(proofs, found, {log.peer: item for log, item in zip(logs, named, strict=True)}, names)
 
     if replay is not None and replay.departs:
         raise typer.Exit(1)
+    if not outcome.clean:
+        raise typer.Exit(exit_code(outcome))
+
+
+def _compared(outcome: Reconciliation, names: Mapping[str, str]) -> Iterator[str]:
+    """Whether the list above rests on logs that agree: a single forged one changes all weights."""
+    for finding in outcome.findings[:SHOWN_FINDINGS]:
+        yield sentence(finding, names)
+    yield f"logs         {outcome.verdict}"
+    if not outcome.clean:
+        yield "NOT CERTAIN  the list and its weights are what these logs say; compare them with p2pfl audit reconcile"
 
 
 def _namer(names: Mapping[str, str]) -> Callable[[str], str]:

@@ -6,10 +6,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from p2pfl.audit import Entry, LogFacts, Verification, gather_source, is_database, is_source, read_source, verify_source
+from p2pfl.cli.proofs import owner_of, whole_charter
 from p2pfl.crypto import log_origin
 from p2pfl.errors import ConfigError
+from p2pfl.governance import fingerprint
 from p2pfl.peer import open_home
 
 
@@ -51,3 +56,43 @@ def find_log(place: Path) -> NamedLog:
         names = {str(member.peer_id): member.name for member in charter.members}
         origin = log_origin(charter.name, peer)
     return NamedLog(home.audit, peer, origin, names)
+
+
+CharterOption = Annotated[
+    Path | None,
+    typer.Option("--charter", help="Each log must be a member's of this charter; names are taken from it."),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class GivenLogs:
+    """Several logs, each verified: where they were found, what they say, and what their owners are called."""
+
+    named: list[NamedLog]
+    logs: list[LogFacts]
+    names: dict[str, str]
+    fingerprint: str | None  # of the charter; None without one
+
+    def whose_names(self) -> str:
+        """For people: who says that these logs are those of the hospitals named."""
+        if self.fingerprint is not None:
+            return f"charter      {self.fingerprint}"
+        return (
+            "names        are the logs' and homes' own; with --charter they, and who may own a log, are the charter's"
+        )
+
+
+def read_logs(places: list[Path], charter_file: Path | None) -> GivenLogs:
+    """Verify and read each log. Raises StoreError for one that does not hold, ConfigError for a stranger's."""
+    charter = None if charter_file is None else whole_charter(charter_file)
+    named = [find_log(place) for place in places]
+    logs = [item.facts() for item in named]
+    if charter is not None:
+        for log in logs:
+            owner_of(log.origin, log.peer, charter)
+        names = {str(member.peer_id): member.name for member in charter.members}
+        return GivenLogs(named, logs, names, fingerprint(charter))
+    names = {log.peer: log.name for log in logs if log.name}
+    for item in named:
+        names.update(item.names)
+    return GivenLogs(named, logs, names, None)

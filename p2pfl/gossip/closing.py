@@ -11,7 +11,7 @@ from typing import Any
 
 from p2pfl.crypto import sha256
 from p2pfl.errors import Equivocation, LimitExceeded, SignatureRefused
-from p2pfl.gossip.closing_statement import Closing
+from p2pfl.gossip.closing_statement import Closing, heard_facts
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.contributions import completion_record, summary
 from p2pfl.gossip.direct import Settle
@@ -283,8 +283,11 @@ class ClosingPart:
             raise SignatureRefused("closing statement by a site that takes no part in the run", peer=signer)
         if signer == self.context.me and not self.stated:
             self._closed_elsewhere(statement)
+        news = signer not in self.statements and signer != self.context.me
         if self.statements.setdefault(signer, statement) != statement:
             raise Equivocation("two different closing statements for one run", peer=signer)
+        if news:  # with its signature: whoever takes its own closing back later is contradicted by everybody
+            self.context.log_now("closing_heard", heard_facts(signer, statement), ("closing", data))
         if signer not in self.envelopes and self.complete:
             self.context.tell("late statement", peer=signer)
         self.envelopes[signer] = data

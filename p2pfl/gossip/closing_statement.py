@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from p2pfl.crypto import Envelope, Verify, open_envelope, pack, verify_signature
+from p2pfl.crypto import Envelope, Verify, open_envelope, pack, sha256, verify_signature
 from p2pfl.errors import MalformedMessage
 from p2pfl.gossip.contributions import RANGES, Range
 from p2pfl.gossip.messages import DIRECT_LIMIT, MAX_PARTICIPANTS, MAX_ROUNDS, MAX_TEXT, check_digest
 from p2pfl.gossip.schema import read_statement, shown
 from p2pfl.types import Digest, PeerId, RunId
+
+MAX_NUMBER = 2**40  # of rounds, edges or samples in a statement: it must fit a log entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,22 @@ class Closing:
                 "contributed": [[peer, [list(item) for item in ranges]] for peer, ranges in self.contributed],
             }
         )
+
+
+def heard_facts(signer: PeerId, statement: Closing) -> dict[str, Any]:
+    """The body of the entry "closing_heard"; short and bounded, whatever the other site wrote."""
+    return {
+        "peer": signer,
+        "finished": statement.finished,
+        "rounds_done": statement.rounds_done,
+        "digest": statement.digest,
+        "unsettled": statement.unsettled,
+        "samples": statement.samples,
+        "distance": statement.distance,
+        "contributed": sha256(
+            pack([[peer, [list(item) for item in ranges]] for peer, ranges in statement.contributed])
+        ),
+    }
 
 
 def closing_from_entry(run: RunId, body: Mapping[str, Any]) -> Closing:
@@ -83,6 +101,9 @@ def open_closing(data: bytes, verify: Verify = verify_signature) -> tuple[Envelo
     fields["missing"] = tuple((PeerId(row[0]), row[1], shown(row[2])) for row in rows)
     if not (math.isfinite(fields["distance"]) and fields["distance"] >= 0 and fields["samples"] >= 0):
         raise MalformedMessage("closing statement: distance or samples out of range", peer=envelope.signer)
+    numbers = (fields["rounds_done"], fields["unsettled"], fields["samples"])
+    if not all(0 <= number <= MAX_NUMBER for number in numbers):
+        raise MalformedMessage("closing statement: a number out of range", peer=envelope.signer)
     fields["contributed"] = read_contributions(fields["contributed"], envelope.signer)
     return envelope, Closing(**fields)
 

@@ -193,12 +193,15 @@ def test_go_refuses_what_was_altered(go: subprocess.Popen[str], grown: tuple[Pat
 
 
 @pytest.mark.timeout(600)
-def test_go_reads_our_tiles(go: subprocess.Popen[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("epoch", [None, 1])
+def test_go_reads_our_tiles(go: subprocess.Popen[str], tmp_path: Path, epoch: int | None) -> None:
     """Each entry of a log of two levels of tiles, and no longer once a byte of an entry or of a tile is changed."""
     with AuditLog.create(tmp_path / "audit.db", owner(), NOW, "Hearts of Normandy") as log:
-        log.append([NewEntry("round_started", {"round": number}) for number in range(600)], NOW)
-        request = {"keys": [log_key(log.origin, owner().peer_id).text], "note": log.head.note.decode()}
-        request |= {"origin": log.origin, "tiles": str(tmp_path / "tiles")}
+        log.append([NewEntry("round_started", {"round": number}) for number in range(600)], NOW, epoch)
+        line = log.head.note.decode().partition("\n")[0]
+        assert line == log.origin + ("" if epoch is None else "/1")
+        request = {"keys": [log_key(line, owner().peer_id).text], "note": log.head.note.decode()}
+        request |= {"origin": line, "tiles": str(tmp_path / "tiles")}
     with open_part(tmp_path / "audit.db") as part:
         write_tiles(part, tmp_path / "tiles")
     assert ask(go, request) == "ok"

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from p2pfl.audit import NOTES, Kind, gather_source, lineage, read_entries, reconcile
+from p2pfl.audit import NOTES, AuditLog, Kind, NewEntry, gather_source, lineage, read_entries, reconcile
 from p2pfl.crypto import sha256
+from p2pfl.peer import open_home
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("lille", "rouen", "caen", "amiens")
@@ -108,6 +109,44 @@ def test_a_tampered_log_is_named(walked: tuple[Path, dict[str, str]]) -> None:
     (folder / "changed.jsonl").write_text(text.replace('"kind": "delta_received"', '"kind": "delta_ignored"', 1))
     done = p2pfl(folder, "audit", "reconcile", "lille.jsonl", "changed.jsonl")
     assert done.returncode == 1 and "does not hold (line " in done.stderr
+
+
+def forged(folder: Path, name: str, path: Path) -> None:
+    """A hospital's log with the weight of one mixing changed, signed anew with its own key."""
+    home = open_home(folder / "homes" / name)
+    old = list(read_entries(home.audit))
+    with AuditLog.create(path, home.identity(None), old[0].time, home.charter().name) as log:
+        for entry in old[1:]:
+            body = {field: value for field, value in entry.body.items() if field != "documents"}
+            if entry.kind == "mixed" and body["round"] == 1:
+                body["edges"] = [[edge[0], 0.9999, *edge[2:]] for edge in body["edges"]]
+            log.append([NewEntry(entry.kind, body)], entry.time)
+
+
+def test_a_list_from_a_forged_log_is_not_certain(walked: tuple[Path, dict[str, str]]) -> None:
+    """Its owner's key signs whatever it likes; the partners' logs say what it had signed before."""
+    folder = walked[0]
+    forged(folder, "lille", folder / "forged.db")
+    assert p2pfl(folder, "audit", "verify", "forged.db", "--charter", "homes/lille/charter").returncode == 0
+    others = [f"{name}.jsonl" for name in NAMES[1:]]
+    done = p2pfl(folder, "audit", "lineage", "model.safetensors", "forged.db", *others)
+    assert done.returncode == 1 and "NOT CERTAIN" in done.stdout and "does not fit the" in done.stdout
+    value = json.loads(p2pfl(folder, "audit", "lineage", "model.safetensors", "forged.db", *others, "--json").stdout)
+    assert value["findings"] > 0 and value["verdict"].startswith("FINDINGS")
+    whole = p2pfl(folder, "audit", "lineage", "model.safetensors", "lille.jsonl", *others)
+    assert whole.returncode == 0 and "logs         clean" in whole.stdout.splitlines()
+
+
+def test_one_entry_excuses_nobody(walked: tuple[Path, dict[str, str]]) -> None:
+    folder = walked[0]
+    assert p2pfl(folder, "audit", "export", "homes/lille", "--from", "5", "--to", "5", "-o", "e5").returncode == 0
+    others = [f"{name}.jsonl" for name in NAMES[1:]]
+    done = p2pfl(folder, "audit", "reconcile", "e5", *others, "--charter", "homes/rouen/charter")
+    assert done.returncode == 3, done.stderr
+    assert "NOT JUDGED   Lille gave entries 5 to 5 of " in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("NOT JUDGED") and done.stdout.startswith("charter      ")
+    done = p2pfl(folder, "audit", "lineage", "model.safetensors", "e5", *others)
+    assert done.returncode == 3 and "NOT CERTAIN" in done.stdout
 
 
 def values(value: Any) -> Iterator[Any]:

@@ -22,6 +22,9 @@ from p2pfl.audit import (
     Reconciliation,
     Sort,
     gather,
+    gather_source,
+    json_lines,
+    open_part,
     read_entries,
     reconcile,
     verify_log,
@@ -179,6 +182,7 @@ class Consortium:
         """Compare all logs, one of them rewritten by its owner."""
         entries = list(read_entries(self.paths[number]))[1:]
         change(entries)
+        folder.mkdir(exist_ok=True)
         path = folder / "forged.db"
         with AuditLog.create(path, self.keys[number], NOW) as log:
             log.append([NewEntry(entry.kind, entry.body) for entry in entries], NOW)
@@ -213,6 +217,7 @@ def test_the_untouched_logs_agree(consortium: Consortium, tmp_path: Path) -> Non
     assert outcome.agreed["deltas received as sent"] == 40
     assert outcome.agreed["start records"] == outcome.agreed["approvals"] == 4
     assert outcome.agreed["directives"] == 4 and outcome.agreed["contributions"] == 8
+    assert outcome.agreed["closing statements"] == 12 and outcome.verdict == "clean"
 
 
 @pytest.mark.parametrize(
@@ -245,6 +250,57 @@ def test_a_declared_loss_explains_what_it_can_have_taken(
     assert any("never sent" in finding.text for finding in outcome.findings) is found
     explained = [why for _, why in outcome.explained if why == "that log declares the loss of entries"]
     assert bool(explained) is not found
+
+
+def test_a_declared_loss_excuses_only_what_it_can_have_taken(consortium: Consortium, tmp_path: Path) -> None:
+    """Declared in round 3 with all kept that was there: a delta of round 1 had been in what was kept."""
+
+    def change(kept_from: str, round_: int) -> Callable[[list[Entry]], None]:
+        def forge(entries: list[Entry]) -> None:
+            drop("delta_sent", 1)(entries)
+            place = entries.index(first(entries, "round_started", 3))
+            kept = entries.index(first(entries, kept_from, round_)) + 1  # before them: the log's own first entry
+            body = {"epoch": 1, "kept": kept, "lost": [[0, 900, bytes(32)]], "reason": "x"}
+            entries.insert(place, Entry(0, 0, "epoch_opened", body, b""))
+
+        return forge
+
+    for kept_from, round_, found in [("round_started", 3, True), ("round_started", 2, False)]:
+        outcome = consortium.forged(1, change(kept_from, round_), tmp_path / f"{round_}")
+        assert any("never sent" in finding.text for finding in outcome.findings) is found
+        (notice,) = outcome.notices
+        assert notice.peer == consortium.peers[1] and "declares the loss of its entries" in notice.text
+        assert notice.text.endswith("to 899, epoch 1; none of the given logs witnessed it")
+
+
+def test_a_loss_is_told_with_its_witnesses(consortium: Consortium, tmp_path: Path) -> None:
+    facts = [gather(peer, read_entries(path)) for peer, path in zip(consortium.peers, consortium.paths, strict=True)]
+    loss = {"epoch": 1, "kept": 5, "lost": [[0, 9, bytes(32)]], "reason": "x"}
+    facts[0] = gather(facts[0].peer, [*read_entries(consortium.paths[0]), Entry(999, 0, "epoch_opened", loss, b"")])
+    witnessed = {"peer": facts[0].peer, "epoch": 1, "kept": 5, "held": 9}
+    withheld = {"peer": facts[0].peer, "asked": 3, "size": 9, "reason": "x"}
+    more = [Entry(990, 0, "loss_witnessed", witnessed, b""), Entry(991, 0, "head_withheld", withheld, b"")]
+    facts[1] = gather(facts[1].peer, [*read_entries(consortium.paths[1]), *more])
+    outcome = reconcile(facts)
+    assert outcome.clean and outcome.verdict == "clean"
+    told = {row.entry: row for row in outcome.notices}
+    assert [told[entry].peer for entry in (999, 990, 991)] == [facts[0].peer, facts[1].peer, facts[1].peer]
+    assert "; 1 of the given logs witnessed it" in told[999].text
+    assert "asked 3 times in vain" in told[991].text and told[991].other == facts[0].peer
+
+
+def test_a_part_of_a_log_is_never_clean(consortium: Consortium, tmp_path: Path) -> None:
+    """One entry excuses its owner from nothing: what it lacks was not asked for, and that is said."""
+    logs = [gather(peer, read_entries(path)) for peer, path in zip(consortium.peers, consortium.paths, strict=True)]
+    for start, end in [(5, 5), (0, 40), (40, None)]:
+        with open_part(consortium.paths[1], str(start), None if end is None else str(end)) as part:
+            (tmp_path / "part.jsonl").write_text("".join(json_lines(part)))
+            size = part.size
+        given = gather_source(tmp_path / "part.jsonl")
+        outcome = reconcile([logs[0], given, *logs[2:]])
+        assert not outcome.findings and not outcome.clean
+        assert outcome.parts == {given.peer: (start, size - 1 if end is None else end, size)}
+        assert outcome.verdict.startswith("NOT JUDGED   1 logs") and outcome.not_judged[given.peer] > 0
 
 
 def first(entries: list[Entry], kind: str, round_: int | None = None) -> Entry:
@@ -301,6 +357,34 @@ def contribute(body: dict[str, Any]) -> None:
     body["contributed"][0][1] = body["contributed"][1][1] = [[0, 5]]
 
 
+def cut(kind: str, round_: int | None) -> Callable[[list[Entry]], None]:
+    """The end of the log, from this entry on."""
+
+    def change(entries: list[Entry]) -> None:
+        del entries[entries.index(first(entries, kind, round_)) :]
+
+    return change
+
+
+def never_close(entries: list[Entry]) -> None:
+    """No closing, and nothing mixed from round 2 on: as if it had crashed, only without an end."""
+    drop("run_closed", None)(entries)
+    for entry in entries:
+        if entry.kind == "mixed" and entry.body["round"] > 1:
+            entry.body["edges"] = []
+
+
+def less_of_its_own(forger: int) -> Callable[[list[Entry]], None]:
+    """The contribution of the owner itself, whose place in the list is that of its peer id."""
+
+    def change(entries: list[Entry]) -> None:
+        own = first(entries, "run_closed").body["contributed"][forger]
+        assert own[1] == [[0, 3]]
+        own[1] = [[0, 0]]
+
+    return change
+
+
 TAMPERINGS: dict[str, tuple[Callable[[list[Entry]], None], Sort, int | None, str]] = {
     "a receipt taken away": (drop("delta_received", 2), Sort.MISSING, 2, "was not received"),
     "a receipt taken away, the edge kept": (drop("delta_received", 2), Sort.CONTRADICTORY, 2, "not say was received"),
@@ -329,6 +413,19 @@ TAMPERINGS: dict[str, tuple[Callable[[list[Entry]], None], Sort, int | None, str
     "an acknowledgement invented": (add("acknowledged", {"peer": "NEIGHBOUR", "cores": ["cd" * 32]}), Sort.MISSING, None, "acknowledgement"),
     "an accusation": (add("equivocation", {"peer": "NEIGHBOUR", "round": 1, "step": 0, "channel": "model"}), Sort.CONTRADICTORY, 1, "evidence"),
     "a body that no version writes": (edit("mixed", 2, lambda body: body.update(edges="all of them")), Sort.UNEXPLAINED, None, "no version writes"),
+    "the closing taken away": (drop("run_closed", None), Sort.MISSING, None, "heard a closing statement, of which nothing"),
+    "the end cut off": (cut("run_closed", None), Sort.MISSING, None, "heard a closing statement, of which nothing"),
+    "most of the log cut off": (cut("round_started", 2), Sort.MISSING, 2, "has an acknowledgement of a message that it had received"),
+    "neither closed nor mixed": (never_close, Sort.CONTRADICTORY, 2, "did not mix it"),
+    "another model at the end": (edit("run_closed", None, lambda body: body.update(digest="ab" * 32)), Sort.CONTRADICTORY, None, "with another digest than"),
+    "fewer rounds at the end": (edit("run_closed", None, lambda body: body.update(rounds_done=1)), Sort.CONTRADICTORY, None, "with another rounds_done than"),
+    "other samples at the end": (edit("run_closed", None, lambda body: body.update(samples=3)), Sort.CONTRADICTORY, None, "closed with 3 samples"),
+    "less of its own at the end": (less_of_its_own(1), Sort.CONTRADICTORY, None, "with another contributed than"),
+    "more of its own than it sent": (edit("run_closed", None, lambda body: body["contributed"][1].__setitem__(1, [[0, 9]])), Sort.CONTRADICTORY, 5, "that it never sent"),
+    "another closing heard": (edit("closing_heard", None, lambda body: body.update(samples=3)), Sort.CONTRADICTORY, None, "another closing statement than"),
+    "another model written": (add("model_written", {"digest": "ab" * 32, "file": "cd" * 32}), Sort.CONTRADICTORY, None, "is not the one it closed"),
+    "evidence against a log": (add("log_misbehaviour", {"peer": "NEIGHBOUR", "claim": "fork", "sizes": [5, 5], "file": "x"}), Sort.CONTRADICTORY, None, "keeps evidence (fork) against the log of"),
+    "a loss that nobody had": (add("loss_witnessed", {"peer": "NEIGHBOUR", "epoch": 1, "kept": 5, "held": 9}), Sort.MISSING, None, "witnessed the loss of all but 5"),
     "everything of the run": (lambda entries: entries.__setitem__(slice(0, None), [Entry(0, 0, "link_down", {}, b"")]), Sort.MISSING, None, "nothing stands in the log"),
 }  # fmt: skip
 
@@ -351,7 +448,7 @@ def test_a_part_of_the_logs_says_what_it_cannot_judge(consortium: Consortium) ->
     logs = [gather(peer, read_entries(path)) for peer, path in zip(consortium.peers, consortium.paths, strict=True)]
     for numbers in [(0,), (0, 1), (1, 3), (0, 1, 2)]:
         outcome = reconcile([logs[number] for number in numbers])
-        assert outcome.clean
+        assert outcome.clean and outcome.verdict == "clean, as far as the given logs go"
         assert set(outcome.not_judged) == {peer for n, peer in enumerate(consortium.peers) if n not in numbers}
 
 
