@@ -51,6 +51,7 @@ def _all_good(results: list[Played]) -> None:
     assert sum(result.settled for result in results) > len(results) / 2
 
 
+@pytest.mark.timeout(400)
 def test_every_fault_in_every_state() -> None:
     """One graph for each pair of fault and state, taking turns."""
     chosen = cases(range(1))
