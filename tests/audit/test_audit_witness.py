@@ -15,10 +15,10 @@ from p2pfl.audit import (
     Answer,
     AuditLog,
     Evidence,
-    Finding,
     HeldHead,
     LogMisbehaviour,
     NewEntry,
+    WitnessFinding,
     WitnessStore,
     check_evidence,
     compare_notes,
@@ -243,8 +243,10 @@ def test_the_store_takes_one_of_two_answers_and_forgets_nothing(tmp_path: Path) 
     assert again.before("a", 1, newest.size) == newest and again.before("a", 1, newest.size - 1) == held_head(1)
     assert again.last_of_epochs("a") == [newest.note, b"note 1 5"]
     assert again.at("a", 1, 5) == b"note 1 5" and again.at("a", 1, 6) is None
-    assert again.find(Finding("a", "fork", "file", 1)) and not again.find(Finding("a", "fork", "file2", 2))
-    assert again.findings() == [Finding("a", "fork", "file", 1)]
+    assert again.find(WitnessFinding("a", "fork", "file", 1)) and not again.find(
+        WitnessFinding("a", "fork", "file2", 2)
+    )
+    assert again.findings() == [WitnessFinding("a", "fork", "file", 1)]
     again.close()
     assert (tmp_path / "witness.db").stat().st_mode & 0o777 == 0o600
 
