@@ -15,7 +15,7 @@ import typer
 
 from p2pfl.audit import directive_lines
 from p2pfl.cli.output import note, passphrase, show, write_result
-from p2pfl.cli.printing import Printer, joining, plain
+from p2pfl.cli.printing import Printer, joining, keeping, plain
 from p2pfl.crypto import is_sealed
 from p2pfl.errors import ConfigError
 from p2pfl.peer import ControlServer, Home, Peer, Run, ask, check_new_home, init_home, open_home, read_text
@@ -192,7 +192,7 @@ def status(home: HomePath, as_json: AsJson = False) -> None:
     epoch = f", epoch {value['epoch']}" if value["epoch"] else ""
     lines.append(f"log          {value['log']['entries']} entries, head {value['log']['head'][:16]}{epoch}")
     if value["kept"] is not None:
-        lines.append(f"keeps        {_keeping(value['kept'])}")
+        lines.append(f"keeps        {keeping(value['kept'])}")
     lines += [f"witness      {names[item['peer']]:<16} {_witness(item)}" for item in value["witnesses"]]
     met = [(value["name"], value), *((member["name"], member) for member in value["members"])]
     lines += [_second(name, row["second_instance"]) for name, row in met if row["second_instance"]]
@@ -212,14 +212,6 @@ def _witness(row: dict[str, Any]) -> str:
     checked = f"we checked its first {row['held']} at {_clock(row['checked'])}" if row["checked"] else ""
     withheld = f"WITHHOLDS its log: {plain(row['withheld'])}" if row["withheld"] else ""
     return "; ".join(part for part in (withheld, cosigned, checked) if part) or "nothing witnessed yet"
-
-
-def _keeping(kept: dict[str, Any]) -> str:
-    """How full the folder of kept deltas is, and what is no longer taken into it."""
-    ended = f"; no more is kept of {', '.join(run[:12] for run in kept['ended'])}" if kept["ended"] else ""
-    size = f"{kept['bytes'] / 2**20:.1f} of {kept['limit'] / 2**20:.1f} MiB"
-    count = len(kept["runs"])
-    return f"deltas in clear of {count} run{'s' if count != 1 else ''}, {size}{ended}"
 
 
 def _clock(seconds: int) -> str:

@@ -96,3 +96,11 @@ def plain(value: Any) -> str:
         return ", ".join(plain(item) for item in value) or "none"
     text = str(value)
     return "…" + text[-6:] if text.startswith("12D3Koo") else text
+
+
+def keeping(kept: dict[str, Any]) -> str:
+    """How full the folder of kept deltas is, and what is no longer taken into it."""
+    ended = f"; no more is kept of {', '.join(run[:12] for run in kept['ended'])}" if kept["ended"] else ""
+    size = f"{kept['bytes'] / 2**20:.1f} of {kept['limit'] / 2**20:.1f} MiB"
+    count = len(kept["runs"])
+    return f"deltas in clear of {count} run{'s' if count != 1 else ''}, {size}{ended}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from p2pfl.audit import RunFacts
@@ -21,6 +20,7 @@ Which = tuple[str, int, int]
 Message = tuple[bytes, str]
 """Payload and the digest of the result that its sender signed."""
 
+ALTERED = "altered"
 FILE_LIMIT = 1 << 31  # bytes of one kept file; a worker's frame is half of that
 _NAME = re.compile(r"[0-9a-f]{64}\.(delta|mixed)|proposal|base|names")
 NAMES_LIMIT = 16 << 20
@@ -42,15 +42,6 @@ class Missing(Exception):
         self.delta = delta
 
 
-@contextmanager
-def checked(delta: Which) -> Iterator[None]:
-    """What a delta rebuilds to must be what its origin has signed."""
-    try:
-        yield
-    except RemoteError:
-        raise Missing("altered", delta) from None
-
-
 class Kept:
     """The kept files of one run, wherever they lie; nothing of them is believed before it is checked."""
 
@@ -68,10 +59,13 @@ class Kept:
 
     def _proposal(self) -> Proposal:
         for data in self._files("proposal"):
-            _, proposal = open_proposal(data)
+            try:
+                _, proposal = open_proposal(data)
+            except RemoteError:
+                continue
             if proposal.run == self.run:
                 return proposal
-        raise ConfigError("no proposal of this run is kept; copy the whole folder")
+        raise ConfigError("no whole proposal of this run is kept; copy the folder again")
 
     def _base(self) -> bytes:
         """What deltas of the model channel, the first one, stand on."""
@@ -96,33 +90,35 @@ class Kept:
             if (folder / name).is_file():
                 yield read_bounded(folder / name, FILE_LIMIT)
 
-    def deltas(self, core: str, which: Which, channel: str) -> list[Message]:
-        """All copies of this core's delta: of this member and place, and signed; not checked against the signature is
-        what they rebuild to. Raises Missing if there is none."""
-        found: list[Message] = []
-        why = "no delta"
+    def deltas(self, core: str, which: Which, channel: str) -> Iterator[Message]:
+        """The copies of this core's delta, which is of this member and place and signed; what they rebuild to is not
+        checked against that yet. Raises Missing if there is none."""
+        why, found = "no delta", False
         for data in self._files(f"{core}.delta"):
             signed, payload = unframed(data)
             try:
                 envelope, opened = open_core(signed)
             except RemoteError:
-                why = "altered"
+                why = ALTERED
                 continue
             if envelope.digest != core:
-                why = "altered"
+                why = ALTERED
                 continue
             if (envelope.signer, opened.round, opened.step, opened.channel, opened.run) != (*which, channel, self.run):
                 raise Missing("signed for another place", which)
             if opened.base != self._bases.get(channel):
                 raise Missing("signed for another base", which)
-            found.append((payload, opened.result))
+            found = True
+            yield payload, opened.result
         if not found:
             raise Missing(why, which)
-        return list(dict.fromkeys(found))
 
     def left(self, digest: str | None) -> bytes | None:
         """The parameters that a mixing left, if they are here."""
-        return next((data for data in self._files(f"{digest}.mixed") if sha256(data) == digest), None)
+        for data in self._files(f"{digest}.mixed"):
+            if sha256(data) == digest and len(data) == len(self.base):
+                return data
+        return None
 
     def name(self, index: int) -> tuple[str | None, int]:
         """The tensor of an entry of the vector, and the entry's index within it."""

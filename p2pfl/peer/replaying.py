@@ -8,15 +8,16 @@ entry of the mixing. A round with two mixings that was left between them counts 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from p2pfl.audit import LogFacts, Mixing, RunFacts
 from p2pfl.errors import ConfigError, IllegalStep, RemoteError
 from p2pfl.governance import Plan
-from p2pfl.peer.kept_files import Kept, Message, Missing, Which, checked
+from p2pfl.peer.kept_files import ALTERED, Kept, Message, Missing, Which
 
 if TYPE_CHECKING:
     from p2pfl.train.replay import Apart, SiteReplay
@@ -170,18 +171,19 @@ class _Site:
             raise Missing("it sent nothing in this round: its own message is not known")
         if not first and not self._replay.begun:
             raise Missing("the mixing before it in this round was not replayed")
-        messages = {
-            channel: self._delta(core, (self._peer, *place), channel) for channel, core in self._sent[place].items()
-        }
-        with checked((self._peer, *place)):
-            return self._replay.own(messages, first=first, follows=self._follows(mixing, first))
+        for channel, core in self._sent[place].items():
+            self._take(core, (self._peer, *place), channel, partial(self._replay.send, channel))
+        return self._replay.own(first=first, follows=self._follows(mixing, first))
 
-    def _delta(self, core: str, which: Which, channel: str) -> Message:
-        """One copy; where there are several, the first that rebuilds to what was signed."""
-        found = self._kept.deltas(core, which, channel)
-        if len(found) == 1:
-            return found[0]
-        return next((message for message in found if self._replay.holds(channel, message)), found[0])
+    def _take(self, core: str, which: Which, channel: str, use: Callable[[Message], None]) -> None:
+        """The first copy that rebuilds to what its origin has signed."""
+        for message in self._kept.deltas(core, which, channel):
+            try:
+                use(message)
+            except RemoteError:
+                continue
+            return
+        raise Missing(ALTERED, which)
 
     def _follows(self, mixing: Mixing, first: bool) -> bool:
         """Whether nothing was trained since the mixing before."""
@@ -200,9 +202,7 @@ class _Site:
             if not self._received[tag]:
                 raise Missing("the log has no entry that it was received", tag)
             for channel, core in self._received[tag].items():
-                message = self._delta(core, tag, channel)
-                with checked(tag):
-                    self._replay.receive(core, channel, message)
+                self._take(core, tag, channel, partial(self._replay.receive, core, channel))
             edges.append((peer, weight, self._received[tag]))
         last = mixing.step == self._steps[mixing.round][-1]
         digest = self._replay.mix(tags, edges, mixing.taken_back, (mixing.round, mixing.step), last=last)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.errors import MalformedMessage, RemoteError
+from p2pfl.errors import IllegalStep, MalformedMessage
 from p2pfl.train import deltas
 from p2pfl.train.exchange import Exchange, Tag
 from p2pfl.train.mixing import PeerGraph, PeerInbox
@@ -47,7 +47,7 @@ def why_not(settings: Mapping[str, Any]) -> str | None:
 
 
 class SiteReplay:
-    """Give each step's own messages, then what was mixed in it, in the order of the log."""
+    """Give each step's own messages (`send`, then `own`), then what was mixed in it, in the order of the log."""
 
     def __init__(self, settings: Mapping[str, Any], base: bytes) -> None:
         """``base``: raw little-endian bytes [S]. Raises ConfigError, or MalformedMessage for bytes of another size."""
@@ -60,14 +60,24 @@ class SiteReplay:
         self._exchange = Exchange(self._bases, self._size, read.dtype)
         self._state: State = read.rule.init(self._base, PeerGraph(1.0, dtype=read.dtype))
         self._x: Tensor | None = self._base
+        self._sent: dict[str, Tensor] = {}
 
-    def own(self, messages: Mapping[str, Message], *, first: bool, follows: bool) -> Apart | None:
-        """The own messages of a step. Raises MalformedMessage or SignatureRefused for one that is not what was signed.
+    def send(self, channel: str, message: Message) -> None:
+        """An own message of the next step. Raises MalformedMessage or SignatureRefused if it is not what was signed."""
+        if channel not in self._bases:
+            raise MalformedMessage(f"no channel {channel[:32]!r} in this run")
+        payload, result = message
+        self._sent[channel] = deltas.rebuild(payload, self._bases[channel], self._size, self._settings.dtype, result)
+
+    def own(self, *, first: bool, follows: bool) -> Apart | None:
+        """Begin a step with the messages that were given to `send`. Raises IllegalStep without one of the model.
 
         ``first`` of its round; ``follows``: nothing was trained since the mixing before. Then the first difference to
         what that has left, if there is one.
         """
-        values = {name: self._rebuilt(name, *message) for name, message in messages.items()}
+        values, self._sent = self._sent, {}
+        if self._model not in values:
+            raise IllegalStep(f"it sent no message of channel {self._model}")
         left = {self._model: self._x} if first else dict(self._exchange.own)
         apart = None
         for name, value in values.items() if follows else ():
@@ -78,14 +88,6 @@ class SiteReplay:
         if first:
             self._x = values[self._model]
         return apart
-
-    def holds(self, channel: str, message: Message) -> bool:
-        """Whether a message rebuilds to what its sender signed."""
-        try:
-            self._rebuilt(channel, *message)
-        except RemoteError:
-            return False
-        return True
 
     def receive(self, key: str, channel: str, message: Message) -> None:
         """A neighbour's message. Raises MalformedMessage or SignatureRefused if it is not what was signed."""
@@ -124,12 +126,8 @@ class SiteReplay:
     def go_on(self, left: bytes | None) -> None:
         """A mixing could not be replayed, or departs: go on from what the log says it left; None: that is not known."""
         self._exchange.finish(())
+        self._sent = {}
         self._x = None if left is None else self._vector(left)
-
-    def _rebuilt(self, channel: str, payload: bytes, result: str) -> Tensor:
-        if channel not in self._bases:
-            raise MalformedMessage(f"no channel {channel[:32]!r} in this run")
-        return deltas.rebuild(payload, self._bases[channel], self._size, self._settings.dtype, result)
 
     def _vector(self, data: bytes) -> Tensor:
         kind = np.dtype("<f4" if self._settings.dtype == torch.float32 else "<f8")

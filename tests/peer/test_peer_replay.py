@@ -187,6 +187,18 @@ def test_a_delta_that_is_gone_is_named(world: World, tmp_path: Path) -> None:
     assert others(found, *bad) == {"reproduced"}, "the next rounds go on from what the log says was left"
 
 
+@pytest.mark.parametrize("core", ["../../../evil", "/etc/evil", "x" * 5000, "\x00"])
+def test_a_log_that_names_other_files_leads_nowhere(world: World, tmp_path: Path, core: str) -> None:
+    (tmp_path / "evil.delta").write_bytes(b"not to be opened")
+    logs = world.logs
+    facts = logs[0].runs[world.run]
+    facts.sent_at[(1, 0, "x")] = core
+    facts.mixings[2] = replace(facts.mixings[2], digest=core)
+    rows = [row for row in world.replay(logs).rows if row.verdict != "reproduced"]
+    assert [(row.round, row.verdict) for row in rows] == [(1, "not replayed"), (2, "departs")]
+    assert rows[0].why == "no delta" and rows[1].index is None
+
+
 def test_another_weight_departs_at_its_place_and_nowhere_else(world: World) -> None:
     """Such a log would have to be signed by its owner: it says something else than what was computed."""
     logs = world.logs
@@ -234,7 +246,7 @@ def test_another_model_departs_and_another_runs_files_are_refused(world: World, 
     assert "first parameters" in str(there.replay().problem)
     for name in KEEPS:
         (there.kept(name) / "proposal").unlink()
-    assert "no proposal of this run" in str(there.replay().problem)
+    assert "no whole proposal of this run" in str(there.replay().problem)
 
 
 def test_the_command_line_with_homes_and_with_copies(
