@@ -9,6 +9,7 @@ import pytest
 from audit_logs import NOW, everything, owner, tamperer
 
 from p2pfl.audit import (
+    NOTES,
     AuditLog,
     NewEntry,
     as_dict,
@@ -145,6 +146,13 @@ def test_every_text_comes_back_as_it_was(tmp_path: Path, text: str) -> None:
         assert [entry.body["reason"] for entry in log.entries(1)] == [text]
     assert verify_log(path).ok
     assert len(everything(path)["texts"]) == (0 < len(text) <= MAX_TEXT)
+
+
+def test_every_kind_with_words_in_it_was_thought_of() -> None:
+    """Words of others, of users and of libraries are erasable; these here come from this program's own fixed list."""
+    fixed = {"delta_ignored", "epoch_opened", "loss_declared", "keeping_ended"}
+    wordy = {str(kind) for kind, note in NOTES.items() if {"reason", "what", "why", "name"} & {*note.fields}}
+    assert wordy == {str(kind) for kind in ERASABLE} | fixed
 
 
 def test_no_text_is_set_apart_that_a_restart_needs() -> None:
