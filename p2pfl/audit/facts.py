@@ -159,6 +159,7 @@ class LogFacts:
     peer: str
     name: str = ""
     origin: str = ""  # what its checkpoints are signed under, without the epoch; empty where the caller did not say
+    epoch: int | None = None  # of its newest checkpoint; None where the caller did not say
     runs: dict[str, RunFacts] = field(default_factory=dict)
     entries: int = 0
     whole: bool = True  # False: an export of some entries, others are known to be there

@@ -22,6 +22,9 @@ def say_of_logs(logs: Mapping[str, LogFacts], outcome: Reconciliation) -> None:
             )
             text = f"declares the loss of its entries {loss.kept} to {loss.size - 1}, epoch {loss.epoch}{by}"
             outcome.notices.append(Notice(peer, None, text, loss.entry))
+            if log.epoch is not None and loss.epoch > log.epoch:
+                text = f"declares a loss under epoch {loss.epoch}, and signs its checkpoints under epoch {log.epoch}"
+                outcome.findings.append(Finding(Sort.CONTRADICTORY, "", None, peer, None, text, ((peer, loss.entry),)))
         for entry, kind, body in log.said:
             if kind == Kind.LOG_MISBEHAVIOUR:
                 text = f"keeps evidence ({str(body['claim'])[:20]}) against the log of"

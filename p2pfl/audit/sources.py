@@ -89,7 +89,7 @@ def gather_source(path: Path, expected_peer: str | None = None, expected_origin:
         raise StoreError(f"the log in {path} does not hold ({verification.problem}); compare it only once it does")
     header = read_header(path) if is_export(path) else None
     facts = gather(verification.peer_id, read_source(path), whole=header is None or header.whole)
-    facts.origin = verification.origin
+    facts.origin, facts.epoch = verification.origin, epoch_source(path)
     if header is not None and not header.whole:
         facts.part = header.first, header.last, header.size
     return facts

@@ -85,7 +85,7 @@ def sentence(finding: Finding, names: Mapping[str, str]) -> str:
     other = "" if finding.other is None else f" {_name(finding.other, names)}"
     places = ", ".join(f"entry {position} of {_name(peer, names)}" for peer, position in finding.entries)
     shown = f" ({places})" if places else ""
-    return f"{finding.sort.upper():<13}{where}{_name(finding.peer, names)} {finding.text}{other}{shown}"
+    return f"{finding.sort.upper():<12} {where}{_name(finding.peer, names)} {finding.text}{other}{shown}"
 
 
 def _facts(outcome: Reconciliation, given: list[str], names: Mapping[str, str]) -> dict[str, Any]:

@@ -74,6 +74,19 @@ def test_what_logs_say_of_each_other_is_told(world: Path, capsys: pytest.Capture
     assert done.code == 1 and "rouen keeps evidence (fork) against the log of lille (entry 2 of rouen)" in done.out
 
 
+def test_a_loss_that_opened_no_epoch_is_no_excuse(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Witnesses hear of a loss by the epoch alone: an entry that only says so was written for whoever compares."""
+    loss = NewEntry("epoch_opened", {"epoch": 1, "kept": 2, "lost": [[0, 9, bytes(32)]], "heads": [], "reason": "r"})
+    write(world, "lille", "lille", loss)
+    write(world, "rouen", "rouen")
+    done = do(capsys, "audit", "reconcile", "lille", "rouen", "--charter", "signed.charter")
+    assert done.code == 1
+    said = (
+        "CONTRADICTORY lille declares a loss under epoch 1, and signs its checkpoints under epoch 0 (entry 2 of lille)"
+    )
+    assert said in done.out.splitlines()
+
+
 @pytest.mark.parametrize("form", ["home", "json", "tlog"])
 def test_verify_names_the_epoch(world: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
     loss = NewEntry("epoch_opened", {"epoch": 1, "kept": 2, "lost": [[0, 9, bytes(32)]], "heads": [], "reason": "r"})
