@@ -209,6 +209,7 @@ def waiting_for(victim: Hospital) -> set[tuple[str, str]]:
     return open_pairs
 
 
+@pytest.mark.slow
 def test_what_nobody_has_acknowledged_is_sent_again(hospitals: list[Hospital], tmp_path: Path) -> None:
     plan = write_plan(tmp_path / "plan", rounds=30, deadline=30.0, local_steps=2000)
     victim, (lille, _, rouen) = by_name(hospitals, "amiens")

@@ -54,6 +54,7 @@ def made(network: Network, folder: Path) -> list[Hospital]:
     return found
 
 
+@pytest.mark.slow
 def test_four_homes_run_a_plan_to_the_end(network: Network, tmp_path: Path) -> None:
     hospitals = made(network, tmp_path)
     found(tmp_path, hospitals)

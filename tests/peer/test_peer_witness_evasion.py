@@ -281,7 +281,7 @@ async def run_rounds(peers: list[p2pfl.Peer], folder: Path) -> None:
     await asyncio.gather(*(handle.finished() for handle in (run, *joined)))
 
 
-@pytest.mark.parametrize("grown", [False, True])
+@pytest.mark.parametrize("grown", [pytest.param(False, marks=pytest.mark.slow), True])
 async def test_a_backup_from_the_middle_of_a_run_is_a_declared_loss_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown: bool
 ) -> None:
@@ -315,6 +315,7 @@ async def test_a_backup_from_the_middle_of_a_run_is_a_declared_loss_and_nothing_
             for witness in (second, third):
                 ask_again(witness, first)
                 await until(lambda witness=witness: row(witness, first)["epoch"] == 1)
+                await until(lambda witness=witness: "loss declared" in [topic for topic, _ in witness.log_news])
             assert first.failure is None
             proof = read_log_proof((await first._journal.prove(1)).encode())
             assert proof.checkpoint.partition(b"\n")[0].endswith(b"/1")
