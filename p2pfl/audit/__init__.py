@@ -30,7 +30,7 @@ from p2pfl.audit.format import (
     entry_from_data,
 )
 from p2pfl.audit.gathering import gather
-from p2pfl.audit.growth import CLAIMS, Answer, Judged, LogMisbehaviour, compare_notes, judge
+from p2pfl.audit.growth import CLAIMS, MAX_LOST, Answer, Judged, LogMisbehaviour, compare_notes, judge
 from p2pfl.audit.kinds import NOTES, Kind, KindNote
 from p2pfl.audit.lineage import Lineage, lineage
 from p2pfl.audit.log import AuditLog
@@ -60,6 +60,7 @@ __all__ = [
     "MAX_DOCUMENT",
     "MAX_DOCUMENTS",
     "MAX_ENTRIES",
+    "MAX_LOST",
     "NOTES",
     "Answer",
     "AuditLog",

@@ -24,8 +24,8 @@ sparser, back to the first. What a declared loss says to have kept is compared w
 MOST_EPOCHS = 64
 """In one answer about what is held here."""
 
-KEPT_COSIGNATURES = 64
-"""Of the own log: one per possible witness and some."""
+KEPT_COSIGNATURES = 8
+"""Of the own log by each witness, the newest ones: no witness pushes out another."""
 
 _SETTINGS = ("PRAGMA journal_mode = DELETE", "PRAGMA synchronous = EXTRA", "PRAGMA fullfsync = ON")
 _TABLES = (
@@ -198,10 +198,10 @@ class WitnessStore:
             witness, epoch, size, item.note, item.statement, seconds,
         )  # fmt: skip
         self._write(
-            f"DELETE FROM cosigned WHERE (witness, epoch, size) NOT IN "
-            f"(SELECT witness, epoch, size FROM cosigned {_NEWEST} LIMIT ?)",
-            KEPT_COSIGNATURES,
-        )
+            f"DELETE FROM cosigned WHERE witness = ?1 AND (epoch, size) NOT IN "
+            f"(SELECT epoch, size FROM cosigned WHERE witness = ?1 {_NEWEST} LIMIT ?2)",
+            witness, KEPT_COSIGNATURES,
+        )  # fmt: skip
 
     def cosigned(self) -> list[tuple[str, int, int, Cosignature, int]]:
         """(witness, epoch, size, cosignature, Unix seconds) of the own log, newest checkpoint first."""

@@ -45,11 +45,13 @@ class LogChecks:
         judged = await self._ask(owner, held.note if held else b"", b"")
         shown = (judged.epoch, judged.newest.size)
         await self._advance(owner, held, judged)
-        for place in self._sightings.pending(owner, JOINED):
-            note = self._sightings.at(owner, place)
-            if note is not None:
-                await self._join(owner, place, note)
-                self._sightings.joined(owner, place)
+        for _ in range(JOINED):
+            place = self._sightings.pending(owner)
+            note = None if place is None else self._sightings.at(owner, place)
+            if place is None or note is None:
+                break
+            await self._join(owner, place, note)
+            self._sightings.joined(owner, place)
         if known is not None and shown < known:
             raise RemoteError(
                 f"{owner} shows an older checkpoint of its log (size {shown[1]}) than one that it let out before "
@@ -91,7 +93,7 @@ class LogChecks:
             if judged.kept is not None:
                 await self._loss(owner, judged, judged.kept, place[1])
             if not to:
-                await self._advance(owner, held, await self._ask(owner, held.note, judged.note))
+                self._show_newest(owner, judged)
 
     async def _advance(self, owner: PeerId, held: HeldHead | None, judged: Judged) -> None:
         """Hold what was shown to follow from what is held. Raises IllegalStep if something else is held by now."""
@@ -109,7 +111,8 @@ class LogChecks:
         It is written before the new checkpoint is taken: rather twice in the log than never.
         """
         while (earlier := await asyncio.to_thread(self._store.before, owner, judged.epoch, kept)) is not None:
-            shown = await self._ask(owner, earlier.note, judged.note)
+            shown = await self._ask(owner, earlier.note, b"")  # it may declare that only now, in a newer checkpoint
+            self._show_newest(owner, shown)
             if shown.kept is None:
                 break
             kept = shown.kept  # smaller than what was asked about, or the answer would have been evidence
@@ -120,3 +123,11 @@ class LogChecks:
         body: dict[str, Any] = {"peer": owner, "epoch": judged.epoch, "kept": kept, "held": held}
         await self._commit(NewEntry("loss_witnessed", body))
         self._told("loss declared", {"peer": owner, "epoch": judged.epoch, "kept": kept})
+
+    def _show_newest(self, owner: PeerId, judged: Judged) -> None:
+        """A checkpoint that came with an answer about another one is joined like one seen elsewhere."""
+        place = (judged.epoch, judged.newest.size)
+        known = self._sightings.at(owner, place)
+        if known is not None:
+            compare_notes(known, judged.note, self._origin(owner), owner)
+        self._sightings.add(owner, owner, place, judged.note)

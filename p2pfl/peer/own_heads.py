@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from p2pfl.audit import Answer, LogMisbehaviour, NewEntry, WitnessStore, judge
+from p2pfl.audit import MAX_LOST, Answer, LogMisbehaviour, NewEntry, SeenHead, WitnessStore, judge
 from p2pfl.crypto import (
     Checkpoint,
     Identity,
@@ -21,6 +21,7 @@ from p2pfl.crypto import (
     open_checkpoint,
     open_cosignature,
     pack,
+    plain_checkpoint,
     staple,
     unpack,
 )
@@ -32,10 +33,12 @@ from p2pfl.peer.journal import Journal
 from p2pfl.types import PeerId
 
 WITNESS = "/p2pfl/witness/1"
+DECLARATIONS = ("epoch_opened", "loss_declared")
 HELD, GROW, KEEP = "held", "grow", "keep"
 
 PATIENCE = 3.0  # seconds from the first link for the neighbours to say what they hold of this log
 READY = 10.0  # seconds a witness's question waits until this peer knows where its own log stands
+ASK_AGAIN = 0.5  # seconds after a question that was not answered
 LATE = 0.5  # seconds behind its time of a timer that show that this process was stopped
 CLOCKS_APART = 600.0  # seconds between a cosignature's time and ours
 MAX_NOTES = 64  # in one answer: the last of each epoch
@@ -48,7 +51,7 @@ REASON = (
 ELSEWHERE = (
     "a neighbour holds a checkpoint, signed with this peer's key, that is not in this log: another process signs with "
     "the key, or this home is an older copy and started without its witnesses. Stop the other one, then start this "
-    "peer again while its neighbours run; its log then goes on in a new epoch"
+    "peer again; its log then goes on in a new epoch"
 )
 
 DAMAGED = "the tree of the audit log does not hold together; run p2pfl audit verify, and restore a backup"
@@ -81,6 +84,7 @@ class OwnHeads:
             self._lost[journal.log.lost.epoch] = journal.log.lost.checkpoint
         self._timer: asyncio.TimerHandle | None = None
         self._opening = False
+        self._late = False
         self._declaring = asyncio.Lock()
         self._restaple()
 
@@ -110,16 +114,19 @@ class OwnHeads:
 
     async def _ask(self, peer: PeerId) -> None:
         assert self._host is not None
-        try:
-            data = await self._host.request(peer, WITNESS, pack({"ask": HELD}), timeout=PATIENCE)
-            for note in read_notes(data):
-                if not self._opening:  # later ones are asked about, and declared then
-                    await self._compare(note)
-        except (LinkError, RemoteError, Refusal):
-            pass  # the others' word has to do
-        self._answered.add(peer)
-        if self._answered >= self._expected():
-            self._enough()
+        while not self._opening and peer in self._host.links:
+            try:
+                data = await self._host.request(peer, WITNESS, pack({"ask": HELD}), timeout=PATIENCE)
+                for note in read_notes(data):
+                    if not self._opening:  # later ones are asked about, and declared then
+                        await self._compare(note)
+            except (LinkError, RemoteError, Refusal):
+                await asyncio.sleep(ASK_AGAIN)  # no answer is not the answer that nothing is held
+            else:
+                self._answered.add(peer)
+                if self._late or self._answered >= self._expected():
+                    self._enough()
+                return
 
     async def _compare(self, note: bytes) -> None:
         """Remember a checkpoint by the own key that is neither in this log nor declared lost."""
@@ -143,12 +150,15 @@ class OwnHeads:
         if loop.time() - due > LATE:
             due = loop.time() + PATIENCE
             self._timer = loop.call_at(due, self._patience_over, due)
-        else:
+        elif self._answered:
             self._enough()
+        else:
+            self._late = True  # the first answer is waited for, however long it takes: without one nothing leaves
 
     async def _go_on(self) -> None:
         cosigned = {epoch: item.note for _, epoch, _, item, _ in reversed(self._store.cosigned())}
-        for note in cosigned.values():  # the newest of each epoch has left this home, whoever is away now
+        met = [item.note for item in self._store.seen() if item.log == self._identity.peer_id]
+        for note in (*cosigned.values(), *met):  # what has left under this key, whoever is away now
             await self._compare(note)
         if self._lost:
             epoch = max(self._journal.log.epoch, *self._lost) + 1
@@ -156,13 +166,22 @@ class OwnHeads:
         self.cleared.set()
 
     async def _declare(self, kind: str, epoch: int, *, begin: bool = False) -> None:
-        lost = [(number, item.size, item.root) for number, item in sorted(self._lost.items())]
-        # this log may have grown since it was put back: what it shares with a lost head ends before that head
-        kept = min([self.kept, *(size - 1 for _, size, _ in lost)])
+        lost = [(number, item.size, item.root) for number, item in sorted(self._lost.items())][-MAX_LOST:]
+        # this log may have grown since it was put back: what it shares with a lost head ends before that head, and
+        # before whatever an earlier declaration says was kept of that epoch
+        oldest = min(number for number, _, _ in lost)
+        earlier = await asyncio.to_thread(self._kept_after, oldest)
+        kept = min([self.kept, *(size - 1 for _, size, _ in lost), *earlier])
         body = {"epoch": epoch, "kept": kept, "lost": [list(row) for row in lost], "reason": REASON}
         await self._journal.commit([NewEntry(kind, body)], epoch=epoch if begin else None)
         self._lost = {}
-        self._opened({"epoch": epoch, "kept": kept, "lost": [row[1] for row in lost]})
+        if begin:
+            self._opened({"epoch": epoch, "kept": kept, "lost": [row[1] for row in lost]})
+
+    def _kept_after(self, epoch: int) -> list[int]:
+        """What this log says to have kept, wherever it went on in an epoch after this one."""
+        entries = (entry for kind in DECLARATIONS for entry in self._journal.log.entries(kind=kind))
+        return [entry.body["kept"] for entry in entries if entry.body["epoch"] > epoch]
 
     # --- what is asked later
 
@@ -195,7 +214,7 @@ class OwnHeads:
         if to and not await self._contains(target):
             if self.open(to)[1] < self._journal.log.epoch:
                 raise Refusal("what is asked for was lost, and is declared; ask for the newest checkpoint")
-            raise self._elsewhere()
+            raise await self._elsewhere(to)
         if await self._contains(checkpoint):
             if checkpoint.size > target.size:
                 raise Refusal("the checkpoint to be joined is older than the one held; ask the other way round")
@@ -210,7 +229,7 @@ class OwnHeads:
             loss = await asyncio.to_thread(self._journal.log.prove_under, position, target.size, newest)
             signed = Answer(held, newest, loss=loss.encode()).sign(self._identity)
         else:
-            raise self._elsewhere()
+            raise await self._elsewhere(held)
         try:
             judge(signed, held, self.origin, self._identity.peer_id)
         except LogMisbehaviour:  # a damaged tree must not become evidence
@@ -225,7 +244,11 @@ class OwnHeads:
     async def _growth(self, old: int, new: int) -> tuple[bytes, ...]:
         return await asyncio.to_thread(self._journal.log.prove_growth, old, new)
 
-    def _elsewhere(self) -> Refusal:
+    async def _elsewhere(self, note: bytes) -> Refusal:
+        """Stop; the next start declares the loss by itself, whoever is there then."""
+        checkpoint, epoch = self.open(note)
+        me, plain = self._identity.peer_id, plain_checkpoint(note, self.origin, self._identity.peer_id)[1]
+        await asyncio.to_thread(self._store.see, [SeenHead(me, me, epoch, checkpoint.size, plain)])
         self._failed(ConfigError(ELSEWHERE))
         return Refusal("this peer's key has signed what its log does not have; it stops")
 
@@ -242,7 +265,7 @@ class OwnHeads:
 
     def _declaring_entry(self, checkpoint: Checkpoint, epoch: int) -> int | None:
         log = self._journal.log
-        for kind in ("epoch_opened", "loss_declared"):
+        for kind in DECLARATIONS:
             for entry in log.entries(kind=kind):
                 for number, size, root in entry.body["lost"]:
                     same = number == epoch and (size, root) == (checkpoint.size, checkpoint.root)
@@ -256,7 +279,7 @@ class OwnHeads:
         if not self.cleared.is_set() or await self._contains(checkpoint):
             return
         if epoch >= self._journal.log.epoch:
-            self._failed(ConfigError(ELSEWHERE))
+            await self._elsewhere(note)
 
     @property
     def newest(self) -> bytes:

@@ -386,8 +386,8 @@ class Peer:
         except RemoteError as error:
             self._refuse(peer, str(error))
             return
-        self.witnessing.saw(data)
         if runner is not None:
+            self.witnessing.saw(peer, data)
             runner.post(events.AnnouncementReceived(runner.now(), peer, data))
 
     def _on_offer(self, peer: PeerId, data: bytes) -> None:

@@ -63,15 +63,14 @@ class Sightings:
                 del notes[oldest]
         return new
 
-    def pending(self, owner: PeerId, most: int) -> list[Place]:
-        """What is to be joined: of each teller the newest, in turns, then what is left, newest first."""
-        waiting = self._open[owner]
-        rooms = self._rooms[owner]
-        first = [max(places) for room in rooms.values() if (places := waiting.intersection(room))]
-        chosen = list(dict.fromkeys([*first, *sorted(waiting, reverse=True)]))[:most]
-        for teller in list(rooms)[:1]:  # another one is the first next time
-            rooms[teller] = rooms.pop(teller)
-        return chosen
+    def pending(self, owner: PeerId) -> Place | None:
+        """What is to be joined next: the tellers take turns, each with the newest that it showed."""
+        waiting, rooms = self._open[owner], self._rooms[owner]
+        for teller in list(rooms):
+            if places := waiting.intersection(rooms[teller]):
+                rooms[teller] = rooms.pop(teller)
+                return max(places)
+        return None
 
     def joined(self, owner: PeerId, place: Place) -> None:
         """It is of the history that is held here, or was declared lost from it."""

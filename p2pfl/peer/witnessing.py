@@ -50,6 +50,7 @@ MISSES = 3  # questions without a usable answer, over a live link, until the nei
 REQUEST_LIMIT = 200_000  # bytes: two notes of 64 KiB
 NOTE_BYTES = 16 * 1024  # of a checkpoint told by others, cosignatures included
 QUESTIONS_PER_HOUR = 3600  # answered for each neighbour
+COVERS_PER_HOUR = 100_000  # looked at, by one neighbour: more than 25 rounds a second
 HEADS_PER_HOUR = 20_000  # told by one neighbour: of 50 logs one each in `PACE` seconds
 RELAYED_PER_MINUTE = 60  # checkpoints of one log, told by one member, that are handed on
 TELL_PACE = 60.0  # seconds between two looks whether the own log has grown beyond what others know
@@ -88,6 +89,7 @@ class Witnessing:
         self._relayed: dict[tuple[PeerId, PeerId], deque[float]] = {}
         self._held: dict[PeerId, Place] = {}  # the newest in the store, once it was read
         self._heads: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(HEADS_PER_HOUR))
+        self._covers: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(COVERS_PER_HOUR))
         self._questions: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(QUESTIONS_PER_HOUR))
         host.handle(WITNESS, self._on_question)
         host.handle_notify(HEAD, self._on_head)
@@ -107,15 +109,19 @@ class Witnessing:
         self._sharing.linked(peer)
         self._want(peer)
 
-    def saw(self, announcement: bytes) -> None:
-        """An announcement came: whatever the run makes of it, its checkpoints are compared."""
+    def saw(self, peer: PeerId, announcement: bytes) -> None:
+        """A neighbour's announcement came: whatever the run makes of it, its checkpoints are compared."""
+        now = int(time.time())
+        if not self._covers[peer].allows(now):
+            return
+        self._covers[peer].count(now)
         try:
             value = unpack(decode_announcement(announcement).cover, what="cover", limit=ANNOUNCEMENT_LIMIT)
             cover = decode_cover(value[2]) if isinstance(value, list) and len(value) == 4 else None
             notes = [] if cover is None else [read_log_proof(cover.proof).checkpoint, cover.witnessed]
         except (RemoteError, TypeError):
             return  # the machine refuses it, by name
-        self._spawn(self._hear_all([note for note in notes if note], None))
+        self._spawn(self._hear_all([note for note in notes if 0 < len(note) <= NOTE_BYTES], None))
 
     def _on_head(self, peer: PeerId, data: bytes) -> None:
         now = int(time.time())

@@ -199,9 +199,9 @@ async def test_covers_of_a_run_bring_checkpoints_and_carry_cosignatures(tmp_path
         first, second, third = peers
         saw = second.witnessing.saw
 
-        def listen(announcement: bytes) -> None:
+        def listen(peer: PeerId, announcement: bytes) -> None:
             covers.append(decode_announcement(announcement).cover)
-            saw(announcement)
+            saw(peer, announcement)
 
         second.witnessing.saw = listen  # type: ignore[method-assign]
         run = await first.propose(tmp_path / "plan")
