@@ -28,7 +28,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 # what only computes, or runs single commands, is spread over two processes; what has peers and links runs alone
-COMPUTED := tests/audit tests/cli tests/crypto tests/data tests/gossip tests/governance tests/sim tests/topology tests/train
+COMPUTED := tests/audit tests/cli tests/data tests/gossip tests/governance tests/sim tests/topology tests/train
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(COMPUTED) $(ARGS)
