@@ -96,6 +96,7 @@ class Machine:
             self.directives,
         )  # fmt: skip
         self.context.remember = self.memory.remember
+        self._restarted = restored is not None
         if restored is not None:
             self.memory.restore(restored)
 
@@ -397,6 +398,10 @@ class Machine:
         self.presence.begin()
         context.commit("begun", stage="begun")
         self.hearing.early_statements()
+        for peer in sorted(self.hearing.early_standings):
+            self.returning.tell(peer)  # it was restarted, and waits for our word
+        if self._restarted and not context.linked and context.state is State.PROPOSING:
+            self.returning.wait_for_words()
         if context.state is State.PROPOSING and not self.returning.signed_before(self.hearing.early_standings):
             self.returning.join()
         self.hearing.early_announcements()

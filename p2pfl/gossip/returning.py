@@ -53,6 +53,15 @@ class Returning:
         self.context.set_timer("standing", ALONE)
         self.go_on_when_told()
 
+    def wait_for_words(self) -> None:
+        """The run begins by what is on this disk alone, after a restart: an older disk, for all that is known here.
+
+        The neighbours may have what this key has signed since. Nothing is signed before they had the time to tell.
+        """
+        self.stage, self.context.asked = "begun", False
+        self.context.state = State.CATCHING_UP
+        self.context.set_timer("standing", ALONE)
+
     def linked(self) -> None:
         """A link is up after a restart: from now on the neighbours have their time to tell."""
         waits = self.stage is not None or not self.context.asked
