@@ -55,12 +55,16 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A newest checkpoint that follows from the held one; ``kept`` is set where a loss was declared on the way."""
+    """A newest checkpoint that follows from the held one.
+
+    ``kept`` and ``declared`` (the epoch of that entry) are set where a loss was declared on the way.
+    """
 
     newest: Checkpoint
     note: bytes
     epoch: int
     kept: int | None = None
+    declared: int = 0
 
 
 class LogMisbehaviour(RemoteError):
@@ -136,7 +140,7 @@ def _declared(
         body = unpack(entry.body, what="a declared loss", limit=DATA_LIMIT)
         if under != grown.newest or entry.kind not in (Kind.EPOCH_OPENED, Kind.LOSS_DECLARED):
             raise hidden
-        kept, lost = _lost(body)
+        kept, declared, lost = _lost(body)
     except LogMisbehaviour:
         raise
     except RemoteError:
@@ -146,13 +150,16 @@ def _declared(
     )
     if not covered or old.size <= kept:  # what it says to have kept it must prove, not declare lost
         raise hidden
-    return Judged(grown.newest, grown.note, grown.epoch, kept)
+    return Judged(grown.newest, grown.note, grown.epoch, kept, declared)
 
 
-def _lost(body: Any) -> tuple[int, list[tuple[int, int, bytes]]]:
-    """How many entries were kept, and the heads (epoch, size, root) that were lost. Raises MalformedMessage."""
-    kept, rows = (body.get("kept"), body.get("lost")) if isinstance(body, dict) else (None, None)
-    if type(kept) is not int or not isinstance(rows, list) or len(rows) > MAX_LOST:
+def _lost(body: Any) -> tuple[int, int, list[tuple[int, int, bytes]]]:
+    """How many entries were kept, the epoch since, and the heads (epoch, size, root) that were lost.
+
+    Raises MalformedMessage.
+    """
+    kept, since, rows = (body.get(name) if isinstance(body, dict) else None for name in ("kept", "epoch", "lost"))
+    if type(kept) is not int or type(since) is not int or not isinstance(rows, list) or len(rows) > MAX_LOST:
         raise MalformedMessage("a declared loss does not say what was kept and lost; ask the log's owner")
     found = []
     for row in rows:
@@ -161,4 +168,4 @@ def _lost(body: Any) -> tuple[int, list[tuple[int, int, bytes]]]:
                 found.append((epoch, size, root))
             case _:
                 raise MalformedMessage("a declared loss names a head in no form we know; ask the log's owner")
-    return kept, found
+    return kept, since, found

@@ -90,8 +90,7 @@ class LogChecks:
             # what an epoch before lost may be declared now only: under the newest checkpoint
             to = held.note if place[0] == held.epoch else b""
             judged = await self._ask(owner, note, to)
-            if judged.kept is not None:
-                await self._loss(owner, judged, judged.kept, place[1])
+            await self._loss(owner, judged, place[1])
             if not to:
                 self._show_newest(owner, judged)
 
@@ -99,30 +98,34 @@ class LogChecks:
         """Hold what was shown to follow from what is held. Raises IllegalStep if something else is held by now."""
         if held is not None and (judged.epoch, judged.newest.size) <= (held.epoch, held.size):
             return
-        if judged.kept is not None and held is not None:
-            await self._loss(owner, judged, judged.kept, held.size)
+        if held is not None:
+            await self._loss(owner, judged, held.size)
         new = HeldHead(judged.epoch, judged.newest.size, judged.newest.root, judged.note, int(time.time()))
         await asyncio.to_thread(self._store.accept, owner, held, new)
         self._taken(owner, (new.epoch, new.size))
 
-    async def _loss(self, owner: PeerId, judged: Judged, kept: int, held: int) -> None:
-        """Prove what it says to have kept, as far down as declarations go, and write down what was lost.
+    async def _loss(self, owner: PeerId, judged: Judged, held: int) -> None:
+        """Where one is declared: prove what it says to have kept, as far down as declarations go, and write it down.
 
-        It is written before the new checkpoint is taken: rather twice in the log than never.
+        That is done before the new checkpoint is taken: rather twice in the log than never.
         """
+        if judged.kept is None:
+            return
+        kept, declared = judged.kept, judged.declared
         while (earlier := await asyncio.to_thread(self._store.before, owner, judged.epoch, kept)) is not None:
             shown = await self._ask(owner, earlier.note, b"")  # it may declare that only now, in a newer checkpoint
             self._show_newest(owner, shown)
             if shown.kept is None:
                 break
-            kept = shown.kept  # smaller than what was asked about, or the answer would have been evidence
+            # smaller than what was asked about, or the answer would have been evidence
+            kept, declared = shown.kept, shown.declared
         epoch, least = self._losses.get(owner, (-1, 0))
-        if epoch == judged.epoch and least <= kept:
+        if epoch == declared and least <= kept:
             return
-        self._losses[owner] = (judged.epoch, kept)
-        body: dict[str, Any] = {"peer": owner, "epoch": judged.epoch, "kept": kept, "held": held}
+        self._losses[owner] = (declared, kept)
+        body: dict[str, Any] = {"peer": owner, "epoch": declared, "kept": kept, "held": held}
         await self._commit(NewEntry("loss_witnessed", body))
-        self._told("loss declared", {"peer": owner, "epoch": judged.epoch, "kept": kept})
+        self._told("loss declared", {"peer": owner, "epoch": declared, "kept": kept})
 
     def _show_newest(self, owner: PeerId, judged: Judged) -> None:
         """A checkpoint that came with an answer about another one is joined like one seen elsewhere."""
