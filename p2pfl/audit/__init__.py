@@ -42,6 +42,7 @@ from p2pfl.audit.sources import (
     is_database,
     is_source,
     read_source,
+    roots_source,
     verify_source,
     witnessed_source,
 )
@@ -116,6 +117,7 @@ __all__ = [
     "read_evidence",
     "read_source",
     "reconcile",
+    "roots_source",
     "verify_log",
     "verify_source",
     "witnessed_source",

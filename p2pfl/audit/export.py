@@ -22,6 +22,7 @@ from typing import Any
 from p2pfl.audit import store
 from p2pfl.audit.cosigned import Cosigned, held_cosigned
 from p2pfl.audit.format import MAX_INTEGER, Entry, entry_from_data
+from p2pfl.audit.held import held_of_others
 from p2pfl.audit.show import as_dict, describe, time_text
 from p2pfl.audit.texts import ERASED, put_back
 from p2pfl.audit.tree import newest_head, node_of
@@ -53,6 +54,7 @@ class Part:
     note: bytes
     first: int
     last: int
+    held: tuple[bytes, ...] = ()  # checkpoints of others' logs, from the same store
     cosigned: tuple[Cosigned, ...] = ()  # joined to the newest checkpoint, where a witness store lies beside the log
 
     def texts(self, position: int) -> dict[str, tuple[bytes, str]]:
@@ -90,8 +92,9 @@ def open_part(path: Path | str, start: str | None = None, end: str | None = None
             first, last = max(first, 0), min(last, size)
             if first >= last:
                 raise ConfigError(f"the log has {size} entries, and none of them lies between these; check both")
-            cosigned = held_cosigned(connection, origin, log, size, place.with_name("witness.db"))
-            yield Part(connection, log, origin, size, note, first, last, cosigned)
+            witnesses = place.with_name("witness.db")
+            cosigned = held_cosigned(connection, origin, log, size, witnesses)
+            yield Part(connection, log, origin, size, note, first, last, held_of_others(witnesses, log), cosigned)
     except sqlite3.Error as error:
         raise StoreError(f"the audit log {place} cannot be read ({error}); run p2pfl audit verify") from error
 
@@ -136,6 +139,7 @@ def json_lines(part: Part, progress: Progress = lambda done, of: None, *, with_t
         "checkpoint": part.note.decode(),
         "outside": [to_base64(item) for item in outside],
         **({"cosigned": [item.fields() for item in part.cosigned]} if part.cosigned else {}),
+        **({"held": [note.decode() for note in part.held]} if part.held else {}),
     }
     yield json.dumps(header) + "\n"
     for number, data in enumerate(part.rows(), start=1):

@@ -14,6 +14,7 @@ from typing import Any
 from p2pfl.audit.cosigned import Cosigned, check_cosigned, read_cosigned
 from p2pfl.audit.export import EXPORT, line_of, read_entry
 from p2pfl.audit.format import Entry, decode_body
+from p2pfl.audit.held import check_held, read_held
 from p2pfl.audit.texts import marks, put_back, salted_digest
 from p2pfl.audit.verify import Verification
 from p2pfl.crypto.base64_text import from_base64
@@ -39,6 +40,7 @@ class Header:
     checkpoint: bytes
     outside: tuple[bytes, ...]
     cosigned: tuple[Cosigned, ...] = ()
+    held: tuple[bytes, ...] = ()
 
     @property
     def whole(self) -> bool:
@@ -128,6 +130,7 @@ class _Check:
         try:
             checkpoint = open_checkpoint(header.checkpoint, header.origin, header.log)
             check_cosigned(header.cosigned, checkpoint, header.origin, header.log)
+            check_held(header.held)
             return checkpoint
         except RemoteError as error:
             raise _Bad(f"line 1: {error}") from None
@@ -200,18 +203,19 @@ def _header(line: str) -> Header:
     match texts, numbers:
         case [str(log), str(origin), str(note)], [int(size), int(first), int(last)] if 0 <= first <= last < size:
             names = tuple(fields)
-            one_spelling = line == json.dumps(fields) + "\n" and names in (_HEADER, (*_HEADER, "cosigned"))
+            one_spelling = line == json.dumps(fields) + "\n" and names in _HEADERS
             if None not in hashes and one_spelling:
                 joined = tuple(item or b"" for item in hashes)
-                return Header(log, origin, size, first, last, note.encode(), joined, _cosigned(fields))
+                return Header(log, origin, size, first, last, note.encode(), joined, *_witnesses(fields))
     raise _Bad("line 1: a field is missing or has the wrong type")
 
 
-def _cosigned(fields: dict[str, Any]) -> tuple[Cosigned, ...]:
+def _witnesses(fields: dict[str, Any]) -> tuple[tuple[Cosigned, ...], tuple[bytes, ...]]:
     try:
-        return read_cosigned(fields.get("cosigned", []))
+        return read_cosigned(fields.get("cosigned", [])), read_held(fields.get("held", []))
     except RemoteError as error:
         raise _Bad(f"line 1: {error}") from None
 
 
 _HEADER = ("p2pfl_audit_export", "log", "origin", "size", "first", "last", "checkpoint", "outside")
+_HEADERS = tuple((*_HEADER, *more) for more in ((), ("cosigned",), ("held",), ("cosigned", "held")))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from p2pfl.audit.held import HeldNote
 from p2pfl.audit.losses import WINDOW, Loss, LostRounds
 
 Place = tuple[int, int]
@@ -169,3 +170,5 @@ class LogFacts:
     part: tuple[int, int, int] | None = None  # of an export of some entries: first, last (included), of how many
     said: list[tuple[int, str, Mapping[str, Any]]] = field(default_factory=list)  # of other logs: (entry, kind, body)
     unreadable: list[tuple[int, str]] = field(default_factory=list)
+    held: list[HeldNote] = field(default_factory=list)  # checkpoints of other logs, as their owners signed them
+    roots: Mapping[int, bytes] = field(default_factory=dict)  # of its own tree, at the sizes that others hold

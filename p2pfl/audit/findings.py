@@ -35,7 +35,7 @@ class Notice:
     peer: str
     other: str | None
     text: str
-    entry: int
+    entry: int | None
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from p2pfl.audit.beginnings import LOSS
 from p2pfl.audit.closings import Closings
 from p2pfl.audit.facts import Delta, LogFacts, Place, RunFacts
 from p2pfl.audit.findings import Finding, Reconciliation, Sort
+from p2pfl.audit.histories import compare_histories
 from p2pfl.audit.losses import WINDOW
 from p2pfl.audit.sayings import say_of_logs
 from p2pfl.errors import ConfigError
@@ -34,6 +35,7 @@ def reconcile(logs: Iterable[LogFacts]) -> Reconciliation:
         by_peer[log.peer] = log
     outcome = Reconciliation(parts={peer: log.part for peer, log in by_peer.items() if log.part is not None})
     say_of_logs(by_peer, outcome)
+    compare_histories(by_peer, outcome)
     for peer, log in sorted(by_peer.items()):
         for position, kind in log.unreadable:
             text = f"entry {position} is a {kind} in a form that no version writes"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from p2pfl.audit.cosigned import Witnessed, check_cosigned
@@ -11,8 +11,9 @@ from p2pfl.audit.exported import is_export, read_exported, read_header, verify_e
 from p2pfl.audit.facts import LogFacts
 from p2pfl.audit.format import Entry
 from p2pfl.audit.gathering import gather
+from p2pfl.audit.held import HeldNote, notes_or_refusal, roots_at
 from p2pfl.audit.store import read_entries
-from p2pfl.audit.tiles import is_tiled, log_of, read_cosigned_beside, read_tiled, verify_tiles
+from p2pfl.audit.tiles import is_tiled, log_of, read_cosigned_beside, read_held_beside, read_tiled, verify_tiles
 from p2pfl.audit.verify import Progress, Verification, verify_log
 from p2pfl.crypto import epoch_of, open_checkpoint
 from p2pfl.errors import RemoteError, StoreError
@@ -69,6 +70,28 @@ def witnessed_source(path: Path) -> list[Witnessed]:
         raise StoreError(f"the cosigned checkpoints of {path} do not hold: {error}") from None
 
 
+def held_source(path: Path) -> list[HeldNote]:
+    """The checkpoints of others' logs that lie with a log in any form. Raises StoreError for what does not hold."""
+    if is_tiled(path):
+        try:
+            notes = read_held_beside(path)
+        except RemoteError as error:
+            raise StoreError(f"the checkpoints of others beside {path} cannot be read: {error}") from None
+    elif is_export(path):
+        notes = read_header(path).held
+    else:
+        with open_part(path) as part:
+            notes = part.held
+    return notes_or_refusal(path, notes)
+
+
+def roots_source(path: Path, sizes: Collection[int]) -> dict[int, bytes]:
+    """The roots of a whole log at these sizes, from its entries; checks no signature. Raises StoreError."""
+    if not sizes:
+        return {}
+    return roots_at((entry.hash for entry in read_source(path)), sizes)
+
+
 def epoch_source(path: Path) -> int:
     """Which epoch a log in any form is in, by its newest checkpoint; checks nothing. Raises StoreError."""
     if is_tiled(path):
@@ -89,7 +112,7 @@ def gather_source(path: Path, expected_peer: str | None = None, expected_origin:
         raise StoreError(f"the log in {path} does not hold ({verification.problem}); compare it only once it does")
     header = read_header(path) if is_export(path) else None
     facts = gather(verification.peer_id, read_source(path), whole=header is None or header.whole)
-    facts.origin, facts.epoch = verification.origin, epoch_source(path)
+    facts.origin, facts.epoch, facts.held = verification.origin, epoch_source(path), held_source(path)
     if header is not None and not header.whole:
         facts.part = header.first, header.last, header.size
     return facts

@@ -23,6 +23,7 @@ from p2pfl.audit.cosigned import (
 )
 from p2pfl.audit.export import Part, Progress, read_entry
 from p2pfl.audit.format import HASH_SIZE, START, Entry
+from p2pfl.audit.held import HELD_LIMIT, check_held, decode_held, encode_held
 from p2pfl.audit.tree import node_of
 from p2pfl.audit.verify import Verification
 from p2pfl.crypto.checkpoints import Checkpoint, open_checkpoint
@@ -33,6 +34,7 @@ from p2pfl.errors import ConfigError, RemoteError, StoreError
 
 WIDTH = 256
 COSIGNED = "cosigned"
+HELD = "held"
 HEIGHT = 8  # levels of the tree in one tile: 2^8 = WIDTH
 
 _LENGTH = struct.Struct(">H")
@@ -69,6 +71,8 @@ def write_tiles(part: Part, folder: Path, progress: Progress = lambda done, of: 
         _write(folder / path, content)
     if part.cosigned:
         _write(folder / COSIGNED, encode_cosigned(part.cosigned, part.note).encode())
+    if part.held:
+        _write(folder / HELD, encode_held(part.held).encode())
     _write(folder / "checkpoint", part.note)
 
 
@@ -135,6 +139,7 @@ def verify_tiles(folder: Path, expected_peer: str | None = None, expected_origin
         tiles.end()
         root = checkpoint.root
         read_cosigned_beside(folder)
+        check_held(read_held_beside(folder))
     except (RemoteError, StoreError, OSError) as error:
         problem = str(error)
     return Verification(problem is None, entries, int(problem is None), root.hex(), origin[:200], log[:200], problem)
@@ -148,6 +153,12 @@ def read_cosigned_beside(folder: Path) -> list[Witnessed]:
     log, origin, _ = log_of(folder)
     _, items = decode_cosigned(_read(path, COSIGNED_LIMIT).decode(errors="replace"))
     return check_cosigned(items, _checkpoint(folder), origin, log)
+
+
+def read_held_beside(folder: Path) -> tuple[bytes, ...]:
+    """The notes of others' logs that came with it; nothing is verified. Raises RemoteError or StoreError."""
+    path = folder / HELD
+    return decode_held(_read(path, HELD_LIMIT).decode(errors="replace")) if path.exists() else ()
 
 
 class _TileCheck:

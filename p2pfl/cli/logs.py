@@ -10,7 +10,17 @@ from typing import Annotated
 
 import typer
 
-from p2pfl.audit import Entry, LogFacts, Verification, gather_source, is_database, is_source, read_source, verify_source
+from p2pfl.audit import (
+    Entry,
+    LogFacts,
+    Verification,
+    gather_source,
+    is_database,
+    is_source,
+    read_source,
+    roots_source,
+    verify_source,
+)
 from p2pfl.cli.proofs import owner_of, whole_charter
 from p2pfl.crypto import log_origin
 from p2pfl.errors import ConfigError
@@ -87,6 +97,10 @@ def read_logs(places: list[Path], charter_file: Path | None) -> GivenLogs:
     charter = None if charter_file is None else whole_charter(charter_file)
     named = [find_log(place) for place in places]
     logs = [item.facts() for item in named]
+    for item, log in zip(named, logs, strict=True):
+        if log.part is None:
+            held = [note.size for other in logs for note in other.held if note.log == log.peer]
+            log.roots = roots_source(item.path, {size for size in held if size <= log.entries})
     if charter is not None:
         for log in logs:
             owner_of(log.origin, log.peer, charter)

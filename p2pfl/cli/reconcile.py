@@ -75,7 +75,8 @@ def _said(outcome: Reconciliation, names: Mapping[str, str]) -> Iterator[str]:
     """What logs declare and tell of each other, and what was given in part."""
     for notice in outcome.notices:
         other = "" if notice.other is None else f" {_name(notice.other, names)}"
-        yield f"said         {_name(notice.peer, names)} {notice.text}{other} (entry {notice.entry})"
+        where = "" if notice.entry is None else f" (entry {notice.entry})"
+        yield f"said         {_name(notice.peer, names)} {notice.text}{other}{where}"
     for peer, (first, last, size) in sorted(outcome.parts.items()):
         yield f"NOT JUDGED   {_name(peer, names)} gave entries {first} to {last} of {size}: the rest was not looked at"
 
