@@ -118,12 +118,14 @@ def test_a_killed_hospital() -> None:
     assert len(done) == 1
 
 
+@pytest.mark.slow
 def test_the_proposer_may_be_the_one_that_dies() -> None:
     value, _ = demo("--kill", "LILLE@3", "--rounds", "6")
     check(value, NAMES, killed="Lille")
     assert [row["name"] for row in value["missing"]] == ["Lille"]
 
 
+@pytest.mark.slow
 def test_the_full_graph_joins_the_portless_two_as_well() -> None:
     value, _ = demo("--topology", "full", "--rounds", "3")
     check(value, NAMES)
@@ -143,6 +145,7 @@ def test_the_homes_stay_where_they_were_asked_for(tmp_path: Path) -> None:
     assert home.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_a_hierarchy() -> None:
     value, _ = demo("--topology", "hierarchical", "--rounds", "3")
     check(value, NAMES)
