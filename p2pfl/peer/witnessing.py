@@ -39,7 +39,7 @@ from p2pfl.net import Host
 from p2pfl.peer.alarms import Alarms, Commit, Told
 from p2pfl.peer.evidence_sharing import EvidenceSharing
 from p2pfl.peer.log_checks import ANSWER_TIME, LogChecks
-from p2pfl.peer.own_heads import KEEP, WITNESS, OwnHeads
+from p2pfl.peer.own_heads import HELD, KEEP, WITNESS, OwnHeads
 from p2pfl.peer.sightings import Place, Sightings
 from p2pfl.types import PeerId, Roster
 
@@ -91,6 +91,7 @@ class Witnessing:
         self._heads: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(HEADS_PER_HOUR))
         self._covers: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(COVERS_PER_HOUR))
         self._questions: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(QUESTIONS_PER_HOUR))
+        self._starts: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(QUESTIONS_PER_HOUR))
         host.handle(WITNESS, self._on_question)
         host.handle_notify(HEAD, self._on_head)
 
@@ -137,12 +138,14 @@ class Witnessing:
             raise Refusal("this peer's disk does not take or give what it holds; it stops") from None
 
     async def _on_request(self, peer: PeerId, data: bytes) -> bytes:
-        now = int(time.time())
-        if not self._questions[peer].allows(now):
-            raise Refusal("too many questions within the hour; ask again later")
-        self._questions[peer].count(now)
         value = unpack(data, what="a witness's question", limit=REQUEST_LIMIT)
-        match value.get("ask") if isinstance(value, dict) else None:
+        asked, now = value.get("ask") if isinstance(value, dict) else None, int(time.time())
+        # a peer that has just started waits for the answer to `held`: its other questions do not use that up
+        pace = (self._starts if asked == HELD else self._questions)[peer]
+        if not pace.allows(now):
+            raise Refusal("too many questions within the hour; ask again later")
+        pace.count(now)
+        match asked:
             case "held":
                 return pack(await asyncio.to_thread(self._store.last_of_epochs, peer))
             case "grow":
