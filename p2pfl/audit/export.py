@@ -81,22 +81,16 @@ def open_part(path: Path | str, start: str | None = None, end: str | None = None
     ConfigError or StoreError.
     """
     place = Path(path)
-    try:
-        with store.reading(place) as connection:
-            problem = store.schema_problem(connection)
-            if problem is not None:
-                raise StoreError(f"{place} is not an audit log: {problem}; check the path")
-            log, origin, size, note = newest_head(connection)
-            first = 0 if start is None else _first(connection, start)
-            last = size if end is None else _last(connection, end)
-            first, last = max(first, 0), min(last, size)
-            if first >= last:
-                raise ConfigError(f"the log has {size} entries, and none of them lies between these; check both")
-            witnesses = place.with_name("witness.db")
-            cosigned = held_cosigned(connection, origin, log, size, witnesses)
-            yield Part(connection, log, origin, size, note, first, last, held_of_others(witnesses, log), cosigned)
-    except sqlite3.Error as error:
-        raise StoreError(f"the audit log {place} cannot be read ({error}); run p2pfl audit verify") from error
+    with store.reading_log(place) as connection:
+        log, origin, size, note = newest_head(connection)
+        first = 0 if start is None else _first(connection, start)
+        last = size if end is None else _last(connection, end)
+        first, last = max(first, 0), min(last, size)
+        if first >= last:
+            raise ConfigError(f"the log has {size} entries, and none of them lies between these; check both")
+        witnesses = place.with_name("witness.db")
+        cosigned = held_cosigned(connection, origin, log, size, witnesses)
+        yield Part(connection, log, origin, size, note, first, last, held_of_others(witnesses, log), cosigned)
 
 
 def _first(connection: sqlite3.Connection, text: str) -> int:

@@ -33,7 +33,5 @@ def _compare(peer: str, held: HeldNote, other: LogFacts, outcome: Reconciliation
     elif root is None:
         outcome.not_judged[held.log] += 1
     else:
-        text = (
-            f"holds a signed checkpoint of {held.size} entries, which are not the first ones of the log given of"
-        )
+        text = f"holds a signed checkpoint of {held.size} entries, which are not the first ones of the log given of"
         outcome.findings.append(Finding(Sort.CONTRADICTORY, "", None, peer, held.log, text))

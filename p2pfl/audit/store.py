@@ -179,6 +179,19 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
+@contextlib.contextmanager
+def reading_log(path: Path) -> Iterator[sqlite3.Connection]:
+    """As `reading`, of a file whose tables are those of a log. Raises ConfigError; StoreError, also for damage met."""
+    try:
+        with reading(path) as connection:
+            problem = schema_problem(connection)
+            if problem is not None:
+                raise StoreError(f"{path} is not an audit log: {problem}; check the path")
+            yield connection
+    except sqlite3.Error as error:
+        raise StoreError(f"the audit log {path} cannot be read ({error}); run p2pfl audit verify") from error
+
+
 def _connect_reader(path: Path) -> sqlite3.Connection:
     connection = connect(path, "mode=ro")
     try:
@@ -287,14 +300,7 @@ def read_entries(path: Path | str, start: int = 0, kind: str | None = None) -> I
     Reads one snapshot and checks nothing: verify_log does. Raises ConfigError for a missing file, StoreError
     for a damaged one.
     """
-    place = Path(path)
-    try:
-        with reading(place) as connection:
-            problem = schema_problem(connection)
-            if problem is not None:
-                raise StoreError(f"{place} is not an audit log: {problem}; check the path")
-            while page := load_entries(connection, start, kind):
-                yield from page
-                start = page[-1].position + 1
-    except sqlite3.Error as error:
-        raise StoreError(f"the audit log {place} cannot be read ({error}); run p2pfl audit verify") from error
+    with reading_log(Path(path)) as connection:
+        while page := load_entries(connection, start, kind):
+            yield from page
+            start = page[-1].position + 1

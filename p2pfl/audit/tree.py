@@ -79,15 +79,8 @@ def prove_growth(connection: sqlite3.Connection, old: int, new: int) -> tuple[by
 
 def prove_entry(path: Path | str, position: int) -> LogProof:
     """`prove` on a file that a running peer may be using. Raises ConfigError or StoreError."""
-    place = Path(path)
-    try:
-        with store.reading(place) as connection:
-            problem = store.schema_problem(connection)
-            if problem is not None:
-                raise StoreError(f"{place} is not an audit log: {problem}; check the path")
-            return prove(connection, position)
-    except sqlite3.Error as error:
-        raise StoreError(f"the audit log {place} cannot be read ({error}); run p2pfl audit verify") from error
+    with store.reading_log(Path(path)) as connection:
+        return prove(connection, position)
 
 
 def newest_head(connection: sqlite3.Connection) -> tuple[str, str, int, bytes]:

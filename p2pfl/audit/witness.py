@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,19 +125,13 @@ class WitnessStore:
     def see(self, heads: Iterable[SeenHead]) -> None:
         """Remember the newest checkpoint that each teller showed of each log."""
         rows = [(item.log, item.teller, item.epoch, item.size, item.note) for item in heads]
-        with self._mutex:
-            try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                self._connection.executemany(
-                    "INSERT INTO seen VALUES (?, ?, ?, ?, ?) ON CONFLICT (log, teller) DO UPDATE SET "
-                    "epoch = excluded.epoch, size = excluded.size, note = excluded.note "
-                    "WHERE (excluded.epoch, excluded.size) > (epoch, size)",
-                    rows,
-                )
-                self._connection.execute("COMMIT")
-            except sqlite3.Error as error:
-                self._give_up()
-                raise self._broken(error) from error
+        with self._transaction():
+            self._connection.executemany(
+                "INSERT INTO seen VALUES (?, ?, ?, ?, ?) ON CONFLICT (log, teller) DO UPDATE SET "
+                "epoch = excluded.epoch, size = excluded.size, note = excluded.note "
+                "WHERE (excluded.epoch, excluded.size) > (epoch, size)",
+                rows,
+            )
 
     def seen(self) -> list[SeenHead]:
         """All of them."""
@@ -147,24 +142,32 @@ class WitnessStore:
 
         Raises IllegalStep if something else is held by now: nothing has changed then, and nothing may be cosigned.
         """
+        with self._transaction():
+            row = self._connection.execute(
+                f"SELECT epoch, size FROM heads WHERE log = ? {_NEWEST} LIMIT 1", (log,)
+            ).fetchone()
+            if row != (None if held is None else (held.epoch, held.size)):
+                raise IllegalStep(f"another checkpoint of {log} was taken meanwhile; check against that one")
+            self._connection.execute(
+                "INSERT OR IGNORE INTO heads VALUES (?, ?, ?, ?, ?, ?)",
+                (log, new.epoch, new.size, new.root, new.note, new.time),
+            )
+            self._thin_out(log)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of it is stored and synced, or nothing has changed. Raises StoreError."""
         with self._mutex:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
-                row = self._connection.execute(
-                    f"SELECT epoch, size FROM heads WHERE log = ? {_NEWEST} LIMIT 1", (log,)
-                ).fetchone()
-                if row != (None if held is None else (held.epoch, held.size)):
-                    self._connection.execute("ROLLBACK")
-                    raise IllegalStep(f"another checkpoint of {log} was taken meanwhile; check against that one")
-                self._connection.execute(
-                    "INSERT OR IGNORE INTO heads VALUES (?, ?, ?, ?, ?, ?)",
-                    (log, new.epoch, new.size, new.root, new.note, new.time),
-                )
-                self._thin_out(log)
+                yield
                 self._connection.execute("COMMIT")
             except sqlite3.Error as error:
                 self._give_up()
                 raise self._broken(error) from error
+            except BaseException:
+                self._give_up()
+                raise
 
     def _thin_out(self, log: str) -> None:
         rows = self._connection.execute(f"SELECT epoch, size FROM heads WHERE log = ? {_NEWEST}", (log,)).fetchall()
@@ -193,15 +196,16 @@ class WitnessStore:
 
     def keep_cosignature(self, witness: str, epoch: int, size: int, item: Cosignature, seconds: int) -> None:
         """Store a verified cosignature of the own log."""
-        self._write(
-            "INSERT OR REPLACE INTO cosigned VALUES (?, ?, ?, ?, ?, ?)",
-            witness, epoch, size, item.note, item.statement, seconds,
-        )  # fmt: skip
-        self._write(
-            f"DELETE FROM cosigned WHERE witness = ?1 AND (epoch, size) NOT IN "
-            f"(SELECT epoch, size FROM cosigned WHERE witness = ?1 {_NEWEST} LIMIT ?2)",
-            witness, KEPT_COSIGNATURES,
-        )  # fmt: skip
+        with self._transaction():
+            self._connection.execute(
+                "INSERT OR REPLACE INTO cosigned VALUES (?, ?, ?, ?, ?, ?)",
+                (witness, epoch, size, item.note, item.statement, seconds),
+            )
+            self._connection.execute(
+                f"DELETE FROM cosigned WHERE witness = ?1 AND (epoch, size) NOT IN "
+                f"(SELECT epoch, size FROM cosigned WHERE witness = ?1 {_NEWEST} LIMIT ?2)",
+                (witness, KEPT_COSIGNATURES),
+            )
 
     def cosigned(self) -> list[tuple[str, int, int, Cosignature, int]]:
         """(witness, epoch, size, cosignature, Unix seconds) of the own log, newest checkpoint first."""

@@ -10,7 +10,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from p2pfl.peer.restore import RestoredRun, restored_run
 from p2pfl.peer.runner import FLOOD, RunKeys, Runner, Services
 from p2pfl.peer.statements import Statements
 from p2pfl.peer.states import States, StoredState
+from p2pfl.peer.tasks import Tasks
 from p2pfl.peer.worker import START_LIMIT, Worker
 from p2pfl.topology import Schedule, build_graph
 from p2pfl.types import ChannelSpec, Digest, PeerId, Roster, RunId
@@ -68,28 +69,15 @@ class Runs:
         self._flood = Flood(roster)
         self._statements = Statements(home)
         self._proposals: dict[str, bytes] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(services.failed)
         self._fetching = asyncio.Lock()
         self._approving: set[str] = set()
         self._reminded: set[tuple[PeerId, RunId]] = set()  # since the neighbour's link came up
         self.me = services.identity.peer_id
 
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            unknown = P2PFLError(f"internal error ({error!r}); please report it")
-            self._services.failed(error if isinstance(error, P2PFLError) else unknown)
-
     async def stop(self) -> None:
         """Stop all runs and everything under way for them."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
         for runner in self.runners.values():
             await runner.stop()
 
@@ -120,7 +108,7 @@ class Runs:
     def forward(self, data: bytes, origin: PeerId | None) -> None:
         """Send a framed statement to all linked members but its origin."""
         for target in self._flood.targets(self._services.host.links, origin):
-            self._background(self._send(target, data))
+            self._tasks.spawn(self._send(target, data))
 
     async def _send(self, peer: PeerId, data: bytes) -> None:
         try:
@@ -143,7 +131,7 @@ class Runs:
                 continue
             for statement in (self._proposals.get(run), *self._statements.known(run)):
                 if statement is not None:
-                    self._background(self._send(peer, envelope_frame(run, statement)))
+                    self._tasks.spawn(self._send(peer, envelope_frame(run, statement)))
 
     def _is_over(self, run: RunId) -> bool:
         """Complete or expired here, perhaps before a restart: it must not begin a second time."""
@@ -155,7 +143,7 @@ class Runs:
             return
         self._reminded.add((peer, run))
         for data in self._statements.all(run):
-            self._background(self._send(peer, envelope_frame(run, data)))
+            self._tasks.spawn(self._send(peer, envelope_frame(run, data)))
 
     def hear_of_over(self, peer: PeerId, run: RunId) -> None:
         """A member speaks of a run that has no machine here: tell it how that ended, if it was here and is over."""
@@ -166,7 +154,7 @@ class Runs:
         """Send a neighbour the closing statements of a run that are kept here."""
         for data in self._statements.all(run):
             if kind_kept(data) == "closing":
-                self._background(self._send(peer, envelope_frame(run, data)))
+                self._tasks.spawn(self._send(peer, envelope_frame(run, data)))
 
     def store_statement(self, run: str, data: bytes) -> None:
         """Keep a verified statement for neighbours that missed it, and for a restart."""
@@ -188,7 +176,7 @@ class Runs:
         self._check_size(proposal.channels)
         build_graph(proposal.topology, self._roster.peer_ids)
         self._adopt(proposal, statement, plan)
-        self._background(self._prefetch(proposal))
+        self._tasks.spawn(self._prefetch(proposal))
 
     def _adopt(self, proposal: Proposal, statement: bytes, plan: Plan, restored: RestoredRun | None = None) -> Runner:
         run = proposal.run

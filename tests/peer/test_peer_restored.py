@@ -38,6 +38,12 @@ def kinds(home: Path) -> Counter[str]:
     return Counter(entry.kind for entry in read_entries(home / "audit.db") if entry.kind in wanted)
 
 
+def put_back(backup: Path, home: Path) -> None:
+    """The home is as it was when it was copied."""
+    shutil.rmtree(home)
+    shutil.copytree(backup, home)
+
+
 async def test_a_question_that_is_refused_is_asked_again_and_is_no_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,8 +55,7 @@ async def test_a_question_that_is_refused_is_asked_again_and_is_no_answer(
         await witnessed(witness, owner)
     shutil.copytree(a, tmp_path / "backup")
     await history(homes, network, entries=10)
-    shutil.rmtree(a)
-    shutil.copytree(tmp_path / "backup", a)
+    put_back(tmp_path / "backup", a)
     async with up(b, network=network) as (witness,):
         answer = witness.witnessing._on_request
         asked = 0
@@ -82,8 +87,7 @@ async def test_a_witness_that_is_always_late_stops_the_peer_once_and_not_again(
         await asyncio.gather(witnessed(second, first), witnessed(third, first))
     shutil.copytree(a, tmp_path / "backup")
     await history([a, c], network, entries=20)
-    shutil.rmtree(a)
-    shutil.copytree(tmp_path / "backup", a)
+    put_back(tmp_path / "backup", a)
     for start in range(3):
         async with up(b, a, network=network) as (second, first):
             await until(lambda first=first: first._own_heads.cleared.is_set())
@@ -116,8 +120,7 @@ async def test_a_witness_of_many_lost_checkpoints_is_told_of_one_loss(
             await grow(first, 1)
             ask_again(third, first)
             await until(lambda: row(third, first)["held"] >= first._journal.head.size)
-    shutil.rmtree(a)
-    shutil.copytree(tmp_path / "backup", a)
+    put_back(tmp_path / "backup", a)
     for _ in range(2):  # the second one is an ordinary restart
         async with up(b, a, network=network) as (second, first):
             await until(lambda second=second, first=first: row(second, first)["epoch"] == 1)
