@@ -129,22 +129,20 @@ def insert(
     """
     first = position = end.head.size
     previous, edge = end.head.hash, list(end.edge)
+    entries, documents, texts = [], [], []
     for item in prepared:
         digest = entry_hash(position, now_ms, first, item.kind, item.body, previous)
         subtrees = b"".join(grow(edge, position, digest))
-        connection.execute(
-            f"INSERT INTO entries ({store.ENTRY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (position, now_ms, first, item.kind, item.body, previous, digest, subtrees),
-        )
-        connection.executemany(
-            "INSERT INTO documents (entry, place, role, digest, content) VALUES (?, ?, ?, ?, ?)",
-            [(position, place, *document) for place, document in enumerate(item.documents)],
-        )
-        connection.executemany(
-            "INSERT INTO texts (entry, field, salt, text) VALUES (?, ?, ?, ?)",
-            [(position, *text) for text in item.texts],
-        )
+        entries.append((position, now_ms, first, item.kind, item.body, previous, digest, subtrees))
+        documents += [(position, place, *document) for place, document in enumerate(item.documents)]
+        texts += [(position, *text) for text in item.texts]
         position, previous = position + 1, digest
+    # one call for all rows of a table: SQLite's own work is a third of what a call from Python costs
+    connection.executemany(f"INSERT INTO entries ({store.ENTRY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", entries)
+    connection.executemany(
+        "INSERT INTO documents (entry, place, role, digest, content) VALUES (?, ?, ?, ?, ?)", documents
+    )
+    connection.executemany("INSERT INTO texts (entry, field, salt, text) VALUES (?, ?, ?, ?)", texts)
     head = sign_head(identity, origin, position, join(edge), previous)
     connection.execute("INSERT INTO heads (size, note) VALUES (?, ?)", (head.size, head.note))
     return End(head, tuple(edge))

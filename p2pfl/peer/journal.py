@@ -26,6 +26,11 @@ class _Waiting:
         self.epoch = epoch  # that begins with these entries
         self.position: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
+    def fail(self, error: Exception) -> None:
+        """Tell the caller, if it still waits."""
+        if not self.position.cancelled():
+            self.position.set_exception(error)
+
 
 class Journal:
     """Serialises all commits of one peer. After one failed commit everything stops (``on_failure``)."""
@@ -51,7 +56,7 @@ class Journal:
         if self._writing is None:
             self._writing = asyncio.get_running_loop().create_task(self._write())
         try:
-            return await asyncio.shield(waiting.position)
+            return await waiting.position
         except asyncio.CancelledError:
             if waiting in self._queue:
                 self._queue.remove(waiting)
@@ -82,7 +87,7 @@ class Journal:
             await asyncio.to_thread(self.log.append, entries, unix_milliseconds(), taken[0].epoch)
         except ConfigError as error:
             if len(taken) == 1:
-                taken[0].position.set_exception(error)
+                taken[0].fail(error)
             for waiting in taken if len(taken) > 1 else ():  # one of them cannot be logged; the others can
                 await self._write_together([waiting])
             return
@@ -90,12 +95,13 @@ class Journal:
             if isinstance(error, StoreError):
                 self._on_failure(error)
             for waiting in taken:
-                waiting.position.set_exception(error)
+                waiting.fail(error)
             return
         self.commits += 1
         self.seconds += time.perf_counter() - started
         for waiting in taken:
-            waiting.position.set_result(position)
+            if not waiting.position.cancelled():  # its caller has gone; the entry stays
+                waiting.position.set_result(position)
             position += len(waiting.entries)
 
     async def prove(self, position: int) -> LogProof:
