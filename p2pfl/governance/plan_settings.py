@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, field_validator, model_validator
 
 from p2pfl.errors import PlanError
 from p2pfl.governance.topologies import DEFAULT_TOPOLOGY, topology_problem
+from p2pfl.settings_files import SHOWN, Table, parse_tables
 from p2pfl.types import CATCH_UP_ROUNDS
 
 TOML_LIMIT = 64 * 1024  # bytes; the longest list of edges (2016 pairs) takes 24 KiB
@@ -31,18 +30,13 @@ MAX_DEADLINE = 24 * 3600.0  # seconds; gossip refuses more: nobody waits longer 
 MAX_CATCH_UP_ROUNDS = 1000  # gossip refuses more
 
 _TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_SHOWN = 60  # characters of a wrong value that an error repeats
 _OPTIONS = {"sgd": set[str](), "momentum": {"beta"}, "adam": {"beta1", "beta2", "epsilon"}}
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Unit = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class PlanTable(_Table):
+class PlanTable(Table):
     """``[plan]``: what people read in lists of proposals."""
 
     name: str = Field(min_length=1, max_length=64)
@@ -56,7 +50,7 @@ class PlanTable(_Table):
         return name
 
 
-class DataTable(_Table):
+class DataTable(Table):
     """``[data]``: the tag of the dataset that each site grants."""
 
     tag: str
@@ -69,7 +63,7 @@ class DataTable(_Table):
         return tag
 
 
-class OptimiserTable(_Table):
+class OptimiserTable(Table):
     """``optimiser``: the local optimiser and its options."""
 
     name: Literal["sgd", "momentum", "adam"] = "sgd"
@@ -87,7 +81,7 @@ class OptimiserTable(_Table):
         return self
 
 
-class TrainingTable(_Table):
+class TrainingTable(Table):
     """``[training]``: the update rule, the local steps, how many rounds and how long one may take."""
 
     rule: Literal["dpsgd", "kgt", "relaysgd"]
@@ -141,7 +135,7 @@ class TrainingTable(_Table):
         return self
 
 
-class ArgumentsTable(_Table):
+class ArgumentsTable(Table):
     """``[arguments]``: what the proposer may change while the run is under way, each with lowest and highest value."""
 
     learning_rate: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
@@ -156,7 +150,7 @@ class ArgumentsTable(_Table):
         return bounds
 
 
-class PlanSettings(_Table):
+class PlanSettings(Table):
     """All of plan.toml."""
 
     plan: PlanTable
@@ -182,7 +176,7 @@ class PlanSettings(_Table):
         for name, value in arguments.items():
             if name not in allowed:
                 known = ", ".join(sorted(allowed)) or "nothing"
-                return f"the approved plan does not let {name[:_SHOWN]} change; it allows: {known}"
+                return f"the approved plan does not let {name[:SHOWN]} change; it allows: {known}"
             low, high = allowed[name]
             if name != "learning_rate" and type(value) is not int:
                 return f"{name} is {value}; write a whole number"
@@ -238,64 +232,6 @@ class PlanSettings(_Table):
 
 def parse_settings(toml: bytes) -> PlanSettings:
     """The settings in the bytes of a plan.toml. Raises PlanError that names key, value and allowed."""
-    if len(toml) > TOML_LIMIT:
-        raise PlanError(f"plan.toml has {len(toml)} bytes; shorten it to {TOML_LIMIT} at most")
-    try:
-        values = tomllib.loads(toml.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise PlanError("plan.toml is not UTF-8 text; save it as UTF-8") from error
-    # ValueError: also numbers of more than 4300 digits; RecursionError: nested brackets
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200] or "it is nested too deeply"
-        raise PlanError(f"plan.toml is not valid TOML: {reason}; mend that place") from error
-    try:
-        return PlanSettings.model_validate(values)
-    except ValidationError as error:
-        # pydantic puts the errors of all fields first to last; one at a time is what a person can mend
-        raise PlanError(_sentence(error.errors()[0])) from error
-
-
-def _sentence(error: ErrorDetails) -> str:
-    where = ".".join(str(part)[:_SHOWN] for part in error["loc"]) or "the file"
-    kind, context = error["type"], error.get("ctx", {})
-    shown = repr(error["input"])[:_SHOWN]
-    if kind == "missing":
-        return f"plan.toml: {where} is missing; add it (docs/governance.md lists all keys)"
-    if kind == "extra_forbidden":
-        known = _known_keys(error["loc"])
-        return f"plan.toml: {where} is not a known key; the known ones there are {known}"
-    if kind == "value_error":
-        reason = str(context["error"])
-        return (
-            f"plan.toml: {reason}"
-            if where in ("topology", "training", "the file")
-            else f"plan.toml: {where} is {shown}; {reason}"
-        )
-    return f"plan.toml: {where} is {shown}; write {_wanted(kind, context)}"
-
-
-def _wanted(kind: str, context: dict[str, Any]) -> str:
-    """What a key takes, from pydantic's error types (docs.pydantic.dev/latest/errors/validation_errors)."""
-    simple = {
-        "int_type": "a whole number",
-        "float_type": "a number",
-        "finite_number": "a finite number",
-        "string_type": "a text in quotes",
-        "string_too_short": "at least one character",
-        "string_too_long": f"at most {context.get('max_length')} characters",
-        "literal_error": str(context.get("expected")),
-        "greater_than": f"a number above {context.get('gt')}",
-        "greater_than_equal": f"a number of {context.get('ge')} or more",
-        "less_than": f"a number below {context.get('lt')}",
-        "less_than_equal": f"a number of {context.get('le')} or less",
-    }
-    return simple.get(kind, "a table such as docs/governance.md shows")
-
-
-def _known_keys(location: tuple[int | str, ...]) -> str:
-    model: type[BaseModel] = PlanSettings
-    for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        model = annotation
-    return ", ".join(model.model_fields)
+    return parse_tables(
+        toml, PlanSettings, name="plan.toml", page="docs/governance.md", limit=TOML_LIMIT, error=PlanError
+    )
