@@ -1,0 +1,176 @@
+"""What came of a simulation: one table over rounds, one over sites, the graph, the facts; saved as Parquet and JSON.
+
+A result is a folder: ``rounds.parquet``, ``sites.parquet``, ``result.json`` (facts, costs, edges, written last), and
+``parameters.safetensors`` where they were asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors.numpy
+
+from p2pfl.errors import ConfigError, StoreError
+from p2pfl.files import read_bounded, write_atomic
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+FORMAT = 1
+FACTS, ROUNDS, SITES, PARAMETERS = "result.json", "rounds.parquet", "sites.parquet", "parameters.safetensors"
+FACTS_LIMIT = 512 * 1024 * 1024  # bytes; a full graph of 5,000 peers has 12.5 million edges
+LOWER_IS_BETTER = ("loss", "error", "mse", "mae", "rmse")
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass
+class SimResult:
+    """One simulated run.
+
+    ``rounds``: columns over rounds: ``round`` (from 1; 0 is the start), ``training`` (closing rounds only mix),
+    ``train_loss``, ``distance`` (sqrt(sum_i pi_i |x_i - x_bar|^2)), ``seconds`` (simulated, since the start, when
+    the last site ended the round) and ``bytes`` (sent by all sites since the start); and, in the rounds that were
+    evaluated, each figure of the plan for the ``mean_model``, the ``worst_site``, the ``best_site`` and as mean over
+    ``sites``. Not a number where nothing was evaluated.
+
+    ``sites``: columns over sites at the end: ``site``, ``examples``, ``neighbours``, ``seconds``, ``bytes``, and their
+    figures. ``edges`` [E, 2] of the union graph. ``facts``: everything that decides the numbers, and what ran.
+    ``cost``: seconds on the clock by phase. ``parameters`` [n, P] at the end, not saved unless asked.
+    """
+
+    facts: dict[str, Any]
+    rounds: Columns
+    sites: Columns
+    edges: np.ndarray
+    cost: dict[str, float]
+    interrupted: bool = False
+    parameters: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def metric(self) -> str:
+        """The plan's first figure, by which sites are coloured and compared: "accuracy", "auc", or "loss"."""
+        return str(self.facts["metric"])
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger value of the metric is a better one."""
+        return self.metric not in LOWER_IS_BETTER
+
+    @property
+    def frame(self) -> pandas.DataFrame:
+        """``rounds`` as a data frame."""
+        return data_frame(self.rounds)
+
+    @property
+    def site_frame(self) -> pandas.DataFrame:
+        """``sites`` as a data frame."""
+        return data_frame(self.sites)
+
+    def final(self) -> dict[str, Any]:
+        """The figures of the last evaluated round, with round, seconds, bytes and distance of that round."""
+        column = self.rounds.get(f"mean_model_{self.metric}")
+        seen = np.flatnonzero(np.isfinite(column)) if column is not None else np.array([], dtype=np.int64)
+        place = int(seen[-1]) if len(seen) else len(self.rounds["round"]) - 1
+        return {name: values[place].item() for name, values in self.rounds.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """Facts, last figures and costs as plain values."""
+        return {**self.facts, "interrupted": self.interrupted, "final": self.final(), "cost": dict(self.cost)}
+
+    def plot(self) -> Figure:
+        """Figures over rounds, bytes and hours, the distance, and the graph coloured by the sites' figures."""
+        from p2pfl.sim.charts import overview
+
+        return overview({str(self.facts.get("name") or "run"): [self]})
+
+    def to_html(self, path: Path | str) -> Path:
+        """Write one page that needs nothing else; returns its path. Raises StoreError."""
+        from p2pfl.sim.report import write_report
+
+        return write_report({str(self.facts.get("name") or "run"): [self]}, Path(path))
+
+    def save(self, folder: Path | str, *, parameters: bool = False) -> Path:
+        """Write the result into a folder, which is made; what lies there under these names is replaced.
+
+        Raises ConfigError without pandas and pyarrow, StoreError when the disk refuses.
+        """
+        place = Path(folder)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            (place / FACTS).unlink(missing_ok=True)  # a folder without it is no result: a cut here leaves none
+        except OSError as error:
+            raise StoreError(f"couldn't write into {place}: {error.strerror}; check space and rights") from error
+        write_atomic(place / ROUNDS, parquet_bytes(self.rounds))
+        write_atomic(place / SITES, parquet_bytes(self.sites))
+        if parameters and self.parameters is not None:
+            write_atomic(place / PARAMETERS, safetensors.numpy.save({"x": np.ascontiguousarray(self.parameters)}))
+        head = {
+            "format": FORMAT, "facts": self.facts, "cost": self.cost, "interrupted": self.interrupted,
+            "edges": self.edges.tolist(),
+        }  # fmt: skip
+        write_atomic(place / FACTS, json.dumps(head, allow_nan=False, sort_keys=True).encode())
+        return place
+
+    @classmethod
+    def load(cls, folder: Path | str) -> SimResult:
+        """A saved result. Raises ConfigError if there is none, or one of another format."""
+        place = Path(folder)
+        if not (place / FACTS).is_file():
+            raise ConfigError(f"{place} holds no result of a simulation; give a folder that p2pfl sim run has written")
+        try:
+            head = json.loads(read_bounded(place / FACTS, FACTS_LIMIT))
+            if head["format"] != FORMAT:
+                raise ConfigError(f"{place} has format {head['format']!r}, this program reads {FORMAT}; simulate again")
+            edges = np.array(head["edges"], dtype=np.int64).reshape(-1, 2)
+            facts, cost, interrupted = dict(head["facts"]), dict(head["cost"]), bool(head["interrupted"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{place / FACTS} is no result of a simulation ({error}); simulate again") from error
+        parameters = None
+        if (place / PARAMETERS).is_file():
+            parameters = safetensors.numpy.load_file(place / PARAMETERS)["x"]
+        rounds, sites = read_parquet(place / ROUNDS), read_parquet(place / SITES)
+        return cls(facts, rounds, sites, edges, cost, interrupted, parameters)
+
+
+def data_frame(columns: Mapping[str, np.ndarray]) -> pandas.DataFrame:
+    """Columns as a data frame. Raises ConfigError without pandas."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise ConfigError("data frames need pandas; pip install 'p2pfl-consortium[sim]'") from error
+    return pandas.DataFrame(dict(columns))
+
+
+def parquet_bytes(columns: Mapping[str, np.ndarray]) -> bytes:
+    """A Parquet file of these columns. Raises ConfigError without pyarrow."""
+    arrow, parquet = _arrow()
+    sink = arrow.BufferOutputStream()
+    parquet.write_table(arrow.table({name: arrow.array(values) for name, values in columns.items()}), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def read_parquet(path: Path) -> Columns:
+    """The columns of a Parquet file. Raises ConfigError if it cannot be read."""
+    arrow, parquet = _arrow()
+    try:
+        table = parquet.read_table(path)
+    except (OSError, arrow.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"couldn't read {path}: {reason}; simulate again") from error
+    return {name: table.column(name).to_numpy() for name in table.column_names}
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError("tables of results need pyarrow; pip install 'p2pfl-consortium[sim]'") from error
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,181 @@
+"""Scenarios: what to simulate, as a TOML file that people write (docs/simulations.md lists all keys)."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from p2pfl.errors import ConfigError
+from p2pfl.files import read_bounded
+from p2pfl.settings_files import Table, check_tables, parse_tables
+
+PAGE = "docs/simulations.md"
+LIMIT = 1024 * 1024  # bytes; the edges of a graph of some thousand sites
+MOST_PEERS = 1_000_000
+MOST_SEEDS = 1000
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class ScenarioTable(Table):
+    """``[scenario]``: the plan, how many peers, how many rounds, which seeds."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = Field(default="", max_length=2000)
+    plan: str  # a folder with plan.py and plan.toml, relative to the scenario
+    peers: int = Field(ge=1, le=MOST_PEERS)
+    rounds: int | None = Field(default=None, ge=1, le=1_000_000)  # None: the plan's
+    closing_rounds: int | None = Field(default=None, ge=0, le=1000)  # None: the plan's
+    seeds: int | list[int] = 1  # so many from 0, or these
+    weights: Literal["samples", "equal"] = "samples"
+
+    @field_validator("seeds")
+    @classmethod
+    def _some_seeds(cls, seeds: int | list[int]) -> int | list[int]:
+        listed = list(range(seeds)) if isinstance(seeds, int) else seeds
+        if not 1 <= len(listed) <= MOST_SEEDS or len(set(listed)) != len(listed) or min(listed) < 0:
+            raise ValueError(f"write a number of seeds, or a list of different ones from 0 on; at most {MOST_SEEDS}")
+        return seeds
+
+
+class TimeTable(Table):
+    """``[time]``: what a round takes in a simulated consortium; without it, neither seconds nor bytes are simulated."""
+
+    clock: Literal["model", "machines"] = "model"
+    seconds: Seconds = 60.0  # of the local steps of one round at a site of profile "fast"
+    spread: Share = 0.2  # of these seconds, from round to round
+    latency: float = Field(default=0.02, ge=0)  # seconds one way
+    bandwidth: Seconds = 12.5e6  # bytes per second of a "fast" site's uplink: 100 Mbit/s
+    # of each profile: a share of the sites (0.25), so many (1), or which (by position)
+    profiles: dict[str, float | int | list[int]] = Field(default={})
+    staleness: int = Field(default=0, ge=0, le=8)  # own rounds that an edge may be mixed late; 0: synchronous
+
+
+class FaultTable(Table):
+    """One ``[[fault]]``: what a site does wrong, or what happens to it."""
+
+    kind: Literal["lying", "absent"]
+    sites: list[Annotated[int, Field(ge=0)]] | Annotated[int, Field(ge=1)]  # positions, or how many (drawn by the seed)
+    how: Literal["flip", "scale", "noise"] = "flip"  # of a lying site's messages
+    size: float = Field(default=1.0, gt=0)  # factor of "scale", standard deviation of "noise"
+    first: int = Field(default=0, ge=0)  # round, from 0
+    last: int | None = Field(default=None, ge=0)  # None: to the end
+
+
+class EvaluateTable(Table):
+    """``[evaluate]``: how often, and of how many sites; evaluation costs as much as training."""
+
+    every: int | None = Field(default=None, ge=1)  # rounds; None: some twenty times in a run
+    sites: Literal["all", "none"] | Annotated[int, Field(ge=1)] = 16  # a sample of so many, drawn by the seed
+
+
+class Scenario(Table):
+    """A whole scenario file."""
+
+    scenario: ScenarioTable
+    data: dict[str, Any]
+    partition: dict[str, Any] = Field(default={"kind": "iid"})
+    topology: dict[str, Any] | None = None  # None: the plan's
+    training: dict[str, Any] = Field(default={})  # in place of the plan's [training]
+    time: TimeTable | None = None
+    fault: list[FaultTable] = Field(default=[])
+    evaluate: EvaluateTable = EvaluateTable()
+
+    @field_validator("data", "partition", "topology")
+    @classmethod
+    def _named(cls, table: dict[str, Any] | None) -> dict[str, Any] | None:
+        if table is not None and not isinstance(table.get("kind"), str):
+            raise ValueError('give it a kind, such as kind = "digits" for data, "dirichlet" for a partition, "ring"')
+        return table
+
+    @model_validator(mode="after")
+    def _sites_exist(self) -> Scenario:
+        for fault in self.fault:
+            wrong = fault.sites > self.scenario.peers if isinstance(fault.sites, int) else any(
+                site >= self.scenario.peers for site in fault.sites
+            )  # fmt: skip
+            if wrong:
+                raise ValueError(f"a fault names more sites than the {self.scenario.peers} peers; they count from 0")
+        return self
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds."""
+        given = self.scenario.seeds
+        return list(range(given)) if isinstance(given, int) else list(given)
+
+
+def read_scenario(path: Path | str) -> Scenario:
+    """The scenario in a TOML file; paths in it become absolute. Raises ConfigError for whatever is wrong in it."""
+    place = Path(path)
+    if place.is_dir():
+        raise ConfigError(f"{place} is a folder; give the scenario's TOML file")
+    toml = read_bounded(place, LIMIT)
+    scenario = parse_tables(toml, Scenario, name=place.name, page=PAGE, limit=LIMIT, error=ConfigError)
+    return placed(scenario, place.resolve().parent)
+
+
+def placed(scenario: Scenario, folder: Path) -> Scenario:
+    """The same with the plan's and the data's paths taken from ``folder``."""
+    values = scenario.model_dump()
+    values["scenario"]["plan"] = str(folder / values["scenario"]["plan"])
+    for name in ("path", "test_path"):
+        if isinstance(values["data"].get(name), str):
+            values["data"][name] = str(folder / values["data"][name])
+    return check_scenario(values, scenario.scenario.name)
+
+
+def check_scenario(values: Mapping[str, Any], name: str) -> Scenario:
+    """A scenario from plain values. Raises ConfigError."""
+    return check_tables(dict(values), Scenario, name=name, page=PAGE, error=ConfigError)
+
+
+SHORT = {
+    "peers": "scenario.peers", "rounds": "scenario.rounds", "closing_rounds": "scenario.closing_rounds",
+    "weights": "scenario.weights", "topology": "topology.kind", "degree": "topology.degree",
+    "clusters": "topology.clusters", "partition": "partition.kind", "alpha": "partition.alpha",
+    "rule": "training.rule", "learning_rate": "training.learning_rate", "local_steps": "training.local_steps",
+    "batch_size": "training.batch_size", "plan": "scenario.plan", "bandwidth": "time.bandwidth",
+    "staleness": "time.staleness",
+}  # fmt: skip
+"""What ``--vary`` takes without its table."""
+
+
+def varied(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
+    """The scenario with some keys changed: names as in SHORT, or "table.key".
+
+    Another topology or partition keeps none of the old one's options that were not given with it. ConfigError.
+    """
+    values = scenario.model_dump()
+    for name, value in changes.items():
+        table, dot, key = SHORT.get(name, name).partition(".")
+        if not dot or table not in values:
+            raise ConfigError(f"{name!r} cannot be varied; use {', '.join(SHORT)}, or table.key of the scenario")
+        if key == "kind" and table in ("topology", "partition"):
+            values[table] = {"kind": value}
+        else:
+            values[table] = {**(values[table] or {}), key: value}
+    return check_scenario(values, scenario.scenario.name)
+
+
+def read_variation(text: str) -> tuple[str, list[Any]]:
+    """``topology=ring,full`` as its name and values; numbers, texts and TOML values. Raises ConfigError."""
+    name, equals, listed = text.partition("=")
+    if not equals or not name.strip() or not listed.strip():
+        raise ConfigError(f"--vary {text[:60]!r} varies nothing; write it as --vary topology=ring,full")
+    values = [_value(item.strip()) for item in listed.split(",")]
+    if len(set(map(repr, values))) != len(values) or "" in values:
+        raise ConfigError(f"--vary {text[:60]!r} names a value twice, or an empty one; give each once")
+    return name.strip(), values
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
