@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,16 @@ class Faulty:
         self._after = after
 
     def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
+        return self._run(self._inner.execute, statement, *arguments)
+
+    def executemany(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
+        return self._run(self._inner.executemany, statement, *arguments)
+
+    def _run(self, call: Callable[..., sqlite3.Cursor], statement: str, *arguments: Any) -> sqlite3.Cursor:
         if not statement.startswith(self._statement):
-            return self._inner.execute(statement, *arguments)
+            return call(statement, *arguments)
         if self._after:
-            self._inner.execute(statement, *arguments)
+            call(statement, *arguments)
         raise sqlite3.OperationalError("disk I/O error")
 
     def __getattr__(self, name: str) -> Any:

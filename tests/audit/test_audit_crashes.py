@@ -77,6 +77,7 @@ def test_a_full_disk_stops_the_log_for_good(path: Path) -> None:
 
 FAULTS = {
     "before the first row": ("INSERT INTO entries", False, {6}),
+    "after all rows": ("INSERT INTO entries", True, {6}),
     "between entries and head": ("INSERT INTO heads", False, {6}),
     "commit failed and lost": ("COMMIT", False, {6}),
     "commit failed but persisted": ("COMMIT", True, {7}),
@@ -113,7 +114,7 @@ def test_an_interrupt_inside_a_commit_passes_through_and_stops_the_log(path: Pat
                 raise KeyboardInterrupt
             return self._inner.execute(statement, *arguments)
 
-    log._connection = Interrupting(log._connection, "")  # type: ignore[assignment]
+    log._connection = Interrupting(log._connection, "no statement")  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         log.append([NOTE], NOW + 9)
     with pytest.raises(StoreError, match="interrupted"):
