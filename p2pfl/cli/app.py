@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from p2pfl.cli import address, audit, charter, data, demo, doctor, home, link, plan, topology
+from p2pfl.cli import address, audit, charter, data, demo, doctor, home, link, plan, sim, topology
 from p2pfl.cli.output import note
 from p2pfl.errors import P2PFLError
 
@@ -32,6 +32,7 @@ app.add_typer(plan.app, name="plan", help="Check, propose, read and approve plan
 app.add_typer(link.app, name="link", help="Link two sites by hand, where no other member can introduce them.")
 app.add_typer(audit.app, name="audit", help="Check and read a peer's audit log.")
 app.add_typer(topology.app, name="topology", help="Look at graphs before a run.")
+app.add_typer(sim.app, name="sim", help="Simulate whole consortia on this machine, and compare them.")
 demo.register(app)
 
 # typer carries its own copy of click from 0.27 on and uses click itself before: the class is asked of typer

@@ -96,27 +96,24 @@ class SimResult:
 
         return write_report({str(self.facts.get("name") or "run"): [self]}, Path(path))
 
-    def save(self, folder: Path | str, *, parameters: bool = False) -> Path:
-        """Write the result into a folder, which is made; what lies there under these names is replaced.
-
-        Raises ConfigError without pandas and pyarrow, StoreError when the disk refuses.
-        """
-        place = Path(folder)
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            (place / FACTS).unlink(missing_ok=True)  # a folder without it is no result: a cut here leaves none
-        except OSError as error:
-            raise StoreError(f"couldn't write into {place}: {error.strerror}; check space and rights") from error
-        write_atomic(place / ROUNDS, parquet_bytes(self.rounds))
-        write_atomic(place / SITES, parquet_bytes(self.sites))
+    def files(self, *, parameters: bool = False) -> dict[str, bytes]:
+        """The result as files by name. Raises ConfigError without pyarrow."""
+        files = {ROUNDS: parquet_bytes(self.rounds), SITES: parquet_bytes(self.sites)}
         if parameters and self.parameters is not None:
-            write_atomic(place / PARAMETERS, safetensors.numpy.save({"x": np.ascontiguousarray(self.parameters)}))
+            files[PARAMETERS] = safetensors.numpy.save({"x": np.ascontiguousarray(self.parameters)})
         head = {
             "format": FORMAT, "facts": self.facts, "cost": self.cost, "interrupted": self.interrupted,
             "edges": self.edges.tolist(),
         }  # fmt: skip
-        write_atomic(place / FACTS, json.dumps(head, allow_nan=False, sort_keys=True).encode())
-        return place
+        files[FACTS] = json.dumps(head, allow_nan=False, sort_keys=True).encode()
+        return files
+
+    def save(self, folder: Path | str, *, parameters: bool = False) -> Path:
+        """Write the result into a folder, which is made; what lies there under these names is replaced.
+
+        Raises ConfigError without pyarrow, StoreError when the disk refuses.
+        """
+        return write_files(self.files(parameters=parameters), Path(folder))
 
     @classmethod
     def load(cls, folder: Path | str) -> SimResult:
@@ -137,6 +134,18 @@ class SimResult:
             parameters = safetensors.numpy.load_file(place / PARAMETERS)["x"]
         rounds, sites = read_parquet(place / ROUNDS), read_parquet(place / SITES)
         return cls(facts, rounds, sites, edges, cost, interrupted, parameters)
+
+
+def write_files(files: Mapping[str, bytes], folder: Path) -> Path:
+    """Write a result's files; the one that makes the folder a result comes last. Raises StoreError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FACTS).unlink(missing_ok=True)  # a folder without it is no result: a cut here leaves none
+    except OSError as error:
+        raise StoreError(f"couldn't write into {folder}: {error.strerror}; check space and rights") from error
+    for name in sorted(files, key=lambda name: name == FACTS):
+        write_atomic(folder / name, files[name])
+    return folder
 
 
 def data_frame(columns: Mapping[str, np.ndarray]) -> pandas.DataFrame:

@@ -1,0 +1,240 @@
+"""`p2pfl sim`: simulate consortia on this machine, compare them, and read what came of it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from p2pfl.cli.home import AsJson
+from p2pfl.cli.output import note, show, show_table, visible
+from p2pfl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from p2pfl.sim import Cell, Scenario, SimResult
+
+app = typer.Typer(no_args_is_help=True)
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+ScenarioFile = Annotated[Path, typer.Argument(help="The scenario's TOML file.", metavar="SCENARIO")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Folder for the results. Default: results/NAME beside where you are.")
+]
+Seeds = Annotated[int | None, typer.Option("--seeds", help="So many seeds, from 0, in place of the scenario's.", min=1)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on in a folder that holds results: none is made twice.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would run; train nothing.")]
+BackendName = Annotated[str, typer.Option("--backend", help="here, or ray: spread the runs over a Ray cluster.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray", help="Address of a running Ray cluster. Default: P2PFL_RAY_ADDRESS, or one begun here."),
+]
+Workers = Annotated[int, typer.Option("--workers", help="Processes of a Ray cluster begun here.", min=1, max=1024)]
+
+
+@app.callback()
+def group() -> None:
+    """Simulate whole consortia with the rules of the real one: thousands of peers, on this machine."""
+
+
+@app.command("run")
+def run(
+    scenario: ScenarioFile, out: Out = None, seeds: Seeds = None, resume: Resume = False, dry_run: DryRun = False,
+    backend: BackendName = "here", ray: RayAddress = None, workers: Workers = 2, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Run a scenario with each of its seeds; tables (Parquet) and one page (HTML) come into the results' folder.
+
+    Ctrl-C leaves what was reached; --resume goes on.
+
+    Example: p2pfl sim run sims/scenarios/ring.toml --seeds 3
+    """
+    _study([scenario], {}, out, seeds, resume, dry_run, (backend, ray, workers), as_json)
+
+
+@app.command("sweep")
+def sweep_scenario(
+    scenario: ScenarioFile,
+    vary: Annotated[
+        list[str], typer.Option("--vary", help="What to vary, and its values: topology=ring,full. Repeatable.")
+    ],
+    out: Out = None, seeds: Seeds = None, resume: Resume = False, dry_run: DryRun = False,
+    backend: BackendName = "here", ray: RayAddress = None, workers: Workers = 2, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Run every combination of what is varied, with every seed.
+
+    Example: p2pfl sim sweep ring.toml --vary topology=ring,full --vary peers=16,64,256 --seeds 5
+    """
+    from p2pfl.sim import read_variation
+
+    pairs = [read_variation(text) for text in vary]
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ConfigError("--vary names the same thing twice; give all its values at once, as peers=16,64")
+    _study([scenario], dict(pairs), out, seeds, resume, dry_run, (backend, ray, workers), as_json)
+
+
+@app.command("compare")
+def compare(
+    places: Annotated[
+        list[Path], typer.Argument(help="Scenario files, or folders with results.", metavar="SCENARIO_OR_RESULT...")
+    ],
+    out: Out = None, seeds: Seeds = None, resume: Resume = False, dry_run: DryRun = False,
+    backend: BackendName = "here", ray: RayAddress = None, workers: Workers = 2, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Set several scenarios, or results that are there already, side by side on one page.
+
+    Example: p2pfl sim compare ring.toml full.toml hierarchical.toml --out results/which-graph
+    """
+    folders = [place for place in places if place.is_dir()]
+    if folders and len(folders) != len(places):
+        raise ConfigError("give either scenario files or folders with results, not both; run the scenarios first")
+    if folders:
+        _compare_results(folders, out, as_json)
+    else:
+        _study(places, {}, out, seeds, resume, dry_run, (backend, ray, workers), as_json)
+
+
+@app.command("data")
+def show_data(
+    scenario: ScenarioFile,
+    seed: Annotated[int, typer.Option("--seed", help="The seed of the partition.", min=0)] = 0,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw it into this SVG file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Who would hold which examples: the table of a scenario's partition.
+
+    Example: p2pfl sim data ring.toml --plot holdings.svg
+    """
+    from p2pfl.sim import Inputs, holdings_of, read_scenario
+
+    read = read_scenario(scenario)
+    table = holdings_of(read, Inputs(), seed)
+    if plot is not None:
+        table.plot(plot)
+    show(table.plain(), as_json, table.lines())
+
+
+@app.command("show")
+def show_result(
+    folder: Annotated[Path, typer.Argument(help="A folder that p2pfl sim has written.", metavar="RESULTS")],
+    as_json: AsJson = False,
+) -> None:
+    """Print what a simulation came to.
+
+    Example: p2pfl sim show results/ring
+    """
+    from p2pfl.sim import load_groups
+
+    _print(load_groups(folder), as_json)
+
+
+def _study(
+    files: Sequence[Path], variations: dict[str, list[Any]], out: Path | None, seeds: int | None, resume: bool,
+    dry_run: bool, backend: tuple[str, str | None, int], as_json: bool,
+) -> None:  # fmt: skip
+    from p2pfl.sim import Inputs, backend_named, cells_of, prepared, read_scenario, sweep
+
+    scenarios = [read_scenario(file) for file in files]
+    names = [scenario.scenario.name for scenario in scenarios]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"two of the scenarios are called {names[0]}; give each a name of its own")
+    inputs = Inputs()
+    cells: list[Cell] = []
+    for scenario in scenarios:
+        cells += cells_of(scenario, variations, _seeds(scenario, seeds), inputs.digest)
+    where = backend_named(backend[0], inputs, address=backend[1], workers=backend[2])
+    for cell in {cell.setting: cell for cell in cells}.values():  # before the first of them trains
+        for said in prepared(cell, inputs).remarks:
+            note(f"{cell.setting}: {said}")
+    folder = out or Path("results") / "-or-".join(names)[:100]
+    if dry_run:
+        rows = [{"setting": cell.setting, "seed": cell.seed, "key": cell.key} for cell in cells]
+        show(rows, as_json, [f"{len(cells)} runs into {folder}", *(f"{row['setting']}, seed {row['seed']}" for row in rows)])
+        return
+    with _progress(as_json) as watch:
+        groups = sweep(
+            cells, folder, where, resume=resume, watch=watch, title=scenarios[0].scenario.description or " or ".join(names),
+            command=shlex.join(["p2pfl", *sys.argv[1:]]),
+        )  # fmt: skip
+    ended = sum(not result.interrupted for results in groups.values() for result in results)
+    if groups:
+        _print(groups, as_json)
+        note(f"results and report.html are in {folder}")
+    if ended < len(cells):
+        note(f"{ended} of {len(cells)} runs are complete; the same command with --resume makes the others")
+        raise typer.Exit(INTERRUPTED)
+
+
+def _seeds(scenario: Scenario, count: int | None) -> list[int]:
+    return scenario.seeds if count is None else list(range(count))
+
+
+def _compare_results(folders: Sequence[Path], out: Path | None, as_json: bool) -> None:
+    from p2pfl.sim import load_groups, write_report
+
+    groups: dict[str, list[SimResult]] = {}
+    for folder in folders:
+        for name, results in load_groups(folder).items():
+            groups[f"{folder.name}: {name}" if len(folders) > 1 else name] = results
+    page = (out or Path("results")) / "report.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_report(groups, page, command=shlex.join(["p2pfl", *sys.argv[1:]]))
+    _print(groups, as_json)
+    note(f"the page is {page}")
+
+
+def _print(groups: dict[str, list[SimResult]], as_json: bool) -> None:
+    from p2pfl.sim import summary_rows
+
+    if as_json:
+        show([result.summary() for results in groups.values() for result in results], True, ())
+        return
+    rows = summary_rows(groups)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
+    show_table(rows, False, columns, cells)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class _Bars:
+    """Two bars on the terminal: all runs, and the rounds of the present one."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._cells = progress.add_task("runs", total=None)
+        self._rounds = progress.add_task("rounds", total=None)
+
+    def cell(self, cell: Cell, done: int, cells: int) -> None:
+        """The next run begins."""
+        label = visible(f"{cell.setting}, seed {cell.seed}")
+        self._progress.update(self._cells, total=cells, completed=done, description="runs")
+        self._progress.reset(self._rounds, total=None, description=label)
+
+    def round(self, done: int, rounds: int) -> None:
+        """A round is over."""
+        self._progress.update(self._rounds, total=rounds, completed=done)
+
+
+@contextmanager
+def _progress(as_json: bool) -> Iterator[_Bars | None]:
+    """Bars with the time left on a terminal; nothing for programs and pipes."""
+    console = Console(stderr=True)
+    if as_json or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left:"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield _Bars(progress)

@@ -1,0 +1,148 @@
+"""Where the cells of a sweep run: here, one after the other, or spread over a Ray cluster. The numbers are the same.
+
+A Ray worker gets a cell as plain values, the plan's bytes and the arrays of the examples, and answers with the files of
+a result; it reads no file of ours, so the machines of a cluster need the package alone.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from p2pfl.errors import ConfigError, LocalError, P2PFLError
+from p2pfl.sim.results import SimResult, write_files
+from p2pfl.sim.study import Inputs, run_cell
+from p2pfl.sim.sweeps import Backend, Cell, Watch
+
+RAY_ADDRESS = "P2PFL_RAY_ADDRESS"
+WAIT_SECONDS = 1.0  # between looks at the cluster, so that Ctrl-C is heard
+
+
+class Here:
+    """One cell after the other, in this process."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+
+    def run(self, cells: Sequence[Cell], watch: Watch | None) -> Iterator[tuple[Cell, SimResult]]:
+        """Run the cells in order; an interrupted one is the last."""
+        for done, cell in enumerate(cells):
+            if watch is not None:
+                watch.cell(cell, done, len(cells))
+            result = run_cell(cell, self._inputs, watch)
+            yield cell, result
+            if result.interrupted:
+                return
+
+
+class OnRay:
+    """Each cell is one task of a Ray cluster.
+
+    ``address``: of a running cluster ("auto", "ray://host:10001"); None starts one here with ``workers`` processes,
+    which listens on this machine alone and ends with the sweep. ``threads``: of each task.
+    """
+
+    def __init__(self, inputs: Inputs, *, address: str | None = None, workers: int = 2, threads: int = 1) -> None:
+        self._inputs, self._address, self._workers, self._threads = inputs, address, workers, threads
+
+    def run(self, cells: Sequence[Cell], watch: Watch | None) -> Iterator[tuple[Cell, SimResult]]:
+        """Run the cells, each as soon as there is a free place; they come back in the order in which they end."""
+        ray = _ray()
+        started = self._start(ray)
+        try:
+            task = ray.remote(num_cpus=self._threads, max_retries=2)(_run_remotely)
+            shipped: dict[str, Any] = {}
+            waiting: dict[Any, Cell] = {}
+            for cell in cells:
+                if cell.inputs not in shipped:
+                    shipped[cell.inputs] = ray.put(self._inputs.shipped(cell.scenario))
+                reference = task.remote(_plain(cell), shipped[cell.inputs], self._threads)
+                waiting[reference] = cell
+            yield from self._collect(ray, waiting, watch)
+        except KeyboardInterrupt:
+            return  # what has ended is stored; what runs is given up with the cluster's tasks
+        finally:
+            if started:
+                ray.shutdown()
+
+    def _start(self, ray: Any) -> bool:
+        """Whether this call began a cluster of its own."""
+        if ray.is_initialized():
+            return False
+        # a cluster of our own reports nothing to anybody (docs.ray.io, "Usage Stats Collection")
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        try:
+            if self._address is not None:
+                ray.init(address=self._address, log_to_driver=False)
+            else:
+                ray.init(
+                    num_cpus=self._workers * self._threads, include_dashboard=False, log_to_driver=False,
+                    _node_ip_address="127.0.0.1",
+                )  # fmt: skip
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            raise LocalError(f"no Ray cluster at {self._address or 'this machine'} ({error}); check --ray") from error
+        return True
+
+    def _collect(self, ray: Any, waiting: dict[Any, Cell], watch: Watch | None) -> Iterator[tuple[Cell, SimResult]]:
+        cells = len(waiting)
+        while waiting:
+            ended, _ = ray.wait(list(waiting), num_returns=1, timeout=WAIT_SECONDS)
+            for reference in ended:
+                cell = waiting.pop(reference)
+                if watch is not None:
+                    watch.cell(cell, cells - len(waiting) - 1, cells)
+                yield cell, _result(ray, reference, cell)
+
+
+def backend_named(name: str, inputs: Inputs, *, address: str | None, workers: int) -> Backend:
+    """The backend with this name. Raises ConfigError for an unknown one."""
+    if name == "here":
+        return Here(inputs)
+    if name == "ray":
+        _ray()
+        return OnRay(inputs, address=address or os.environ.get(RAY_ADDRESS), workers=workers)
+    raise ConfigError(f"unknown backend {name[:40]!r}; choose here or ray")
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("--backend ray needs Ray; pip install 'p2pfl-consortium[ray]'") from error
+    return ray
+
+
+def _plain(cell: Cell) -> dict[str, Any]:
+    return {
+        "setting": cell.setting, "changes": dict(cell.changes), "scenario": cell.scenario.model_dump(),
+        "seed": cell.seed, "inputs": cell.inputs,
+    }  # fmt: skip
+
+
+def _run_remotely(plain: dict[str, Any], shipped: Any, threads: int) -> dict[str, bytes]:
+    """In a worker: the cell's result as files."""
+    import torch
+
+    from p2pfl.sim.scenario import check_scenario
+
+    torch.set_num_threads(threads)
+    scenario = check_scenario(plain["scenario"], "a scenario")
+    cell = Cell(plain["setting"], plain["changes"], scenario, plain["seed"], plain["inputs"])
+    return run_cell(cell, Inputs.of_shipped(scenario, shipped), None).files()
+
+
+def _result(ray: Any, reference: Any, cell: Cell) -> SimResult:
+    try:
+        files = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, P2PFLError):
+            raise cause from error
+        raise LocalError(f"{cell.setting}, seed {cell.seed}, failed on the cluster: {cause or error}") from error
+    except ray.exceptions.RayError as error:
+        raise LocalError(f"{cell.setting}, seed {cell.seed}, was lost by the cluster: {error}; --resume") from error
+    with tempfile.TemporaryDirectory() as folder:
+        return SimResult.load(write_files(files, Path(folder)))

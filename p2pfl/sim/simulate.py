@@ -1,0 +1,259 @@
+"""One simulated run from a plan and examples: everything is checked first, then trained, timed and evaluated.
+
+    result = simulate("plans/mlp", load_examples({"kind": "digits"}), partition=dirichlet(0.1), topology="ring", peers=100)
+"""
+
+from __future__ import annotations
+
+import platform
+import time as clock
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import p2pfl
+from p2pfl.data import Examples, Parts, Partition, from_arrays, iid
+from p2pfl.errors import ConfigError
+from p2pfl.governance import Plan, read_plan
+from p2pfl.sim.results import Columns, SimResult
+from p2pfl.sim.scenario import EvaluateTable, FaultTable, TimeTable
+from p2pfl.topology import Schedule
+from p2pfl.train.plan_code import Batch, PlanCode
+from p2pfl.train.rules import check_combination
+from p2pfl.train.settings import Settings, read_settings
+from p2pfl.types import PeerId
+
+Progress = Callable[[int, int], None]
+EVALUATIONS = 20  # in a run, where nothing else is said
+
+
+def simulate(
+    plan: Plan | Path | str,
+    data: Examples | Sequence[Any] | Mapping[str, Any] | Path | str,
+    *,
+    partition: Partition | None = None,
+    topology: str | Mapping[str, Any] | None = None,
+    rule: str | None = None,
+    peers: int = 16,
+    rounds: int | None = None,
+    closing_rounds: int | None = None,
+    seed: int = 0,
+    training: Mapping[str, Any] | None = None,
+    weights: str = "samples",
+    time: TimeTable | Mapping[str, Any] | None = None,
+    faults: Sequence[FaultTable | Mapping[str, Any]] = (),
+    evaluate: EvaluateTable | Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    execution: str = "auto",
+    progress: Progress | None = None,
+    name: str = "",
+) -> SimResult:
+    """Train ``peers`` simulated sites with the rules of deployed ones; returns a `SimResult`.
+
+    ``plan``: a plan, or the folder of one. ``data``: `p2pfl.data.Examples`, (inputs, labels), (inputs, labels, test
+    inputs, test labels), a mapping {"train": (...), "test": (...)}, or a file that the plan's own ``load`` reads.
+    ``partition``: from `p2pfl.data` (default: `iid`). ``topology``: a kind or a spec (default: the plan's, or a ring).
+    ``rule``, ``training``: in place of what the plan says. ``weights``: "samples" or "equal" shares. ``time``,
+    ``faults``, ``evaluate``: as in a scenario (docs/simulations.md). ``execution``: "auto", "compiled", "eager",
+    "loop". ``progress`` is called with (rounds done, rounds).
+
+    The same arguments give the same numbers, whatever the chunks; on another kind of processor up to rounding. An
+    interrupt (Ctrl-C) ends the run with what there is: see ``SimResult.interrupted``.
+
+    Raises ConfigError, PlanError or DataError before any training for whatever does not go together.
+    """
+    found = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+    changes = dict(training or {}) | ({} if rule is None else {"rule": rule})
+    prepared = prepare(
+        found, examples_of(data, found), partition=partition or iid(), topology=_spec(topology), peers=peers,
+        rounds=rounds, closing_rounds=closing_rounds, seed=seed, training=changes, weights=weights,
+        time=_table(TimeTable, time), faults=[FaultTable.model_validate(fault) for fault in map(_plain, faults)],
+        evaluate=_table(EvaluateTable, evaluate) or EvaluateTable(), device=device, execution=execution, name=name,
+    )  # fmt: skip
+    return prepared.run(progress)
+
+
+@dataclass
+class Simulation:
+    """A run that has been checked and has not begun."""
+
+    plan: Plan
+    code: PlanCode
+    settings: Settings
+    examples: Examples
+    parts: Parts
+    schedule: Schedule
+    spec: dict[str, Any]
+    shares: np.ndarray
+    seed: int
+    weights: str
+    time: TimeTable | None
+    faults: Sequence[FaultTable]
+    evaluate: EvaluateTable
+    device: str
+    execution: str
+    name: str
+    remarks: tuple[str, ...] = ()
+    """What somebody should know before it trains: a fall-back, a partition with few examples."""
+
+    def run(self, progress: Progress | None = None) -> SimResult:
+        """Train all rounds."""
+        from p2pfl.sim.conduct import conduct
+
+        return conduct(self, progress)
+
+
+def prepare(
+    plan: Plan, examples: Examples, *, partition: Partition, topology: Mapping[str, Any] | None, peers: int,
+    rounds: int | None, closing_rounds: int | None, seed: int, training: Mapping[str, Any], weights: str,
+    time: TimeTable | None, faults: Sequence[FaultTable], evaluate: EvaluateTable, device: str = "cpu",
+    execution: str = "auto", name: str = "",
+) -> Simulation:  # fmt: skip
+    """Check everything that can be checked without training. Raises ConfigError, PlanError or DataError."""
+    if peers < 1:
+        raise ConfigError(f"{peers} peers cannot train; give at least 1")
+    if weights not in ("samples", "equal"):
+        raise ConfigError(f'weights are {weights!r}; write "samples" or "equal"')
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed {seed} is not in 0 to 2^63 - 1; choose another")
+    _check_device(device)
+    staleness = 0 if time is None else time.staleness
+    values = {**plan.session_settings(), **training}
+    values.pop("staleness", None)
+    settings = read_settings(values | ({"staleness": staleness} if staleness else {}), peers=False)
+    code = PlanCode(plan.source)
+    spec = dict(topology or plan.settings.topology or {"kind": "ring"})
+    parts = partition(examples, peers, seed)
+    counts = np.array([len(rows) for rows in parts.rows], dtype=np.float64)
+    shares = counts / counts.sum() if weights == "samples" else np.full(peers, 1.0 / peers)
+    nodes = [PeerId(f"site-{number:07d}") for number in range(peers)]
+    told = plan.settings.training
+    schedule = Schedule(
+        spec, nodes, dict(zip(nodes, shares.tolist(), strict=True)), told.rounds if rounds is None else rounds,
+        told.closing_rounds if closing_rounds is None else closing_rounds, staleness,
+    )  # fmt: skip
+    check_combination(
+        settings.rule.name, settings.optimiser.name, sites=peers, edges=schedule.graph.number_of_edges(),
+        staleness=staleness,
+    )  # fmt: skip
+    for fault in faults:
+        _check_fault(fault, peers)
+    return Simulation(
+        plan, code, settings, examples, parts, schedule, spec, shares, seed, weights, time, faults, evaluate,
+        device, execution, name or plan.settings.plan.name, check_plan(code, settings, examples, parts),
+    )  # fmt: skip
+
+
+def tensors(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Batch:
+    """Arrays as the plan sees them: floats in the run's dtype, whole numbers and truth values as int64."""
+    found = []
+    for array in arrays:
+        if array.dtype.kind not in "fiub":
+            raise ConfigError(f"an array of {array.dtype} cannot be trained on; give numbers")
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        found.append(tensor.to(dtype) if array.dtype.kind == "f" else tensor.to(torch.int64))
+    return tuple(found)
+
+
+def check_plan(code: PlanCode, settings: Settings, examples: Examples, parts: Parts) -> tuple[str, ...]:
+    """One loss of one batch of the first site, so that a plan that does not fit the data is told now; remarks."""
+    rows = parts.rows[0][: settings.batch_size]
+    batch = tensors([array[rows] for array in examples.train], settings.dtype)
+    module = code.model().to(settings.dtype)
+    losses = code.loss(module, batch)
+    if not bool(torch.isfinite(losses).all()):
+        raise ConfigError("the first loss is not a finite number; check the data's values and the plan's model()")
+    few = min(len(rows) for rows in parts.rows)
+    if few < settings.batch_size:
+        return (f"the smallest site has {few} examples, fewer than a batch of {settings.batch_size}: it takes all",)
+    return ()
+
+
+def examples_of(data: Any, plan: Plan) -> Examples:
+    """The examples in whatever `simulate` takes. Raises ConfigError or DataError."""
+    if isinstance(data, Examples):
+        return data
+    if isinstance(data, str | Path):
+        return examples_of_plan(plan, Path(data))
+    if isinstance(data, Mapping) and "train" in data and set(data) <= {"train", "test"}:
+        return Examples(_arrays(data["train"]), _arrays(data.get("test", ())))
+    if isinstance(data, tuple | list) and len(data) in (2, 4):
+        return from_arrays(*data)
+    raise ConfigError(
+        'give data as p2pfl.data.Examples, (inputs, labels), {"train": (...), "test": (...)}, or a file for the plan'
+    )
+
+
+def examples_of_plan(plan: Plan, path: Path) -> Examples:
+    """What the plan's own load() reads from a file. Raises PlanError or DataError."""
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; check the name")
+    parts = PlanCode(plan.source).load(str(path), torch.float64)
+    found = {part: tuple(tensor.numpy() for tensor in batch) for part, batch in parts.items()}
+    test = found.get("test", ())
+    return Examples(found["train"], test if len(test) and len(test[0]) else (), name=path.name)
+
+
+def _arrays(value: Any) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(array) for array in value)
+
+
+def _spec(topology: str | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    return {"kind": topology} if isinstance(topology, str) else topology
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, FaultTable) else value
+
+
+def _table(kind: Any, value: Any) -> Any:
+    from p2pfl.settings_files import check_tables
+    from p2pfl.sim.scenario import PAGE
+
+    if value is None or isinstance(value, kind):
+        return value
+    return check_tables(dict(value), kind, name=kind.__name__.removesuffix("Table").lower(), page=PAGE, error=ConfigError)
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {device[:40]!r}; write cpu, cuda or cuda:1") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("there is no CUDA device here; leave --device out, or use a machine with one")
+
+
+def _check_fault(fault: FaultTable, peers: int) -> None:
+    named = [fault.sites] if isinstance(fault.sites, int) else [site + 1 for site in fault.sites]
+    if max(named, default=1) > peers:
+        raise ConfigError(f"a fault names a site that is not there: there are {peers}, counted from 0; mend it")
+
+
+def machine() -> dict[str, str]:
+    """What the figures were made on."""
+    return {
+        "p2pfl": p2pfl.__version__, "torch": torch.__version__, "numpy": np.__version__,
+        "python": platform.python_version(), "processor": platform.machine(),
+    }  # fmt: skip
+
+
+def stopwatch() -> Callable[[], float]:
+    """Seconds on the clock since the call before."""
+    last = clock.perf_counter()
+
+    def lap() -> float:
+        nonlocal last
+        now = clock.perf_counter()
+        last, spent = now, now - last
+        return spent
+
+    return lap
+
+
+__all__ = ["Columns", "Simulation", "Tensor", "prepare", "simulate"]

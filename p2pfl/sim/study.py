@@ -1,0 +1,106 @@
+"""From a scenario to a run: its plan, its examples, its partition, its faults; each read once for many cells."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from p2pfl.data import Examples, load_examples, partition_named
+from p2pfl.errors import ConfigError
+from p2pfl.governance import Plan, plan_from_files, read_plan
+from p2pfl.sim.results import SimResult
+from p2pfl.sim.scenario import Scenario
+from p2pfl.sim.simulate import Simulation, prepare
+from p2pfl.sim.sweeps import Cell, Watch
+
+Shipped = tuple[bytes, bytes, Examples]
+
+
+class Inputs:
+    """Plans and examples by what a scenario says of them."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._plans: dict[str, Plan] = {}
+        self._examples: dict[str, Examples] = {}
+
+    def plan(self, scenario: Scenario) -> Plan:
+        """The scenario's plan. Raises ConfigError or PlanError."""
+        path = scenario.scenario.plan
+        if path not in self._plans:
+            self._plans[path] = read_plan(Path(path))
+        return self._plans[path]
+
+    def examples(self, scenario: Scenario) -> Examples:
+        """The scenario's examples. Raises ConfigError or DataError."""
+        key = repr(sorted(scenario.data.items()))
+        if scenario.data["kind"] == "plan":
+            key += scenario.scenario.plan
+        if key not in self._examples:
+            if scenario.data["kind"] == "plan":
+                self._examples[key] = self._through_the_plan(scenario)
+            else:
+                self._examples[key] = load_examples(scenario.data)
+        return self._examples[key]
+
+    def digest(self, scenario: Scenario) -> str:
+        """SHA-256 over the plan's hash and the examples."""
+        examples = self.examples(scenario)
+        found = hashlib.sha256(bytes.fromhex(self.plan(scenario).digest))
+        columns = [array for _, array in sorted(examples.columns.items())]
+        for array in (*examples.train, *examples.test, *columns):
+            found.update(f"{array.dtype.str} {array.shape}".encode())
+            found.update(array.tobytes())
+        return found.hexdigest()
+
+    def shipped(self, scenario: Scenario) -> Shipped:
+        """What a worker on another machine needs."""
+        plan = self.plan(scenario)
+        return plan.source, plan.toml, self.examples(scenario)
+
+    @classmethod
+    def of_shipped(cls, scenario: Scenario, shipped: Shipped) -> Inputs:
+        """The other end of `shipped`."""
+        source, toml, examples = shipped
+        inputs = cls()
+        inputs._plans[scenario.scenario.plan] = plan_from_files(source, toml)
+        key = repr(sorted(scenario.data.items()))
+        inputs._examples[key + (scenario.scenario.plan if scenario.data["kind"] == "plan" else "")] = examples
+        return inputs
+
+    def _through_the_plan(self, scenario: Scenario) -> Examples:
+        from p2pfl.sim.simulate import examples_of_plan
+
+        path = scenario.data.get("path")
+        if not isinstance(path, str) or set(scenario.data) != {"kind", "path"}:
+            raise ConfigError('data of kind "plan" are read by the plan\'s load(); give it a path and nothing else')
+        return examples_of_plan(self.plan(scenario), Path(path))
+
+
+def prepared(cell: Cell, inputs: Inputs) -> Simulation:
+    """Everything of a cell but the training: whatever is wrong with it is said here.
+
+    Raises ConfigError, PlanError or DataError.
+    """
+    scenario = cell.scenario
+    options = {name: value for name, value in scenario.partition.items() if name != "kind"}
+    return prepare(
+        inputs.plan(scenario), inputs.examples(scenario),
+        partition=partition_named(scenario.partition["kind"], options), topology=scenario.topology,
+        peers=scenario.scenario.peers, rounds=scenario.scenario.rounds,
+        closing_rounds=scenario.scenario.closing_rounds, seed=cell.seed, training=_training(scenario),
+        weights=scenario.scenario.weights, time=scenario.time, faults=scenario.fault, evaluate=scenario.evaluate,
+        name=scenario.scenario.name,
+    )  # fmt: skip
+
+
+def run_cell(cell: Cell, inputs: Inputs, watch: Watch | None) -> SimResult:
+    """Prepare and run; Ctrl-C ends it with what there is, marked as interrupted."""
+    return prepared(cell, inputs).run(watch.round if watch is not None else None)
+
+
+def _training(scenario: Scenario) -> dict[str, Any]:
+    values = dict(scenario.training)
+    if isinstance(values.get("optimiser"), str):  # --vary training.optimiser=sgd,adam
+        values["optimiser"] = {"name": values["optimiser"]}
+    return values
