@@ -55,8 +55,9 @@ class Examples:
     def holding_out(self, share: float, seed: int) -> Examples:
         """The same with ``share`` of the training examples moved to ``test``.
 
-        Of each class alike where there are classes; at least one example stays on each side. A pure function of seed and labels. ConfigError unless 0 < share < 1 and there
-        are two examples at least; DataError if there are test examples already.
+        Of each class alike where there are classes; at least one example stays on each side. A pure function of
+        seed and labels. ConfigError unless 0 < share < 1 and there are two examples at least; DataError if there
+        are test examples already.
         """
         if not 0 < share < 1 or len(self) < 2:
             raise ConfigError(f"couldn't hold out a share of {share} of {len(self)} examples; give one between 0 and 1")

@@ -1,6 +1,7 @@
 """LIBSVM text files, plain or .gz: one example per line, ``label index:value index:value ...``.
 
-Indices count from 1 and ascend. Source: Chang and Lin, "LIBSVM: a library for support vector machines", README, "sparse format".
+Indices count from 1 and ascend.
+Source: Chang and Lin, "LIBSVM: a library for support vector machines", README, "sparse format".
 """
 
 from __future__ import annotations

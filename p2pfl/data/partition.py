@@ -106,8 +106,9 @@ class Dirichlet:
     """See ``dirichlet``. Each peer's mix is integrated out: an urn draws from the same law.
 
     Peers take one example each in turn. With c_k examples of class k so far, the next one is of class k with
-    probability (alpha p_k + c_k) / sum over the classes that are not used up (Blackwell and MacQueen, 1973). That is the law of
-    draws from q ~ Dirichlet(alpha p), q renormalised over the classes that are left, without logarithms or powers.
+    probability (alpha p_k + c_k) / sum over the classes that are not used up (Blackwell and MacQueen, 1973).
+    That is the law of draws from q ~ Dirichlet(alpha p), q renormalised over the classes that are left,
+    without logarithms or powers.
     """
 
     alpha: float

@@ -31,10 +31,10 @@ def from_csv(
 ) -> Examples:
     """Examples of a CSV file with a header line; needs pandas (extra ``sim``).
 
-    ``label``: the labels' column (whole numbers become int64, other numbers float32, words stay words). ``columns``: kept in
-    ``Examples.columns``, not seen by the model. ``missing``: "refuse", "drop" (the examples that have any), or the number
-    to put in the place of inputs. Inputs float32. DataError for a file or values that do not fit, ConfigError for a
-    column that is not there.
+    ``label``: the labels' column (whole numbers become int64, other numbers float32, words stay words). ``columns``:
+    kept in ``Examples.columns``, not seen by the model. ``missing``: "refuse", "drop" (the examples that have any), or
+    the number to put in the place of inputs. Inputs float32. DataError for a file or values that do not fit,
+    ConfigError for a column that is not there.
     """
     path = Path(path)
     table = read_table(path)
@@ -46,7 +46,6 @@ def from_csv(
         keep_default_na=False,
         na_values=list(MISSING_SIGNS),
         skipinitialspace=True,
-        float_precision="round_trip",
         index_col=False,
     )
     frame.columns = [str(name).strip() for name in frame.columns]
@@ -72,9 +71,7 @@ def from_parquet(
             check_size(path, file.metadata.num_rows, file.metadata.num_columns, 8)
             frame = file.read().to_pandas()
     except (arrow_error, OSError) as error:
-        raise DataError(
-            f"{path} is not a Parquet file that can be read ({str(error)[:120]}); write it again"
-        ) from error
+        raise DataError(f"{path} is not a readable Parquet file ({str(error)[:120]}); write it again") from error
     return _examples(frame, path, label, drop, columns, missing)
 
 
@@ -124,8 +121,8 @@ def _filled(frame: Any, path: Path, inputs: list[str], needed: list[str], missin
     for name, count in gaps.items():
         if count:
             raise DataError(
-                f'{path}: the column {str(name)[:60]!r} misses {count} values; drop the column, or say missing = "drop" '
-                "or a number for inputs"
+                f'{path}: the column {str(name)[:60]!r} misses {count} values; drop it, or say missing = "drop" or, '
+                "for inputs, a number"
             )
     return frame
 
