@@ -55,6 +55,12 @@ def fingerprint_file(path: Path) -> tuple[str, int]:
     return hasher.hexdigest(), size
 
 
+def delimiter_of(path: Path) -> str:
+    """What stands between the values of a file that ``read_table`` has taken."""
+    with path.open("rb") as file:
+        return _delimiter(next(iter(_Lines(path, file))))
+
+
 def check_file(path: Path) -> None:
     """Raise DataError unless ``path`` is a regular file: opening a pipe would wait for ever."""
     try:
@@ -104,8 +110,7 @@ def _count(path: Path, lines: _Lines) -> tuple[int, int]:
     first = next(iterator, "")
     if not first.strip():
         raise DataError(f"{path} is empty or begins with an empty line; {_HINT}")
-    delimiter = max(DELIMITERS, key=first.count)  # the first of them where none occurs
-    records = csv.reader(_chained(first, iterator), delimiter=delimiter, strict=True)
+    records = csv.reader(_chained(first, iterator), delimiter=_delimiter(first), strict=True)
     try:
         header = next(records)
         _check_header(path, header)
@@ -121,6 +126,10 @@ def _count(path: Path, lines: _Lines) -> tuple[int, int]:
     if rows == 0:
         raise DataError(f"{path} has a header but no records; {_HINT}")
     return rows, len(header)
+
+
+def _delimiter(header: str) -> str:
+    return max(DELIMITERS, key=header.count)  # the first of them where none occurs
 
 
 def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:

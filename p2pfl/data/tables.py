@@ -1,0 +1,146 @@
+"""Tables as examples: CSV (checked as the registry checks it) and Parquet, through pandas.
+
+One column holds the labels; further ones may be kept beside the inputs (a hospital's id) or dropped; all others must be
+numbers. Missing values are refused unless one says what to do with them: a silent guess would be part of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from p2pfl.data.csv_files import check_file, delimiter_of, read_table
+from p2pfl.data.examples import Array, Examples
+from p2pfl.data.reading import check_size
+from p2pfl.errors import ConfigError, DataError
+from p2pfl.extras import optional
+
+MISSING_SIGNS = ("?", "NA", "NaN", "nan", "null", "")
+
+
+def from_csv(
+    path: Path | str,
+    label: str,
+    *,
+    drop: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    missing: float | str = "refuse",
+) -> Examples:
+    """Examples of a CSV file with a header line; needs pandas (extra ``sim``).
+
+    ``label``: the labels' column (whole numbers become int64, other numbers float32, words stay words). ``columns``:
+    kept in ``Examples.columns``, not seen by the model. ``missing``: "refuse", "drop" (the examples that have any), or
+    the number to put in the place of inputs. Inputs float32. DataError for a file or values that do not fit,
+    ConfigError for a column that is not there.
+    """
+    path = Path(path)
+    table = read_table(path)
+    check_size(path, table.rows, table.columns, 8)
+    frame = optional("pandas", "sim").read_csv(
+        path,
+        sep=delimiter_of(path),
+        encoding="utf-8-sig",
+        keep_default_na=False,
+        na_values=list(MISSING_SIGNS),
+        skipinitialspace=True,
+        index_col=False,
+    )
+    frame.columns = [str(name).strip() for name in frame.columns]
+    return _examples(frame, path, label, drop, columns, missing)
+
+
+def from_parquet(
+    path: Path | str,
+    label: str,
+    *,
+    drop: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    missing: float | str = "refuse",
+) -> Examples:
+    """Examples of a Parquet file; as ``from_csv``. Needs pandas and pyarrow (extra ``sim``)."""
+    path = Path(path)
+    check_file(path)
+    parquet = optional("pyarrow.parquet", "sim")
+    arrow_error = optional("pyarrow", "sim").ArrowException
+    optional("pandas", "sim")
+    try:
+        with parquet.ParquetFile(path) as file:
+            check_size(path, file.metadata.num_rows, file.metadata.num_columns, 8)
+            frame = file.read().to_pandas()
+    except (arrow_error, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file ({str(error)[:120]}); write it again") from error
+    return _examples(frame, path, label, drop, columns, missing)
+
+
+def _examples(
+    frame: Any, path: Path, label: str, drop: Sequence[str], columns: Sequence[str], missing: float | str
+) -> Examples:
+    names = [str(name) for name in frame.columns]
+    for name in (label, *drop, *columns):
+        if name not in names:
+            raise ConfigError(f"{path} has no column {name[:60]!r}; its columns: {', '.join(names)[:300]}")
+    if label in drop:
+        raise ConfigError(f"the column {label[:60]!r} cannot be both labels and dropped; choose")
+    beside = {label, *drop, *columns}
+    inputs = [name for name in names if name not in beside]
+    if not inputs:
+        raise DataError(f"{path} has no column left as an input; drop fewer")
+    if len(set(names)) != len(names):
+        raise DataError(f"{path} names a column twice; rename one")
+    frame = _filled(frame, path, inputs, [label, *columns], missing)
+    for name in inputs:
+        if frame[name].dtype.kind not in "iufb":
+            raise DataError(f"{path}: the column {name[:60]!r} holds words, not numbers; drop it or write numbers")
+    values = frame[inputs].to_numpy(dtype=np.float32)
+    if not np.isfinite(values).all():
+        bad = inputs[int(np.argmin(np.isfinite(values).all(axis=0)))]
+        raise DataError(f"{path}: the column {bad[:60]!r} holds infinite values; mend it")
+    kept = {name: _column(frame[name]) for name in columns}
+    return Examples((values, _labels(frame[label], path)), columns=kept, name=path.stem)
+
+
+def _filled(frame: Any, path: Path, inputs: list[str], needed: list[str], missing: float | str) -> Any:
+    """The frame without missing values."""
+    if isinstance(missing, str) and missing not in ("refuse", "drop"):
+        raise ConfigError(f'missing = {missing[:40]!r}; write "refuse", "drop" or a number')
+    if isinstance(missing, bool) or (not isinstance(missing, str) and not np.isfinite(missing)):
+        raise ConfigError(f'missing = {missing}; write "refuse", "drop" or a number')
+    if missing == "drop":
+        frame = frame.dropna(subset=[*inputs, *needed])
+        if not len(frame):
+            raise DataError(f"every example of {path} misses a value; drop the columns that are mostly missing")
+        # a column that held gaps beside whole numbers is float; without the gaps it may be whole again
+        return frame
+    if not isinstance(missing, str):
+        frame = frame.copy()
+        frame[inputs] = frame[inputs].fillna(missing)
+    gaps = frame[[*inputs, *needed]].isna().sum()
+    for name, count in gaps.items():
+        if count:
+            raise DataError(
+                f'{path}: the column {str(name)[:60]!r} misses {count} values; drop it, or say missing = "drop" or, '
+                "for inputs, a number"
+            )
+    return frame
+
+
+def _labels(series: Any, path: Path) -> Array:
+    labels = _column(series)
+    if labels.dtype.kind in "iub":
+        return labels.astype(np.int64)
+    if labels.dtype.kind != "f":
+        return labels
+    if not np.isfinite(labels).all():
+        raise DataError(f"{path}: a label is infinite; mend it")
+    whole = (labels == np.rint(labels)).all() and np.abs(labels).max() < 2**53
+    return labels.astype(np.int64 if whole else np.float32)
+
+
+def _column(series: Any) -> Array:
+    """A column as numbers or as words."""
+    if series.dtype.kind in "iufb":
+        return np.asarray(series.to_numpy())
+    return np.asarray([str(value) for value in series])

@@ -1,0 +1,21 @@
+"""Figures without a screen: matplotlib's object interface, so that no global state changes, and SVG as text."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from p2pfl.extras import optional
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib Figure of so many inches. ConfigError where matplotlib is missing."""
+    return optional("matplotlib.figure", "sim").Figure(figsize=(width, height), layout="constrained")
+
+
+def to_svg(figure: Any) -> str:
+    """The figure as SVG text, the same bytes each time: no date, no random names."""
+    text = io.StringIO()
+    with optional("matplotlib", "sim").rc_context({"svg.hashsalt": "p2pfl"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
