@@ -80,6 +80,11 @@ class Schedule:
         self._late = with_delays(self._static, staleness)  # the training rounds' mixing; the same one if staleness is 0
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        """Sample share of each site, in the order of ``nodes``."""
+        return tuple(self._shares[node] for node in self.nodes)
+
+    @property
     def total(self) -> int:
         """Training and closing rounds together."""
         return self.rounds + self.closing_rounds

@@ -103,10 +103,10 @@ class Layout:
         return vector if self._shared is None else vector.index_select(-1, self._shared)
 
     def spread_shared(self, values: Tensor) -> Tensor:
-        """[S] -> [P] with 0 at private entries: a displacement leaves those alone."""
+        """[..., S] -> [..., P] with 0 at private entries: a displacement leaves those alone."""
         if self._shared is None:
             return values
-        return torch.zeros(self.size, dtype=values.dtype).index_copy(-1, self._shared, values)
+        return values.new_zeros((*values.shape[:-1], self.size)).index_copy(-1, self._shared, values)
 
     def replace_shared(self, vector: Tensor, values: Tensor) -> Tensor:
         """``vector`` [P] with the travelling entries replaced by ``values`` [S]."""

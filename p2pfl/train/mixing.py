@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from p2pfl.errors import IllegalStep
+from p2pfl.train.sparse import SparseProduct
 
 
 class PeerGraph:
@@ -57,52 +59,69 @@ class SparseMatrix(Protocol):
     def tocoo(self) -> SparseMatrix: ...
 
     @property
-    def row(self) -> Sequence[int]: ...
+    def row(self) -> Any: ...
 
     @property
-    def col(self) -> Sequence[int]: ...
+    def col(self) -> Any: ...
 
     @property
-    def data(self) -> Sequence[float]: ...
+    def data(self) -> Any: ...
 
 
 class VectorGraph:
     """n sites; one directed edge for each non-zero w_ij with i != j; tensors are [n, P], edges [E, p].
 
     ``edges`` holds (receiver, sender, weight), in both directions for every pair. Raises IllegalStep for an
-    edge without its opposite, or a loop.
+    edge without its opposite, or a loop. Sums run over each receiver's edges in the order of the senders.
     """
 
-    def __init__(self, sites: int, edges: Sequence[tuple[int, int, float]], shares: Tensor | Sequence[float]) -> None:
-        ordered = sorted(edges)
-        places = {(receiver, sender): place for place, (receiver, sender, _) in enumerate(ordered)}
-        loops = [edge for edge in ordered if edge[0] == edge[1] or (edge[1], edge[0]) not in places]
-        if loops:
-            raise IllegalStep(f"edge {loops[0][:2]} is a loop or has no opposite; list every pair both ways")
+    def __init__(
+        self,
+        sites: int,
+        edges: Sequence[tuple[int, int, float]],
+        shares: Tensor | Sequence[float],
+        device: str | torch.device = "cpu",
+    ) -> None:
+        columns = np.array([tuple(edge) for edge in edges], dtype=np.float64).reshape(-1, 3)
+        self._set(sites, columns[:, 0].astype(np.int64), columns[:, 1].astype(np.int64), columns[:, 2], shares, device)
+
+    def _set(
+        self, sites: int, receiver: Any, sender: Any, weight: Any, shares: Any, device: str | torch.device
+    ) -> None:
+        order = np.lexsort((sender, receiver))
+        receiver, sender, weight = receiver[order], sender[order], weight[order]
+        place = receiver * sites + sender
+        opposite = np.searchsorted(place, sender * sites + receiver)
+        found = place[np.minimum(opposite, len(place) - 1)] == sender * sites + receiver if len(place) else place
+        wrong = (receiver == sender) | (found == 0)
+        if wrong.any():
+            bad = int(np.argmax(wrong))
+            edge = (int(receiver[bad]), int(sender[bad]))
+            raise IllegalStep(f"edge {edge} is a loop or has no opposite; list every pair both ways")
         self.sites = sites
-        self.share = torch.as_tensor(shares, dtype=torch.float64).reshape(sites, 1)
-        self.receiver = torch.tensor([edge[0] for edge in ordered], dtype=torch.int64)
-        self.sender = torch.tensor([edge[1] for edge in ordered], dtype=torch.int64)
-        self.weight = torch.tensor([edge[2] for edge in ordered], dtype=torch.float64)
-        self._opposite = torch.tensor([places[sender, receiver] for receiver, sender, _ in ordered], dtype=torch.int64)
-        incidence = torch.stack((self.receiver, torch.arange(len(ordered))))
-        self._arrive = torch.sparse_coo_tensor(
-            incidence,
-            torch.ones(len(ordered), dtype=torch.float64),
-            (sites, len(ordered)),
-            check_invariants=True,
-        ).coalesce()
-        self._mix = torch.sparse_coo_tensor(
-            torch.stack((self.receiver, self.sender)), self.weight, (sites, sites), check_invariants=True
-        ).coalesce()
-        self._leave = torch.zeros(sites, dtype=torch.float64).index_add(0, self.receiver, self.weight).unsqueeze(-1)
+        self.share = torch.as_tensor(shares, dtype=torch.float64, device=device).reshape(sites, 1)
+        self.receiver, self.sender = (torch.from_numpy(ends).to(device) for ends in (receiver, sender))
+        self.weight = torch.from_numpy(weight).to(device)
+        self._opposite = torch.from_numpy(opposite).to(device)
+        edges = np.arange(len(receiver))
+        self._arrive = SparseProduct((receiver, edges, np.ones(len(edges))), (sites, len(edges)), device)
+        loops = np.arange(sites)
+        leave = -np.bincount(receiver, weight, sites)
+        moves = (np.concatenate((receiver, loops)), np.concatenate((sender, loops)), np.concatenate((weight, leave)))
+        self._mix = SparseProduct(moves, (sites, sites), device)
 
     @classmethod
-    def from_matrix(cls, matrix: SparseMatrix, shares: Tensor | Sequence[float]) -> VectorGraph:
+    def from_matrix(
+        cls, matrix: SparseMatrix, shares: Tensor | Sequence[float], device: str | torch.device = "cpu"
+    ) -> VectorGraph:
         """From a mixing matrix W [n, n], row = receiver; its diagonal is what is left over."""
         coo = matrix.tocoo()
-        edges = [(int(i), int(j), float(w)) for i, j, w in zip(coo.row, coo.col, coo.data, strict=True) if i != j and w]
-        return cls(len(shares), edges, shares)
+        keep = (coo.row != coo.col) & (coo.data != 0.0)
+        graph = cls.__new__(cls)
+        graph._set(
+            len(shares), coo.row[keep].astype(np.int64), coo.col[keep].astype(np.int64), coo.data[keep], shares, device
+        )
+        return graph
 
     def at_sender(self, x: Tensor) -> Tensor:
         """[n, p] -> [E, p]."""
@@ -114,13 +133,11 @@ class VectorGraph:
 
     def total(self, m: Tensor) -> Tensor:
         """[E, p] -> [n, p] at the receivers."""
-        arrived: Tensor = torch.sparse.mm(self._arrive.to(m.dtype), m)
-        return arrived
+        return self._arrive(m)
 
     def pull(self, m: Tensor) -> Tensor:
-        """sum_j w_ij (m_j - m_i), [n, p], as one sparse product."""
-        mixed: Tensor = torch.sparse.mm(self._mix.to(m.dtype), m)
-        return mixed - self._leave.to(m.dtype) * m
+        """sum_j w_ij (m_j - m_i), [n, p], as one sparse product (W - I) m."""
+        return self._mix(m)
 
 
 class VectorInbox:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +13,17 @@ from torch import Tensor
 from p2pfl.errors import ConfigError
 
 OptimiserState = dict[str, Tensor]
+_TRACED: ContextVar[bool] = ContextVar("traced", default=False)
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Inside, optimisers use tensor operations alone, so that their steps can be traced and compiled."""
+    token = _TRACED.set(True)
+    try:
+        yield
+    finally:
+        _TRACED.reset(token)
 
 
 class Optimiser(Protocol):
@@ -79,7 +92,7 @@ class Adam:
 
     def init(self, x: Tensor) -> OptimiserState:
         """Moments 0, [..., P]; step count 0, [..., 1] float64."""
-        count = torch.zeros((*x.shape[:-1], 1), dtype=torch.float64)
+        count = torch.zeros((*x.shape[:-1], 1), dtype=torch.float64, device=x.device)
         return {"first": torch.zeros_like(x), "second": torch.zeros_like(x), "count": count}
 
     def step(self, state: OptimiserState, x: Tensor, grad: Tensor, lr: float) -> tuple[OptimiserState, Tensor]:
@@ -94,8 +107,14 @@ class Adam:
         return {"first": first, "second": second, "count": count}, x + size * first / denominator
 
 
-def _each(count: Tensor, function: Callable[[float], float], dtype: torch.dtype) -> Tensor:
-    """``function`` of each count in Python's floats; torch's pow and number / tensor round otherwise."""
+def _each(count: Tensor, function: Callable[[Any], Any], dtype: torch.dtype) -> Tensor:
+    """``function`` of each count in Python's floats; torch's pow and number / tensor round otherwise.
+
+    Where no numbers can be read (traced) or reading stalls (other devices), torch's rounding it is.
+    """
+    if _TRACED.get() or count.device.type != "cpu":
+        values: Tensor = function(count)
+        return values.to(dtype)
     return torch.tensor([function(t) for t in count.reshape(-1).tolist()], dtype=dtype).reshape(count.shape)
 
 

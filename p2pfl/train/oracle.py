@@ -1,4 +1,4 @@
-"""Gradients of a plan's mean loss, for one site's module and for n sites at once."""
+"""Gradients of a plan's mean loss for one site's module; `p2pfl.train.stacked` has the form for n sites at once."""
 
 from __future__ import annotations
 
@@ -68,40 +68,3 @@ def take_buffers(module: nn.Module, layout: Layout) -> Tensor | None:
     if not layout.buffers:
         return None
     return torch.cat([module.get_buffer(entry.name).detach().reshape(-1) for entry in layout.buffers])
-
-
-class StackedOracle:
-    """The same gradient for n sites at once: ``x`` [n, P], each batch tensor [n, B, ...]; no buffers.
-
-    vmap lives here and nowhere else.
-    """
-
-    def __init__(self, plan: PlanCode, module: nn.Module, layout: Layout, batch: Callable[[int], Batch]) -> None:
-        if layout.buffers or any(True for _ in module.buffers()):
-            raise PlanError("the stacked form takes models without buffers; use GroupNorm in place of batch norm")
-        self._batch = batch
-
-        def mean_loss(vector: Tensor, *tensors: Tensor) -> Tensor:
-            call = _Call(module, layout.unflatten(vector))
-            return plan.loss(call, tensors).mean()
-
-        self._gradient = torch.func.vmap(torch.func.grad_and_value(mean_loss))
-
-    def __call__(self, x: Tensor, k: int) -> Gradient:
-        """Gradients [n, P] and losses [n]."""
-        grad, loss = self._gradient(x, *self._batch(k))
-        return Gradient(grad, loss)
-
-
-class _Call(nn.Module):
-    """Looks like the plan's model, and answers with other parameters."""
-
-    _answer: Callable[..., Tensor]
-
-    def __init__(self, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-        super().__init__()
-        object.__setattr__(self, "_answer", lambda *args, **kw: torch.func.functional_call(module, tensors, args, kw))
-
-    def forward(self, *args: Tensor, **keywords: Tensor) -> Tensor:
-        answer: Tensor = self._answer(*args, **keywords)
-        return answer

@@ -38,8 +38,11 @@ class Settings:
     staleness: int = 0  # own rounds that an edge may be mixed late; 0: synchronous
 
 
-def read_settings(values: Mapping[str, Any]) -> Settings:
-    """Settings from plain values; ConfigError names the first wrong one and what to write instead."""
+def read_settings(values: Mapping[str, Any], *, peers: bool = True) -> Settings:
+    """Settings from plain values; ConfigError names the first wrong one and what to write instead.
+
+    ``peers=False``: for a simulation of all sites at once, which also knows rules that peers cannot run yet.
+    """
     known = {*_REQUIRED, "optimiser", "staleness", *_CHOICES}
     for name in values:
         if name not in known:
@@ -62,7 +65,7 @@ def read_settings(values: Mapping[str, Any]) -> Settings:
     staleness = values.get("staleness", 0)
     if type(staleness) is not int or not 0 <= staleness <= MAX_STALENESS:
         raise ConfigError(f"training setting staleness is {staleness!r}; write a whole number of 0 to {MAX_STALENESS}")
-    check_combination(rule.name, optimiser.name, peers=True, staleness=staleness)
+    check_combination(rule.name, optimiser.name, peers=peers, staleness=staleness)
     return Settings(
         rule=rule,
         optimiser=optimiser,

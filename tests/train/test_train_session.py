@@ -14,11 +14,11 @@ from train_worlds import CLASSIFIER_PLAN, QUADRATIC_PLAN, stationary_edges, weig
 
 from p2pfl.errors import ConfigError, DataError, IllegalStep, MalformedMessage, PlanError, SignatureRefused
 from p2pfl.train.mixing import VectorGraph, VectorInbox
-from p2pfl.train.oracle import StackedOracle
 from p2pfl.train.plan_code import PlanCode
 from p2pfl.train.rules import Context, rule_named
 from p2pfl.train.sampling import batch_indices
 from p2pfl.train.session import Session
+from p2pfl.train.stacked import StackedBatch, StackedOracle
 
 RUN = b"run"
 
@@ -146,10 +146,10 @@ def test_sessions_equal_the_stacked_form(rule: str, plan: bytes) -> None:
     state = stacked.init(x, graph)
     for number in range(20):
 
-        def batch(step: int, number: int = number) -> tuple:
+        def batch(step: int, number: int = number) -> StackedBatch:
             count = len(data[0][0])
             chosen = [batch_indices(key_of(i), RUN, number, step, count, 8) for i in range(4)]
-            return tuple(torch.stack([data[i][p][chosen[i]] for i in range(4)]) for p in range(2))
+            return StackedBatch(tuple(torch.stack([data[i][p][chosen[i]] for i in range(4)]) for p in range(2)))
 
         context = Context(number, 0.04, 3)
         if plan is QUADRATIC_PLAN:

@@ -45,6 +45,7 @@ class Context:
     round: int
     lr: float
     steps: int
+    each: Tensor | None = None  # [..., 1]: the sites' own numbers where they differ; ``steps`` is then the most
 
 
 class Gradient(NamedTuple):
@@ -53,6 +54,7 @@ class Gradient(NamedTuple):
     grad: Tensor  # [..., P]
     loss: Tensor  # [...], mean over the batch
     buffers: Tensor | None = None  # [..., B]: new values of the last B entries of the vector
+    active: Tensor | None = None  # [..., 1] bool: sites that take step k, where some have fewer; None: all
 
 
 class Oracle(Protocol):

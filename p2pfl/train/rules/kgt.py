@@ -7,7 +7,7 @@ from torch import Tensor
 
 from p2pfl.train.optimisers import Optimiser
 from p2pfl.train.rules.interface import Channel, Context, Graph, Inbox, Messages, Needs, Oracle, State
-from p2pfl.train.rules.local_steps import with_buffers
+from p2pfl.train.rules.local_steps import taken, with_buffers
 
 
 class KGT:
@@ -45,13 +45,14 @@ class KGT:
         start = x
         for k in range(ctx.steps):
             gradient = oracle(x, k)
-            _, x = self.optimiser.step({}, x, gradient.grad + state["correction"], ctx.lr)
-            x = with_buffers(x, gradient)
+            _, moved = self.optimiser.step({}, x, gradient.grad + state["correction"], ctx.lr)
+            x = taken(gradient, with_buffers(moved, gradient), x)
         return {**state, "start": start}, x
 
     def send(self, state: State, x: Tensor, ctx: Context, graph: Graph) -> tuple[State, Messages]:
         """Channels x and z, [..., P] each; z = 0 for a site that took no step."""
-        return state, {"x": x, "z": (state["start"] - x) / (ctx.lr * max(ctx.steps, 1))}
+        steps = max(ctx.steps, 1) if ctx.each is None else ctx.each.clamp(min=1)
+        return state, {"x": x, "z": (state["start"] - x) / (ctx.lr * steps)}
 
     def merge(self, state: State, x: Tensor, ctx: Context, inbox: Inbox) -> tuple[State, Tensor]:
         """x + pull(x), c + pull(z)."""

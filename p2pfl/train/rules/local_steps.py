@@ -23,9 +23,15 @@ def local_steps(optimiser: Optimiser, state: State, x: Tensor, ctx: Context, ora
     }
     for k in range(ctx.steps):
         gradient = oracle(x, k)
-        own, x = optimiser.step(own, x, gradient.grad, ctx.lr)
-        x = with_buffers(x, gradient)
+        stepped, moved = optimiser.step(own, x, gradient.grad, ctx.lr)
+        x = taken(gradient, with_buffers(moved, gradient), x)
+        own = {name: taken(gradient, value, own[name]) for name, value in stepped.items()}
     return {**state, **{_PREFIX + name: value for name, value in own.items()}}, x
+
+
+def taken(gradient: Gradient, after: Tensor, before: Tensor) -> Tensor:
+    """``after`` for the sites that take this step, ``before`` for those that have taken all of theirs."""
+    return after if gradient.active is None else torch.where(gradient.active, after, before)
 
 
 def with_buffers(x: Tensor, gradient: Gradient) -> Tensor:
