@@ -24,6 +24,7 @@ class Network:
         self.model = model
         self.loss, self.duplicate, self.reorder = model.loss, model.duplicate, model.reorder
         self.counters: Counter[str] = Counter()
+        self.sent_bytes: Counter[tuple[int, str]] = Counter()  # by site and kind; "content" is what others pulled
         self._clock = clock
         self._seed = seed
         self._ends: dict[int, Endpoint] = {}
@@ -56,6 +57,7 @@ class Network:
         if pair is None or source not in pair.sees:
             return False
         self.counters["sent"] += 1
+        self.sent_bytes[source, kind] += len(data)
         if self.loss and self._chance("loss", source, target) < self.loss:
             self.counters["lost"] += 1
         elif not pair.up:
@@ -135,6 +137,7 @@ class Network:
             if size is None:
                 self._clock.after(latency, lambda: finish("the other side does not hold it"))
             else:
+                self.sent_bytes[origin, "content"] += size
                 self._uplinks[origin].start(size, left)
 
         def left() -> None:

@@ -169,11 +169,15 @@ class StubTraining:
         """Add the displacement of (seed, site, round), times the learning rate where the proposer changed it."""
         if self._trained == round:
             raise IllegalStep(f"round {round} is trained already; encode and mix it")
-        step = _doubles(self.size, self.seed, "step", self.site, round) * (learning_rate or 1.0)
+        step = self.displacement(round) * (learning_rate or 1.0)
         self._x = self.vector + step
         self.displacements[round] = step
         self._trained = round
         return {"loss": 1.0 / (1 + round), "examples": steps}
+
+    def displacement(self, round: int) -> Tensor:
+        """What the local step of a round adds [size], at learning rate 1."""
+        return _doubles(self.size, self.seed, "step", self.site, round)
 
     def encode(self, round: int, step: int, closing: bool) -> list[dict[str, Any]]:
         """The own vector, or as it is mixed so far; a second encoding of one step is refused."""
