@@ -154,11 +154,16 @@ def _study(
     folder = out or Path("results") / "-or-".join(names)[:100]
     if dry_run:
         rows = [{"setting": cell.setting, "seed": cell.seed, "key": cell.key} for cell in cells]
-        show(rows, as_json, [f"{len(cells)} runs into {folder}", *(f"{row['setting']}, seed {row['seed']}" for row in rows)])
+        show(
+            rows,
+            as_json,
+            [f"{len(cells)} runs into {folder}", *(f"{row['setting']}, seed {row['seed']}" for row in rows)],
+        )
         return
     with _progress(as_json) as watch:
+        title = scenarios[0].scenario.description if len(names) == 1 else " or ".join(names)
         groups = sweep(
-            cells, folder, where, resume=resume, watch=watch, title=scenarios[0].scenario.description or " or ".join(names),
+            cells, folder, where, resume=resume, watch=watch, title=title or names[0],
             command=shlex.join(["p2pfl", *sys.argv[1:]]),
         )  # fmt: skip
     ended = sum(not result.interrupted for results in groups.values() for result in results)

@@ -22,11 +22,13 @@ from p2pfl.data.partition import (
 from p2pfl.data.python_sets import from_scikit_learn, from_torch
 from p2pfl.data.registry import RegisteredDataset, Registry
 from p2pfl.data.shift import Shift
+from p2pfl.data.sources import SOURCES, load_examples
 from p2pfl.data.tables import from_csv, from_parquet
 from p2pfl.data.who_holds_what import holdings, holdings_figure, holdings_table
 
 __all__ = [
     "PARTITIONS",
+    "SOURCES",
     "Examples",
     "Partition",
     "Parts",
@@ -50,6 +52,7 @@ __all__ = [
     "holdings_table",
     "iid",
     "labels_per_peer",
+    "load_examples",
     "partition_named",
     "quantity",
     "read_table",

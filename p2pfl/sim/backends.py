@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pfl.errors import ConfigError, LocalError, P2PFLError
+from p2pfl.extras import optional
 from p2pfl.sim.results import SimResult, write_files
 from p2pfl.sim.study import Inputs, run_cell
 from p2pfl.sim.sweeps import Backend, Cell, Watch
@@ -108,11 +109,7 @@ def backend_named(name: str, inputs: Inputs, *, address: str | None, workers: in
 
 
 def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("--backend ray needs Ray; pip install 'p2pfl-consortium[ray]'") from error
-    return ray
+    return optional("ray", "ray")
 
 
 def _plain(cell: Cell) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import numpy as np
 
-from p2pfl.errors import ConfigError
+from p2pfl.figures import new_figure
 from p2pfl.sim.results import SimResult
 
 if TYPE_CHECKING:
@@ -27,15 +27,6 @@ AXES = {
 }
 MOST_DRAWN = 400  # sites of a graph that a person can still tell apart
 MOST_EDGES = 4000
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure that belongs to no window. Raises ConfigError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("plots need matplotlib; pip install 'p2pfl-consortium[sim]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def overview(groups: Groups) -> Figure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from p2pfl.figures import to_svg
 from p2pfl.files import write_atomic
 from p2pfl.sim import charts
 from p2pfl.sim.charts import Groups
@@ -125,13 +125,9 @@ def _graphs(groups: Groups) -> str:
 
 
 def _svg(figure: Figure) -> str:
-    """The figure as an element of the page; its text stays text, and two runs give the same bytes."""
-    import matplotlib
-
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "p2pfl"}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
+    """The figure as an element of the page, without the head of a file of its own."""
+    text = to_svg(figure)
+    return text[text.index("<svg") :]
 
 
 def _facts(results: Sequence[SimResult]) -> str:

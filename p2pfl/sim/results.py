@@ -16,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 from p2pfl.errors import ConfigError, StoreError
+from p2pfl.extras import optional
 from p2pfl.files import read_bounded, write_atomic
 
 if TYPE_CHECKING:
@@ -150,11 +151,7 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> Path:
 
 def data_frame(columns: Mapping[str, np.ndarray]) -> pandas.DataFrame:
     """Columns as a data frame. Raises ConfigError without pandas."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise ConfigError("data frames need pandas; pip install 'p2pfl-consortium[sim]'") from error
-    return pandas.DataFrame(dict(columns))
+    return optional("pandas", "sim").DataFrame(dict(columns))
 
 
 def parquet_bytes(columns: Mapping[str, np.ndarray]) -> bytes:
@@ -177,9 +174,4 @@ def read_parquet(path: Path) -> Columns:
 
 
 def _arrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError("tables of results need pyarrow; pip install 'p2pfl-consortium[sim]'") from error
-    return pyarrow, pyarrow.parquet
+    return optional("pyarrow", "sim"), optional("pyarrow.parquet", "sim")

@@ -90,7 +90,7 @@ class Scenario(Table):
     @classmethod
     def _named(cls, table: dict[str, Any] | None) -> dict[str, Any] | None:
         if table is not None and not isinstance(table.get("kind"), str):
-            raise ValueError('give it a kind, such as kind = "digits" for data, "dirichlet" for a partition, "ring"')
+            raise ValueError('give it a kind, such as kind = "mnist" for data, "dirichlet" for a partition, "ring"')
         return table
 
     @model_validator(mode="after")
@@ -125,7 +125,7 @@ def placed(scenario: Scenario, folder: Path) -> Scenario:
     values = scenario.model_dump()
     values["scenario"]["plan"] = str(folder / values["scenario"]["plan"])
     for name in ("path", "test_path"):
-        if isinstance(values["data"].get(name), str):
+        if isinstance(values["data"].get(name), str) and not values["data"][name].startswith("$"):
             values["data"][name] = str(folder / values["data"][name])
     return check_scenario(values, scenario.scenario.name)
 

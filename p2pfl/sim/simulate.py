@@ -1,10 +1,11 @@
 """One simulated run from a plan and examples: everything is checked first, then trained, timed and evaluated.
 
-    result = simulate("plans/mlp", load_examples({"kind": "digits"}), partition=dirichlet(0.1), topology="ring", peers=100)
+result = simulate("plans/mlp", load_examples({"kind": "digits"}), partition=dirichlet(0.1), topology="ring", peers=100)
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-import p2pfl
-from p2pfl.data import Examples, Parts, Partition, from_arrays, iid
+from p2pfl.data import Examples, Partition, Parts, from_arrays, iid
 from p2pfl.errors import ConfigError
 from p2pfl.governance import Plan, read_plan
-from p2pfl.sim.results import Columns, SimResult
+from p2pfl.sim.results import SimResult
 from p2pfl.sim.scenario import EvaluateTable, FaultTable, TimeTable
 from p2pfl.topology import Schedule
 from p2pfl.train.plan_code import Batch, PlanCode
@@ -217,7 +216,9 @@ def _table(kind: Any, value: Any) -> Any:
 
     if value is None or isinstance(value, kind):
         return value
-    return check_tables(dict(value), kind, name=kind.__name__.removesuffix("Table").lower(), page=PAGE, error=ConfigError)
+    return check_tables(
+        dict(value), kind, name=kind.__name__.removesuffix("Table").lower(), page=PAGE, error=ConfigError
+    )
 
 
 def _check_device(device: str) -> None:
@@ -238,7 +239,7 @@ def _check_fault(fault: FaultTable, peers: int) -> None:
 def machine() -> dict[str, str]:
     """What the figures were made on."""
     return {
-        "p2pfl": p2pfl.__version__, "torch": torch.__version__, "numpy": np.__version__,
+        "p2pfl": importlib.metadata.version("p2pfl-consortium"), "torch": torch.__version__, "numpy": np.__version__,
         "python": platform.python_version(), "processor": platform.machine(),
     }  # fmt: skip
 
@@ -254,6 +255,3 @@ def stopwatch() -> Callable[[], float]:
         return spent
 
     return lap
-
-
-__all__ = ["Columns", "Simulation", "Tensor", "prepare", "simulate"]
