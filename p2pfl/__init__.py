@@ -2,7 +2,7 @@
 
 Everything a script needs is here; each name is loaded when it is first used, so ``import p2pfl`` is quick and
 imports no torch. Topics have their own modules: ``p2pfl.topology``, ``p2pfl.audit``, ``p2pfl.governance``,
-``p2pfl.data``, ``p2pfl.peer``, ``p2pfl.train``, ``p2pfl.errors``.
+``p2pfl.data``, ``p2pfl.peer``, ``p2pfl.sim``, ``p2pfl.train``, ``p2pfl.errors``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from p2pfl.errors import P2PFLError
     from p2pfl.governance import Charter, Plan
     from p2pfl.peer import Peer, Run, local
+    from p2pfl.sim import SimResult, simulate
     from p2pfl.types import PeerId
 
 _HOMES = {
@@ -29,7 +30,9 @@ _HOMES = {
     "Plan": "p2pfl.governance",
     "Registry": "p2pfl.data",
     "Run": "p2pfl.peer",
+    "SimResult": "p2pfl.sim",
     "local": "p2pfl.peer",
+    "simulate": "p2pfl.sim",
     "verify_log": "p2pfl.audit",
 }
 
@@ -45,7 +48,9 @@ __all__ = [
     "Plan",
     "Registry",
     "Run",
+    "SimResult",
     "local",
+    "simulate",
     "verify_log",
 ]
 

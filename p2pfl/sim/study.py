@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2pfl.data import Examples, load_examples, partition_named
+from p2pfl.data import (
+    Examples,
+    Partition,
+    Parts,
+    holdings,
+    holdings_figure,
+    holdings_table,
+    load_examples,
+    partition_named,
+)
 from p2pfl.errors import ConfigError
+from p2pfl.figures import to_svg
+from p2pfl.files import write_atomic
 from p2pfl.governance import Plan, plan_from_files, read_plan
 from p2pfl.sim.results import SimResult
 from p2pfl.sim.scenario import Scenario
@@ -20,7 +32,7 @@ Shipped = tuple[bytes, bytes, Examples]
 class Inputs:
     """Plans and examples by what a scenario says of them."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self) -> None:
         self._plans: dict[str, Plan] = {}
         self._examples: dict[str, Examples] = {}
 
@@ -77,16 +89,41 @@ class Inputs:
         return examples_of_plan(self.plan(scenario), Path(path))
 
 
+@dataclass(frozen=True)
+class Holdings:
+    """Who holds what in a scenario."""
+
+    parts: Parts
+    examples: Examples
+
+    def plain(self) -> dict[str, Any]:
+        """Classes, and each peer's examples of each."""
+        classes, counts = holdings(self.parts, self.examples)
+        return {"classes": [str(name) for name in classes], "examples": counts.tolist()}
+
+    def lines(self) -> list[str]:
+        """The table for people."""
+        return holdings_table(self.parts, self.examples).splitlines()
+
+    def plot(self, path: Path) -> None:
+        """Draw it into an SVG file. Raises ConfigError without matplotlib, StoreError."""
+        write_atomic(path, to_svg(holdings_figure(self.parts, self.examples)).encode())
+
+
+def holdings_of(scenario: Scenario, inputs: Inputs, seed: int) -> Holdings:
+    """Who would hold what under this seed. Raises ConfigError or DataError."""
+    examples = inputs.examples(scenario)
+    return Holdings(_partition(scenario)(examples, scenario.scenario.peers, seed), examples)
+
+
 def prepared(cell: Cell, inputs: Inputs) -> Simulation:
     """Everything of a cell but the training: whatever is wrong with it is said here.
 
     Raises ConfigError, PlanError or DataError.
     """
     scenario = cell.scenario
-    options = {name: value for name, value in scenario.partition.items() if name != "kind"}
     return prepare(
-        inputs.plan(scenario), inputs.examples(scenario),
-        partition=partition_named(scenario.partition["kind"], options), topology=scenario.topology,
+        inputs.plan(scenario), inputs.examples(scenario), partition=_partition(scenario), topology=scenario.topology,
         peers=scenario.scenario.peers, rounds=scenario.scenario.rounds,
         closing_rounds=scenario.scenario.closing_rounds, seed=cell.seed, training=_training(scenario),
         weights=scenario.scenario.weights, time=scenario.time, faults=scenario.fault, evaluate=scenario.evaluate,
@@ -97,6 +134,11 @@ def prepared(cell: Cell, inputs: Inputs) -> Simulation:
 def run_cell(cell: Cell, inputs: Inputs, watch: Watch | None) -> SimResult:
     """Prepare and run; Ctrl-C ends it with what there is, marked as interrupted."""
     return prepared(cell, inputs).run(watch.round if watch is not None else None)
+
+
+def _partition(scenario: Scenario) -> Partition:
+    options = {name: value for name, value in scenario.partition.items() if name != "kind"}
+    return partition_named(scenario.partition["kind"], options)
 
 
 def _training(scenario: Scenario) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from p2pfl.sim.scenario import Scenario, varied
 
 MOST_CELLS = 10_000
 SWEEP, REPORT, CELLS = "sweep.json", "report.html", "cells"
+_KEY = re.compile("[0-9a-f]{16}")
 
 Groups = dict[str, list[SimResult]]
 
@@ -170,3 +172,23 @@ def joined(parts: Sequence[Columns]) -> Columns:
             )
         table[name] = np.concatenate(pieces)
     return table
+
+
+def load_groups(folder: Path) -> Groups:
+    """The results in a folder that a sweep, or `SimResult.save`, has written, by setting. Raises ConfigError."""
+    if (folder / FACTS).is_file():
+        result = SimResult.load(folder)
+        return {str(result.facts.get("setting") or result.facts.get("name") or folder.name): [result]}
+    if not (folder / SWEEP).is_file():
+        raise ConfigError(f"{folder} holds no results of simulations; give a folder that p2pfl sim has written")
+    try:
+        rows = [(str(row["setting"]), str(row["key"])) for row in json.loads((folder / SWEEP).read_bytes())["cells"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder / SWEEP} cannot be read ({error}); simulate again with --resume") from error
+    groups: Groups = {}
+    for setting, key in rows:
+        if _KEY.fullmatch(key) and (folder / CELLS / key / FACTS).is_file():
+            groups.setdefault(setting, []).append(SimResult.load(folder / CELLS / key))
+    if not groups:
+        raise ConfigError(f"no run in {folder} is complete; go on with --resume")
+    return groups

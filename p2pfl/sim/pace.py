@@ -1,0 +1,86 @@
+"""How long the rounds of a simulation take and what they send: by the timing model, by recorded machines, or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from p2pfl.errors import ConfigError
+from p2pfl.sim.decisions import Decisions
+from p2pfl.sim.profiles import models_of
+from p2pfl.sim.recording import record
+from p2pfl.sim.results import Columns
+from p2pfl.sim.timing import Timing
+from p2pfl.topology import Schedule
+from p2pfl.train.layout import Layout
+
+if TYPE_CHECKING:
+    from p2pfl.sim.simulate import Simulation
+
+MOST_MACHINES = 256  # peers x peers messages per round: beyond, a run takes longer than learning
+
+
+@dataclass
+class Pace:
+    """Seconds and bytes by round, [rounds, n]; empty where time is not simulated."""
+
+    name: str
+    schedule: Schedule
+    decisions: Decisions | None = None
+    seconds: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    bytes: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+
+    def totals(self, t: int) -> dict[str, float]:
+        """When the last site ended round ``t``, and what all have sent by then."""
+        if t >= len(self.seconds):
+            return {}
+        return {"seconds": float(self.seconds[t].max()), "bytes": float(self.bytes[: t + 1].sum())}
+
+    def of_sites(self, t: int) -> Columns:
+        """The same for each site."""
+        if not 0 <= t < len(self.seconds):
+            return {}
+        return {"seconds": self.seconds[t], "bytes": self.bytes[: t + 1].sum(axis=0)}
+
+
+def pace_of(simulation: Simulation) -> Pace:
+    """The pace of a simulation, before anything is learnt. Raises ConfigError."""
+    time, schedule, peers = simulation.time, simulation.schedule, simulation.parts.peers
+    if time is None:
+        return Pace("none", schedule)
+    links, compute = models_of(time.model_dump(), peers, simulation.seed)
+    if time.clock == "model":
+        if time.staleness:
+            raise ConfigError('asynchronous rounds (staleness) need the real machines: write clock = "machines"')
+        return _modelled(simulation, links, compute)
+    if peers > MOST_MACHINES:
+        raise ConfigError(f'clock = "machines" drives up to {MOST_MACHINES} peers, not {peers}; write clock = "model"')
+    counts = [len(rows) for rows in simulation.parts.rows]
+    recording = record(
+        peers, topology=simulation.spec, rounds=schedule.rounds, closing_rounds=schedule.closing_rounds,
+        content_bytes=content_bytes(simulation), seed=simulation.seed, links=links, compute=compute,
+        samples=counts if simulation.weights == "samples" else [1] * peers,
+        local_steps=simulation.settings.local_steps, staleness=time.staleness,
+    )  # fmt: skip
+    rounds = recording.decisions.rounds
+    return Pace(
+        "machines", recording.schedule, recording.decisions, np.array([row.seconds for row in rounds]),
+        np.array([row.bytes for row in rounds]),
+    )  # fmt: skip
+
+
+def content_bytes(simulation: Simulation) -> int:
+    """What one site's message of one mixing weighs, all channels."""
+    module = simulation.code.model().to(simulation.settings.dtype)
+    settings = simulation.settings
+    layout = Layout(module, dtype=settings.dtype, buffers=settings.buffers, batch_norm=settings.batch_norm)
+    return layout.shared_size * settings.dtype.itemsize * len(settings.rule.channels)
+
+
+def _modelled(simulation: Simulation, links: Any, compute: Any) -> Pace:
+    timing = Timing(simulation.schedule, links, compute, content_bytes(simulation), simulation.seed)
+    rounds = list(timing)
+    seconds, sent = np.array([row.seconds for row in rounds]), np.array([row.bytes for row in rounds])
+    return Pace("model", simulation.schedule, None, seconds, sent)

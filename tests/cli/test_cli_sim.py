@@ -1,0 +1,125 @@
+"""`p2pfl sim` as a new user would use it: right, wrong, interrupted, twice."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_worlds import do
+from sim_worlds import SCENARIO, write_scenario
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_scenario(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_run_show_and_run_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = do(capsys, "sim", "run", "blobs.toml")
+    assert done.code == 0, done.err
+    assert "blobs" in done.out and "accuracy, mean model" in done.out
+    assert "results and report.html are in results/blobs" in done.err
+    assert (folder / "results" / "blobs" / "report.html").is_file()
+    again = do(capsys, "sim", "run", "blobs.toml")
+    assert again.code == 1 and "--resume" in again.sentence()
+    assert do(capsys, "sim", "run", "blobs.toml", "--resume").out == done.out
+    shown = do(capsys, "sim", "show", "results/blobs")
+    assert (shown.code, shown.out) == (0, done.out)
+    values = json.loads(do(capsys, "sim", "show", "results/blobs", "--json").out)
+    assert [value["seed"] for value in values] == [0, 1]
+    assert values[0]["final"]["mean_model_accuracy"] > 0.5
+
+
+def test_sweep_compare_and_compare_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = do(capsys, "sim", "sweep", "blobs.toml", "--vary", "topology=ring,full", "--seeds", 1, "--out", "s", "--json")
+    assert done.code == 0, done.err
+    assert [value["topology"]["kind"] for value in json.loads(done.out)] == ["ring", "full"]
+    (folder / "full.toml").write_text(SCENARIO.replace("ring", "full").replace('"blobs"', '"all-to-all"', 1))
+    done = do(capsys, "sim", "compare", "blobs.toml", "full.toml", "--seeds", 1, "--out", "c")
+    assert done.code == 0 and "all-to-all" in done.out, done.err
+    done = do(capsys, "sim", "compare", "s", "c", "--out", "page")
+    assert done.code == 0 and (folder / "page" / "report.html").is_file()
+    mixed = do(capsys, "sim", "compare", "blobs.toml", "s")
+    assert mixed.code == 1 and "not both" in mixed.sentence()
+
+
+def test_dry_run_trains_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = do(capsys, "sim", "sweep", "blobs.toml", "--vary", "peers=2,4", "--dry-run")
+    assert done.code == 0 and done.out.startswith("4 runs into results/blobs")
+    assert not (folder / "results").exists()
+
+
+def test_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = do(capsys, "sim", "data", "blobs.toml", "--plot", "holdings.svg")
+    assert done.code == 0 and done.out.split()[:2] == ["peer", "examples"], done.err
+    assert (folder / "holdings.svg").read_text().startswith("<?xml")
+    counts = json.loads(do(capsys, "sim", "data", "blobs.toml", "--json").out)
+    assert sum(map(sum, counts["examples"])) == 144
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["run", "none.toml"], "none.toml"),
+        (["run", "plan"], "is a folder"),
+        (["sweep", "blobs.toml", "--vary", "colour=red,blue"], "cannot be varied"),
+        (["sweep", "blobs.toml", "--vary", "topology"], "varies nothing"),
+        (["sweep", "blobs.toml", "--vary", "peers=2", "--vary", "peers=4"], "twice"),
+        (["sweep", "blobs.toml", "--vary", "peers=2,1000"], "1000 peers"),
+        (["run", "blobs.toml", "--backend", "spark"], "unknown backend"),
+        (["compare", "blobs.toml", "blobs.toml"], "a name of its own"),
+        (["show", "plan"], "no results"),
+        (["show", "none"], "no results"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_leaves_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], wanted: str
+) -> None:
+    done = do(capsys, "sim", *arguments)
+    assert done.code == 1 and wanted in done.sentence()
+    assert not (folder / "results").exists()
+
+
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("run", "sweep", "compare", "data", "show"):
+        assert f"Example: p2pfl sim {verb}" in do(capsys, "sim", verb, "--help").out
+
+
+def test_ctrl_c_leaves_a_usable_result(folder: Path) -> None:
+    (folder / "long.toml").write_text(SCENARIO.replace("rounds = 6", "rounds = 1000000"))
+    child = subprocess.Popen(
+        [sys.executable, "-u", "-X", "faulthandler", "-c", INTERRUPTED, "sim", "run", "long.toml"],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stderr is not None
+    try:
+        assert child.stderr.readline() == "training\n"
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 130, err
+    assert "Traceback" not in err and "--resume makes the others" in err
+    assert "accuracy, mean model" in out
+    assert "Interrupted" in (folder / "results" / "blobs" / "report.html").read_text()
+
+
+INTERRUPTED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
+from p2pfl.sim import vectorised
+step = vectorised.VectorisedRun.step
+def told(self):
+    if self.round == 3:
+        print("training", file=sys.stderr, flush=True)
+    return step(self)
+vectorised.VectorisedRun.step = told
+from p2pfl.cli import main
+sys.exit(main())
+"""

@@ -1,0 +1,168 @@
+"""Results: columns, files, pages; runs that are the same give the same, and interrupted ones are usable."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sim_worlds import blobs, write_plan
+
+import p2pfl
+from p2pfl.data import dirichlet
+from p2pfl.errors import ConfigError, P2PFLError
+from p2pfl.sim import SimResult, simulate
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_plan(tmp_path_factory.mktemp("plan") / "plan")
+
+
+@pytest.fixture(scope="module")
+def result(plan: Path) -> SimResult:
+    return simulate(
+        plan, blobs(), partition=dirichlet(0.5), topology="ring", peers=6, rounds=8, seed=3,
+        time={"seconds": 30.0, "bandwidth": 1e5}, evaluate={"every": 2, "sites": "all"}, execution="eager",
+    )  # fmt: skip
+
+
+def test_it_is_the_public_one() -> None:
+    assert p2pfl.simulate is simulate and p2pfl.SimResult is SimResult
+
+
+def test_columns(result: SimResult) -> None:
+    rounds = result.rounds
+    assert rounds["round"].tolist() == list(range(10)), "the start, 8 training rounds and a closing one"
+    assert rounds["training"].tolist() == [False, *[True] * 8, False]
+    accuracy = rounds["mean_model_accuracy"]
+    assert np.isfinite(accuracy).tolist() == [round % 2 == 0 or round == 9 for round in range(10)]
+    assert accuracy[-1] > 0.9 > accuracy[0]
+    assert (rounds["worst_site_accuracy"][[0, 2, 4, 9]] <= rounds["sites_accuracy"][[0, 2, 4, 9]]).all()
+    assert rounds["distance"][0] == 0.0 and (rounds["distance"][1:] > 0).all()
+    assert (np.diff(rounds["seconds"][1:]) > 0).all() and (np.diff(rounds["bytes"][1:]) > 0).all()
+    assert rounds["seconds"][1] >= 24.0, "a round of training takes its 30 s, give or take a fifth"
+    assert result.metric == "accuracy" and result.higher_is_better
+    assert result.sites["examples"].sum() == 180 and result.sites["neighbours"].tolist() == [2] * 6
+    assert result.final()["round"] == 9
+    assert set(result.cost) == {"set-up", "training", "mixing", "evaluation"}
+    assert result.parameters is not None and result.parameters.shape == (6, 51)
+
+
+def test_worst_and_best_are_the_sites_own(result: SimResult) -> None:
+    assert result.rounds["worst_site_accuracy"][-1] == pytest.approx(result.sites["accuracy"].min())
+    assert result.rounds["best_site_accuracy"][-1] == pytest.approx(result.sites["accuracy"].max())
+    assert result.rounds["sites_accuracy"][-1] == pytest.approx(result.sites["accuracy"].mean())
+
+
+def test_the_same_arguments_give_the_same_numbers(result: SimResult, plan: Path) -> None:
+    again = simulate(
+        plan, blobs(), partition=dirichlet(0.5), topology="ring", peers=6, rounds=8, seed=3,
+        time={"seconds": 30.0, "bandwidth": 1e5}, evaluate={"every": 2, "sites": "all"}, execution="eager",
+    )  # fmt: skip
+    for name, values in result.rounds.items():
+        np.testing.assert_array_equal(values, again.rounds[name], err_msg=name)
+    np.testing.assert_array_equal(result.parameters, again.parameters)
+
+
+def test_saved_and_loaded(result: SimResult, tmp_path: Path) -> None:
+    again = SimResult.load(result.save(tmp_path / "r", parameters=True))
+    assert again.facts == result.facts and again.cost == result.cost
+    for table in ("rounds", "sites"):
+        mine, other = getattr(result, table), getattr(again, table)
+        assert list(mine) == list(other)
+        for name, values in mine.items():
+            np.testing.assert_array_equal(values, other[name], err_msg=name)
+            assert values.dtype == other[name].dtype, name
+    np.testing.assert_array_equal(result.edges, again.edges)
+    np.testing.assert_array_equal(result.parameters, again.parameters)
+    assert SimResult.load(result.save(tmp_path / "without")).parameters is None
+    assert list(again.frame.columns) == list(result.rounds) and len(again.site_frame) == 6
+
+
+@pytest.mark.parametrize("damage", ["empty", "other format", "torn table", "no table", "not JSON"])
+def test_a_folder_that_is_no_result(result: SimResult, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    if damage != "empty":
+        result.save(folder)
+    if damage == "other format":
+        text = (folder / "result.json").read_text()
+        (folder / "result.json").write_text(text.replace('"format": 1', '"format": 9'))
+    if damage == "torn table":
+        (folder / "rounds.parquet").write_bytes((folder / "rounds.parquet").read_bytes()[:100])
+    if damage == "no table":
+        (folder / "sites.parquet").unlink()
+    if damage == "not JSON":
+        (folder / "result.json").write_text("{")
+    with pytest.raises(ConfigError, match="simulat"):
+        SimResult.load(folder)
+
+
+def test_the_page_needs_nothing_else(result: SimResult, tmp_path: Path) -> None:
+    page = result.to_html(tmp_path / "report.html").read_text()
+    assert page == result.to_html(tmp_path / "again.html").read_text()
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#)""", page), "nothing is loaded from elsewhere"
+    assert "<script" not in page and page.count("<svg") == 6
+    assert f"{result.final()['mean_model_accuracy']:.4f}" in page
+    assert "default-src 'none'" in page
+
+
+def test_a_plot(result: SimResult) -> None:
+    figure = result.plot()
+    assert len(figure.axes) >= 6
+    drawn = figure.axes[0].get_lines()[0].get_ydata()
+    np.testing.assert_allclose(drawn, result.rounds["mean_model_accuracy"][np.isfinite(result.rounds["mean_model_accuracy"])])
+
+
+def test_an_interrupt_leaves_what_there_is(plan: Path, tmp_path: Path) -> None:
+    def stop(done: int, rounds: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    result = simulate(plan, blobs(), peers=4, rounds=8, evaluate={"every": 1}, execution="eager", progress=stop)
+    assert result.interrupted
+    assert result.rounds["round"].tolist() == [0, 1, 2, 3]
+    assert np.isfinite(result.final()["mean_model_accuracy"])
+    page = result.to_html(tmp_path / "report.html").read_text()
+    assert "Interrupted before the last round" in page
+    assert SimResult.load(result.save(tmp_path / "r")).interrupted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({"peers": 0}, "0 peers"),
+        ({"peers": 1000}, "1000 peers"),
+        ({"rule": "sgd"}, "unknown update rule"),
+        ({"topology": "rng"}, "unknown topology"),
+        ({"seed": -1}, "seed"),
+        ({"weights": "votes"}, "weights"),
+        ({"device": "gpu"}, "unknown device"),
+        ({"execution": "fast"}, "execution"),
+        ({"training": {"batch_size": 0}}, "batch_size"),
+        ({"time": {"clok": "model"}}, "clok"),
+        ({"faults": [{"kind": "lying", "sites": [99]}]}, "fault"),
+    ],
+)
+def test_what_does_not_fit_is_refused(plan: Path, arguments: dict[str, object], wanted: str) -> None:
+    with pytest.raises(P2PFLError, match=wanted):
+        simulate(plan, blobs(), **({"peers": 4} | arguments))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("data", [5, (1, 2, 3), {"tran": ()}, "missing.csv"])
+def test_data_of_no_known_form(plan: Path, data: object) -> None:
+    with pytest.raises(P2PFLError):
+        simulate(plan, data, peers=2)  # type: ignore[arg-type]
+
+
+def test_data_in_other_forms(plan: Path) -> None:
+    examples = blobs()
+    one = simulate(plan, examples, peers=4, rounds=2, execution="eager")
+    (x, y), (tx, ty) = examples.train, examples.test
+    for data in ((x, y, tx, ty), {"train": (x, y), "test": (tx, ty)}):
+        other = simulate(plan, data, peers=4, rounds=2, execution="eager")
+        np.testing.assert_array_equal(one.parameters, other.parameters)
+    alone = simulate(plan, (x, y), peers=4, rounds=2, execution="eager")
+    assert alone.facts["evaluated_on"] == "training examples"

@@ -1,0 +1,105 @@
+"""Scenarios: read, varied, and refused in one sentence before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sim_worlds import SCENARIO, write_scenario
+
+from p2pfl.errors import P2PFLError
+from p2pfl.sim import Inputs, cells_of, prepared, read_scenario, read_variation, varied
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    return write_scenario(tmp_path)
+
+
+def test_paths_count_from_the_scenario(scenario: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir("/")
+    read = read_scenario(scenario)
+    assert read.scenario.plan == str(tmp_path / "plan")
+    assert read.data["path"] == str(tmp_path / "blobs.csv")
+    assert read.seeds == [0, 1]
+
+
+BAD = {
+    "unknown key": (("[scenario]", "[scenario]\npears = 6"), "scenario.pears is not a known key"),
+    "no peers": (("peers = 6", "peers = 0"), "scenario.peers is 0; write a number of 1 or more"),
+    "peers missing": (("peers = 6\n", ""), "scenario.peers is missing"),
+    "no rounds": (("rounds = 6", "rounds = 0"), "scenario.rounds is 0"),
+    "no seeds": (("seeds = 2", "seeds = []"), "number of seeds"),
+    "a seed twice": (("seeds = 2", "seeds = [1, 1]"), "different ones"),
+    "data without kind": (('kind = "csv"', 'knd = "csv"'), "give it a kind"),
+    "unknown data": (('kind = "csv"', 'kind = "xls"'), "unknown kind of data 'xls'; choose one of csv"),
+    "unknown data setting": (('label = "cloud"', 'label = "cloud"\nlabl = 1'), "no setting 'labl'"),
+    "no such file": (("blobs.csv", "none.csv"), "none.csv"),
+    "no such column": (('label = "cloud"', 'label = "clod"'), "clod"),
+    "no such plan": (('plan = "plan"', 'plan = "plans"'), "plans is not a folder"),
+    "unknown partition": (('"dirichlet"', '"dirichlt"'), "unknown partition 'dirichlt'"),
+    "alpha of the wrong type": (("alpha = 0.5", 'alpha = "small"'), "alpha"),
+    "alpha not positive": (("alpha = 0.5", "alpha = 0"), "alpha is 0"),
+    "more labels than classes": (
+        ('kind = "dirichlet"\nalpha = 0.5', 'kind = "labels_per_peer"\nlabels = 4'), "3 classes"),
+    "more peers than examples": (("peers = 6", "peers = 1000"), "1000 peers"),
+    "unknown topology": (('kind = "ring"', 'kind = "rng"'), "unknown topology 'rng'"),
+    "disconnected graph": (('kind = "ring"', 'kind = "edges"\nedges = [[0, 1], [2, 3]]'), "not connected"),
+    "unknown rule": (("[topology]", '[training]\nrule = "sgd"\n[topology]'), "unknown update rule 'sgd'"),
+    "unknown training setting": (("[topology]", "[training]\nlearning = 1\n[topology]"), "learning"),
+    "rule without its optimiser": (
+        ("[topology]", '[training]\nrule = "kgt"\noptimiser = { name = "adam" }\n[topology]'), "does not go with optimiser"),
+    "rule without its graph": (("[topology]", '[training]\nrule = "relaysgd"\n[topology]'), "needs a tree"),
+    "fault of no site": (("[topology]", '[[fault]]\nkind = "lying"\nsites = [6]\n[topology]'), "faults"),
+    "unknown fault": (("[topology]", '[[fault]]\nkind = "late"\nsites = 1\n[topology]'), "fault.0.kind is 'late'"),
+    "staleness of the model": (("[topology]", "[time]\nstaleness = 2\n[topology]"), "machines"),
+    "unknown profile": (("[topology]", '[time]\nprofiles = { fats = 1 }\n[topology]'), "fats"),
+    "not TOML": (("[scenario]", "[scenario"), "not valid TOML"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_scenarios_end_in_one_sentence(name: str, tmp_path: Path) -> None:
+    (old, new), wanted = BAD[name]
+    assert old in SCENARIO
+    path = write_scenario(tmp_path, SCENARIO.replace(old, new, 1))
+    with pytest.raises(P2PFLError) as refused:
+        read = read_scenario(path)
+        inputs = Inputs()
+        for cell in cells_of(read, {}, read.seeds, inputs.digest):
+            prepared(cell, inputs)
+    assert wanted in str(refused.value), str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_variations(scenario: Path) -> None:
+    read = read_scenario(scenario)
+    assert read_variation("topology=ring, full") == ("topology", ["ring", "full"])
+    assert read_variation("learning_rate=0.1,1") == ("learning_rate", [0.1, 1])
+    full = varied(read, {"topology": "full", "peers": 4, "training.batch_size": 2})
+    assert (full.topology, full.scenario.peers, full.training) == ({"kind": "full"}, 4, {"batch_size": 2})
+    cells = cells_of(read, {"topology": ["ring", "full"], "peers": [4, 8]}, [0, 1, 2], lambda scenario: "same")
+    assert len(cells) == 12 and len({cell.key for cell in cells}) == 12
+    assert [cell.setting for cell in cells[:4]] == ["topology=ring, peers=4"] * 3 + ["topology=ring, peers=8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("topology", "varies nothing"), ("peers=", "varies nothing"), ("peers=4,4", "twice")]
+)
+def test_variations_refused(text: str, wanted: str) -> None:
+    with pytest.raises(P2PFLError, match=wanted):
+        read_variation(text)
+
+
+def test_a_cell_is_known_by_what_decides_its_numbers(scenario: Path, tmp_path: Path) -> None:
+    read = read_scenario(scenario)
+    (one,) = cells_of(read, {}, [0], lambda scenario: "inputs")
+    values = read.model_dump()
+    values["scenario"] |= {"name": "other", "description": "other words", "seeds": 9}
+    (renamed,) = cells_of(type(read).model_validate(values), {}, [0], lambda scenario: "inputs")
+    assert renamed.key == one.key
+    for changes in ({"peers": 7}, {"learning_rate": 0.1}, {"alpha": 0.4}, {"topology": "full"}, {"rounds": 7}):
+        (changed,) = cells_of(varied(read, changes), {}, [0], lambda scenario: "inputs")
+        assert changed.key != one.key, changes
+    assert cells_of(read, {}, [1], lambda scenario: "inputs")[0].key != one.key
+    assert cells_of(read, {}, [0], lambda scenario: "other inputs")[0].key != one.key
