@@ -99,7 +99,8 @@ class VectorGraph:
             edge = (int(receiver[bad]), int(sender[bad]))
             raise IllegalStep(f"edge {edge} is a loop or has no opposite; list every pair both ways")
         self.sites = sites
-        self.share = torch.as_tensor(shares, dtype=torch.float64, device=device).reshape(sites, 1)
+        share = shares if isinstance(shares, Tensor) else torch.as_tensor(shares, dtype=torch.float64)
+        self.share = share.to(device).reshape(sites, 1)
         self.receiver, self.sender = (torch.from_numpy(ends).to(device) for ends in (receiver, sender))
         self.weight = torch.from_numpy(weight).to(device)
         self._opposite = torch.from_numpy(opposite).to(device)

@@ -46,11 +46,11 @@ class ModuleOracle:
         except RuntimeError as error:
             raise PlanError(f"{self._plan.name}: the loss has no gradient ({error}); compute it with torch") from error
         pieces = [
-            next(found).reshape(-1) if trained else torch.zeros(p.numel(), dtype=p.dtype)
+            next(found).reshape(-1) if trained else torch.zeros(p.numel(), dtype=p.dtype, device=p.device)
             for p, trained in zip(self._parameters, self._trained, strict=True)
         ]
         if self._layout.buffer_size:
-            pieces.append(torch.zeros(self._layout.buffer_size, dtype=self._layout.dtype))
+            pieces.append(torch.zeros(self._layout.buffer_size, dtype=self._layout.dtype, device=loss.device))
         return torch.cat(pieces)
 
 

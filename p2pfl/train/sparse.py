@@ -37,6 +37,10 @@ class SparseProduct:
         product: Tensor = torch.sparse.mm(matrix, m)
         return product
 
+    def diagonal(self, dtype: torch.dtype) -> Tensor:
+        """The diagonal as a column [n, 1]."""
+        return torch.from_numpy(self._matrix.diagonal()).to(dtype).unsqueeze(-1).to(self._device)
+
     def _converted(self, dtype: torch.dtype) -> Any:
         if self._device.type == "cpu":
             return self._matrix.astype(np.float32 if dtype == torch.float32 else np.float64)

@@ -28,7 +28,7 @@ class Draws(Protocol):
     deployed: bool  # whether dropout is to come from torch's generator, as at deployed sites
 
     def positions(self, sites: Tensor, counts: Tensor, round: int, steps: int, batch: int) -> Tensor:
-        """[c, K, B] positions into each site's own examples, B = min(batch, most examples); padded with 0."""
+        """[c, K, batch] positions into each site's own examples; padded with 0 where a site has fewer."""
         ...
 
     def noise(self, sites: Tensor, round: int, steps: int) -> Tensor:
@@ -65,8 +65,7 @@ class DeployedKeys:
         """See `Draws`; `p2pfl.train.sampling.batch_indices` of each site and step."""
         if len(self._keys) <= int(sites.max()):
             raise ConfigError(f"{len(self._keys)} keys for more sites; give one key per site")
-        width = min(batch, int(counts.max()))
-        found = torch.zeros((len(sites), steps, width), dtype=torch.int64)
+        found = torch.zeros((len(sites), steps, batch), dtype=torch.int64)
         for place, (site, count) in enumerate(zip(sites.tolist(), counts.tolist(), strict=True)):
             for step in range(steps):
                 chosen = batch_indices(self._keys[site], self._run, round, step, count, batch)
@@ -86,20 +85,19 @@ def _keys(key: int, sites: Tensor, round: int, steps: int) -> Tensor:
 
 
 def floyd(keys: Tensor, counts: Tensor, batch: int) -> Tensor:
-    """[c, K, B] positions without replacement from keys [c, K]: every set of min(batch, count) is equally likely.
+    """[c, K, batch] positions without replacement from keys [c, K]: every set of min(batch, count) is equally likely.
 
     ``counts`` [c], 1 or more. A site with no more than ``batch`` examples gets all, in order, and padding 0.
     """
-    width = min(batch, int(counts.max()))
     count = counts.unsqueeze(-1)
     whole = count <= batch
     first = (count - batch).clamp(min=0)
-    chosen = torch.empty((width, *keys.shape), dtype=torch.int64, device=keys.device)
-    for place in range(width):
+    chosen = torch.empty((batch, *keys.shape), dtype=torch.int64, device=keys.device)
+    for place in range(batch):
         top = first + place
         draw = (combine(keys, place) * (top + 1)) >> 32
         taken = (chosen[:place] == draw).any(dim=0)
         chosen[place] = torch.where(taken, top, draw)
-    in_order = torch.arange(width, device=keys.device).reshape(-1, 1, 1)
+    in_order = torch.arange(batch, device=keys.device).reshape(-1, 1, 1)
     in_order = torch.where(in_order < count, in_order, 0)
     return torch.where(whole, in_order, chosen).permute(1, 2, 0).contiguous()

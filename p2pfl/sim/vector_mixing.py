@@ -1,0 +1,119 @@
+"""The mixings of one round of n sites, a block of columns at a time, so that memory stays a few times [n, P].
+
+Rules that are linear add pulls and nothing else, each entry by itself: a block of columns is sent, mixed and merged
+before the next one, in place, and stays in the cache while it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from p2pfl.sim.vector_faults import Sending, VectorFault
+from p2pfl.train.mixing import PeerInbox
+from p2pfl.train.rules import Context, Graph, Messages, Rule, State
+
+BLOCK = 1 << 20  # numbers of a block: 100 columns of 10,000 sites; scipy's product is fastest around that
+
+
+class Pull(Protocol):
+    """One mixing: the displacements [n, p] of messages [n, p]; ``own`` are those of the sites themselves.
+
+    They differ where a site sends something else than it has.
+    """
+
+    def __call__(self, sent: Tensor, own: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Messages of some sites of one place that later rounds need again."""
+
+    rows: Tensor  # [r] sites
+    channels: Mapping[str, Tensor]  # [r, P] each
+
+
+class LinearMixing:
+    """Sends, mixes and merges in place."""
+
+    def __init__(self, rule: Rule, graph: Graph, shared: Tensor | None) -> None:
+        """``shared`` [P]: 1 at entries that travel, 0 at others; None if all do."""
+        self._rule, self._graph, self._shared = rule, graph, shared
+        self.model = next(channel.name for channel in rule.channels if channel.base == "model")
+        self._places = {channel.name: place for place, channel in enumerate(rule.channels)}
+
+    def round(
+        self,
+        x: Tensor,
+        state: State,
+        context: Context,
+        pulls: Sequence[Pull],
+        *,
+        closing: bool,
+        lying: Sequence[tuple[VectorFault, Tensor]] = (),
+        keep: Mapping[int, Kept] | None = None,
+        more: Callable[[int, str, slice], Tensor | None] = lambda step, channel, columns: None,
+    ) -> None:
+        """``keep``: by step, where the messages as sent are copied to. ``more``: further displacements of a step."""
+        size = x.shape[-1]
+        width = max(1, BLOCK // max(1, len(x)))
+        for first in range(0, size, width):
+            columns = slice(first, min(first + width, size))
+            parts = {n: v[:, columns] if v.shape == x.shape else v for n, v in state.items()}
+            block = x[:, columns].contiguous()
+            after, merged = self._block(block, parts, context, pulls, closing, lying, keep or {}, more, columns)
+            for name, value in after.items():
+                if value is not parts[name] and state[name].shape == x.shape:
+                    state[name][:, columns] = value
+                elif value is not parts[name]:
+                    state[name] = value
+            x[:, columns] = merged
+
+    def _block(
+        self, x: Tensor, state: State, context: Context, pulls: Sequence[Pull], closing: bool,
+        lying: Sequence[tuple[VectorFault, Tensor]], keep: Mapping[int, Kept],
+        more: Callable[[int, str, slice], Tensor | None], columns: slice,
+    ) -> tuple[State, Tensor]:  # fmt: skip
+        messages: Messages = {self.model: x}
+        if not closing:
+            state, messages = self._rule.send(state, x, context, self._graph)
+        totals: Messages = {}
+        for step, pull in enumerate(pulls):
+            for name, own in messages.items():
+                sent = own
+                for fault, sites in lying:
+                    told = fault.sent(
+                        own[sites], sites, Sending(context.round, step, self._places[name], columns.start)
+                    )
+                    sent = sent.index_copy(0, sites, told)
+                if step in keep:
+                    keep[step].channels[name][:, columns] = sent[keep[step].rows]
+                displacement = pull(sent, own)
+                extra = more(step, name, columns)
+                if extra is not None:
+                    displacement = displacement + extra
+                if self._shared is not None:
+                    displacement = displacement * self._shared[columns]
+                totals[name] = totals[name] + displacement if step else displacement
+                messages = {**messages, name: own + displacement}
+        for name in [name for name in self._places if name not in totals]:
+            taken_back = more(len(pulls) - 1, name, columns)  # in closing rounds; of entries that travel alone
+            totals[name] = torch.zeros_like(x) if taken_back is None else taken_back
+        return self._rule.merge(state, x, context, PeerInbox(totals))
+
+
+def honest(product: Any) -> Pull:
+    """The mixing of a sparse product (W - I), all of whose diagonal is -sum of the row's weights."""
+
+    def pull(sent: Tensor, own: Tensor) -> Tensor:
+        moved: Tensor = product(sent)
+        if sent is own:
+            return moved
+        corrected: Tensor = moved + product.diagonal(own.dtype) * (own - sent)
+        return corrected
+
+    return pull

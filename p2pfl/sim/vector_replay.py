@@ -1,0 +1,117 @@
+"""Recorded decisions as sparse products: what each round mixes now, mixes late, takes back and takes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from p2pfl.errors import ConfigError
+from p2pfl.sim.decisions import Decisions, RecordedRound
+from p2pfl.sim.vector_mixing import Kept, Pull, honest
+from p2pfl.train.sparse import SparseProduct
+
+Place = tuple[int, int]  # round, step
+
+
+class Replay:
+    """Walks through the rounds, and keeps the messages that later ones need, no longer than they do."""
+
+    def __init__(self, decisions: Decisions, sites: int, device: torch.device) -> None:
+        """ConfigError for decisions of another number of sites, or that look ahead."""
+        if decisions.sites != sites:
+            raise ConfigError(f"decisions of {decisions.sites} sites for {sites}; record them with the same sites")
+        self._rounds, self._sites, self._device = decisions.rounds, sites, device
+        self._kept: dict[Place, Kept] = {}
+        self._needed: dict[Place, set[int]] = {}
+        self._last: dict[Place, int] = {}
+        for t, recorded in enumerate(decisions.rounds):
+            self._note(t, recorded)
+
+    def _note(self, t: int, recorded: RecordedRound) -> None:
+        later = [rows[(rows["round"] != t) | (rows["sign"] < 0)] for rows in recorded.edges]
+        for row in np.concatenate(later) if later else ():
+            self._need(t, row, (int(row["receiver"]), int(row["sender"])))
+        for row in recorded.adopted:
+            self._need(t, row, (int(row["sender"]),))
+
+    def _need(self, t: int, row: Any, sites: tuple[int, ...]) -> None:
+        place = (int(row["round"]), int(row["step"]))
+        if place[0] > t:
+            raise ConfigError(f"round {t} mixes a message of round {place[0]}: it cannot be computed round by round")
+        self._needed.setdefault(place, set()).update(sites)
+        self._last[place] = max(self._last.get(place, 0), t)
+
+    def at(self, t: int) -> RecordedRound:
+        """What was decided."""
+        return self._rounds[t]
+
+    def pulls(self, t: int) -> list[Pull]:
+        """The mixings with messages of round t itself, one for each step."""
+        found = []
+        for step, rows in enumerate(self._rounds[t].edges):
+            now = rows[(rows["round"] == t) & (rows["sign"] > 0)]
+            if (now["step"] != step).any():
+                raise ConfigError(f"round {t} mixes messages of another step in step {step}; list them where they are")
+            found.append(honest(moves(now["receiver"], now["sender"], now["weight"], self._sites, self._device)))
+        return found
+
+    def keep(self, t: int, like: Tensor, channels: tuple[str, ...]) -> Mapping[int, Kept]:
+        """Room for the messages of round t that later rounds need, by step."""
+        for place in [place for place, last in self._last.items() if last < t]:
+            self._kept.pop(place, None)
+        found = {}
+        for (round_, step), sites in self._needed.items():
+            if round_ == t:
+                rows = torch.tensor(sorted(sites), dtype=torch.int64, device=self._device)
+                kept = Kept(rows, {name: like.new_zeros(len(rows), like.shape[-1]) for name in channels})
+                self._kept[round_, step] = found[step] = kept
+        return found
+
+    def more(self, t: int) -> Any:
+        """What comes late or is taken back, as `LinearMixing.round` asks for it."""
+        products: dict[int, list[tuple[Kept, SparseProduct]]] = {}
+        for step, rows in enumerate(self._rounds[t].edges):
+            old = rows[(rows["round"] != t) | (rows["sign"] < 0)]
+            for place in sorted({(int(row["round"]), int(row["step"])) for row in old}):
+                these = old[(old["round"] == place[0]) & (old["step"] == place[1])]
+                products.setdefault(step, []).append((self._kept[place], self._product(these, self._kept[place])))
+
+        def displacement(step: int, channel: str, columns: slice) -> Tensor | None:
+            total: Tensor | None = None
+            for kept, product in products.get(step, ()):
+                moved = product(kept.channels[channel][:, columns])
+                total = moved if total is None else total + moved
+            return total
+
+        return displacement
+
+    def _product(self, rows: Any, kept: Kept) -> SparseProduct:
+        known = kept.rows.cpu().numpy()
+        weight = rows["weight"] * rows["sign"]
+        receivers, senders = (np.searchsorted(known, rows[end]) for end in ("receiver", "sender"))
+        entries = (
+            np.tile(rows["receiver"], 2),
+            np.concatenate((senders, receivers)),
+            np.concatenate((weight, -weight)),
+        )
+        return SparseProduct(entries, (self._sites, len(known)), self._device)
+
+    def state_of(self, row: Any, x: Tensor, t: int, channel: str) -> Tensor:
+        """The parameters [P] that a row of ADOPTED names; those of round t itself are x after the local steps."""
+        place = (int(row["round"]), int(row["step"]))
+        if place == (t, 0):
+            return x[int(row["sender"])]
+        kept = self._kept[place]
+        return kept.channels[channel][int(torch.searchsorted(kept.rows, int(row["sender"])))]
+
+
+def moves(receiver: Any, sender: Any, weight: Any, sites: int, device: torch.device) -> SparseProduct:
+    """W - I of these edges: the diagonal is what leaves."""
+    every = np.arange(sites)
+    leave = -np.bincount(receiver, weight, sites)
+    entries = (np.concatenate((receiver, every)), np.concatenate((sender, every)), np.concatenate((weight, leave)))
+    return SparseProduct(entries, (sites, sites), device)

@@ -1,0 +1,342 @@
+"""The vectorised engine: all sites' parameters as one matrix [n, P], the deployed rules, mixing as sparse products.
+
+A round is local steps (`p2pfl.train.local_phase`), then the schedule's mixings one after the other; closing rounds mix
+the model channel alone. Results depend neither on chunks and threads nor on the way of execution, but for rounding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from p2pfl.errors import ConfigError, IllegalStep, PlanError
+from p2pfl.sim.decisions import Decisions, no_adoptions
+from p2pfl.sim.population import Holdings, Population, batch_on
+from p2pfl.sim.vector_faults import VectorFault, check_faults, in_round
+from p2pfl.sim.vector_mixing import LinearMixing, Pull, honest
+from p2pfl.sim.vector_replay import Replay, moves
+from p2pfl.topology import Mixing, Schedule
+from p2pfl.train import model_files
+from p2pfl.train.layout import Layout
+from p2pfl.train.local_phase import Execution, LocalPhase
+from p2pfl.train.mixing import VectorGraph, VectorInbox
+from p2pfl.train.plan_code import PlanCode
+from p2pfl.train.rules import Context
+from p2pfl.train.settings import Settings
+from p2pfl.train.stacked import private_buffers
+from p2pfl.train.stacked_sampling import CounterDraws, DeployedKeys, Draws
+
+PRODUCTS_KEPT = 64  # sparse products in memory; rotating heads have as many in a schedule
+
+
+@dataclass(frozen=True)
+class RoundFacts:
+    """What one round was."""
+
+    round: int
+    training: bool
+    loss: float  # mean over the sites that trained, weighted by their shares; nan if none did
+    losses: Tensor  # [n] mean over each site's own local steps, nan where it did not train
+    trained: int  # number of sites
+    seconds: dict[str, float] = field(default_factory=dict)  # real time of "local" and "mixing"
+
+
+class VectorisedRun:
+    """One run of n sites, the nodes of ``schedule`` in their order.
+
+    ``train`` are the common examples, ``rows`` each site's positions in them. ``initial``: a vector [P] or [n, P], the
+    bytes of an initial file, or None: the plan's model drawn with ``seed``. ``sampling``: "counter", or `DeployedKeys`.
+    ``steps``: local steps of each site where they differ from the settings'. ``decisions``: mix what was recorded
+    in place of the whole schedule. Raises ConfigError or PlanError before anything is trained.
+    """
+
+    def __init__(
+        self,
+        plan: PlanCode,
+        settings: Settings,
+        train: Sequence[Tensor],
+        rows: Sequence[Any],
+        schedule: Schedule,
+        *,
+        seed: int,
+        initial: Tensor | bytes | None = None,
+        sampling: str | DeployedKeys = "counter",
+        execution: str = "auto",
+        device: str = "cpu",
+        chunk: int | None = None,
+        steps: Sequence[int] | None = None,
+        decisions: Decisions | None = None,
+        faults: Sequence[VectorFault] = (),
+    ) -> None:
+        self.settings, self.schedule, self.sites = settings, schedule, len(schedule.nodes)
+        self._device, self._rule = torch.device(device), settings.rule
+        if len(rows) != self.sites:
+            raise ConfigError(f"data of {len(rows)} sites for a schedule of {self.sites}; partition over as many")
+        module = _model(plan, settings.dtype, seed)
+        self.layout = Layout(module, dtype=settings.dtype, buffers=settings.buffers, batch_norm=settings.batch_norm)
+        first = _initial(initial, module, self.layout, self.sites)
+        module = module.to(self._device)
+        self.data = batch_on(train, settings.dtype, self._device)
+        holdings = Holdings(rows, len(self.data[0]), self._device)
+        draws: Draws = _draws(sampling, seed)
+        check_faults(faults, self.sites)
+        self._faults, self._products = tuple(faults), dict[Any, Pull]()
+        self._replay = None if decisions is None else Replay(decisions, self.sites, self._device)
+        self._check(decisions)
+        self.shares = torch.tensor(schedule.shares, dtype=torch.float64)
+        self.shares = (self.shares / self.shares.sum()).to(self._device)
+        x = first.to(self._device).expand(self.sites, self.layout.size).clone(memory_format=torch.contiguous_format)
+        self._graph = self._first_graph()
+        state = {name: value.clone() for name, value in self._rule.init(x, self._graph).items()}
+        private = private_buffers(module, self.layout, self.sites)
+        self.population = Population(x, state, private, holdings, draws, settings.batch_size)
+        if private and self.population.unequal:
+            raise ConfigError(
+                "the model has buffers of its own (batch norm), and sites have fewer examples than the batch: padding "
+                "would enter its statistics; choose a smaller batch_size, or GroupNorm"
+            )
+        self._each = self._steps(steps)
+        self._most = int(max((int(r.steps.max()) for r in decisions.rounds), default=0)) if decisions else 0
+        self._most = self._most or int(self._each.max())
+        self._local = LocalPhase(
+            plan, module, self.layout, self._rule, way=execution, chunk=chunk, device=device, deployed=draws.deployed
+        )
+        self._linear = self._linear_mixing()
+        self.round = 0
+
+    # --- what came of it
+
+    @property
+    def x(self) -> Tensor:
+        """[n, P]: the sites' parameters."""
+        return self.population.x
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The rule's state of all sites."""
+        return self.population.state
+
+    @property
+    def execution(self) -> Execution:
+        """How the local steps are computed."""
+        return self._local.execution
+
+    @property
+    def done(self) -> bool:
+        """Whether all rounds are over."""
+        return self.round >= self.schedule.total
+
+    # --- rounds
+
+    def step(self) -> RoundFacts:
+        """The next round of the schedule. IllegalStep after the last one, PlanError if training diverges."""
+        t = self.round
+        if self.done:
+            raise IllegalStep(f"the schedule has {self.schedule.total} rounds, and all are over")
+        training = self.schedule.round(t).training
+        active, each = self._who(t, training)
+        began = time.perf_counter()
+        context = self._train(t, active, each) if training else Context(t, self.settings.learning_rate, 0)
+        trained = time.perf_counter()
+        self._mix(t, context, closing=not training)
+        mixed = time.perf_counter()
+        self.round += 1
+        facts = self._facts(t, training, active & (each > 0))
+        facts.seconds.update(local=trained - began, mixing=mixed - trained)
+        return facts
+
+    def _who(self, t: int, training: bool) -> tuple[Any, Any]:
+        """Which sites take part in round t, and with how many local steps."""
+        if self._replay is not None:
+            recorded = self._replay.at(t)
+            return recorded.active & training, recorded.steps
+        nodes = self.schedule.round(t).active
+        active = np.array([node in nodes for node in self.schedule.nodes]) if len(nodes) < self.sites else None
+        active = np.ones(self.sites, dtype=bool) if active is None else active
+        active[self._absent(t)] = False
+        return active & training, self._each
+
+    def _train(self, t: int, active: Any, each: Any) -> Context:
+        population = self.population
+        rows = np.flatnonzero(active & (each > 0))
+        idle = np.flatnonzero(~(active & (each > 0)))
+        unequal = bool((each[rows] != self._most).any())
+        on_device = torch.from_numpy(each.astype(np.int64)).to(self._device)
+        population.round, population.steps = t, self._most
+        population.each = on_device if unequal else None
+        column = on_device.unsqueeze(-1).to(self.x.dtype) if unequal else None
+        context = Context(t, self.settings.learning_rate, self._most, column)
+        if len(idle):
+            self._stand_still(idle, t)
+        for wave in self._waves(t, rows):
+            sites = torch.from_numpy(wave).to(self._device)
+            self._local.run(population, sites, self.data, context, max(1, self.schedule.rounds - t))
+        return context
+
+    def _stand_still(self, idle: Any, t: int) -> None:
+        """Sites without a step have moved by nothing: the rule's state says so."""
+        population = self.population
+        at = torch.from_numpy(idle).to(self._device)
+        own = {name: value[at] for name, value in population.state.items() if len(value) == self.sites}
+        after, _ = self._rule.local(own, self.x[at], Context(t, self.settings.learning_rate, 0), _no_oracle)
+        for name, value in after.items():
+            if value is not own.get(name):
+                population.state[name][at] = value
+
+    def _waves(self, t: int, rows: Any) -> Any:
+        """The sites that train, in an order in which everybody's states are known before they are taken in."""
+        adopted = self._replay.at(t).adopted if self._replay is not None else no_adoptions()
+        if not len(adopted):
+            yield rows
+            return
+        waiting = set(np.unique(adopted["receiver"]).tolist())
+        yield rows[~np.isin(rows, list(waiting))]
+        while waiting:
+            blocked = {int(r["receiver"]) for r in adopted if int(r["round"]) == t and int(r["sender"]) in waiting}
+            ready = sorted(waiting - blocked)
+            if not ready:
+                raise ConfigError(f"in round {t} sites take in each other's states; that cannot have been recorded")
+            for site in ready:
+                self._adopt(site, adopted[adopted["receiver"] == site], t)
+            waiting -= set(ready)
+            yield rows[np.isin(rows, ready)]
+
+    def _adopt(self, site: int, states: Any, t: int) -> None:
+        assert self._replay is not None and self._linear is not None
+        own, x = float(states["own"][0]), self.x
+        mean = sum(float(row["weight"]) * self._replay.state_of(row, x, t, self._linear.model) for row in states)
+        moved = own * x[site] + (1.0 - own) * mean
+        x[site] = moved if self._shared is None else torch.where(self._shared > 0, moved, x[site])
+
+    # --- mixing
+
+    def _mix(self, t: int, context: Context, *, closing: bool) -> None:
+        population = self.population
+        if self._linear is None:
+            self._mix_edges(context)
+        elif self._replay is not None:
+            names = tuple(channel.name for channel in self._rule.channels)
+            self._linear.round(
+                self.x, population.state, context, self._replay.pulls(t), closing=closing, lying=self._lying(t),
+                keep=self._replay.keep(t, self.x, names), more=self._replay.more(t),
+            )  # fmt: skip
+        else:
+            absent = self._absent(t)
+            pulls = [self._pull(mixing, absent) for mixing in self.schedule.round(t).mixings]
+            self._linear.round(self.x, population.state, context, pulls, closing=closing, lying=self._lying(t))
+
+    def _mix_edges(self, context: Context) -> None:
+        """Rules with messages per edge, on a graph that stays the same."""
+        population = self.population
+        state, messages = self._rule.send(population.state, self.x, context, self._graph)
+        population.state, population.x = self._rule.merge(state, self.x, context, VectorInbox(self._graph, messages))
+
+    def _pull(self, mixing: Mixing, absent: Any) -> Pull:
+        key = (id(mixing), absent.tobytes())
+        if key not in self._products:
+            if len(self._products) >= PRODUCTS_KEPT:
+                self._products.clear()
+            coo = mixing.matrix.tocoo()
+            here = ~(np.isin(coo.row, absent) | np.isin(coo.col, absent)) & (coo.row != coo.col)
+            self._products[key] = honest(moves(coo.row[here], coo.col[here], coo.data[here], self.sites, self._device))
+            self._mixings.append(mixing)  # so that its id is nobody else's
+        return self._products[key]
+
+    def _absent(self, t: int) -> Any:
+        away = {site for fault in in_round(self._faults, t) if fault.absent for site in fault.sites}
+        return np.array(sorted(away), dtype=np.int64)
+
+    def _lying(self, t: int) -> list[tuple[VectorFault, Tensor]]:
+        return [
+            (fault, torch.tensor(sorted(set(fault.sites)), dtype=torch.int64, device=self._device))
+            for fault in in_round(self._faults, t)
+            if not fault.absent
+        ]
+
+    def _facts(self, t: int, training: bool, trained: Any) -> RoundFacts:
+        here = torch.from_numpy(trained).to(self._device)
+        losses = torch.where(here, self.population.losses, torch.nan)
+        if not trained.any():
+            return RoundFacts(t, training, float("nan"), losses, 0)
+        wrong = here & ~torch.isfinite(losses)
+        if bool(wrong.any()):
+            site = int(wrong.nonzero()[0])
+            raise PlanError(f"training diverged in round {t} at site {site}; lower learning_rate in the plan")
+        weight = self.shares * here
+        loss = float((torch.where(here, losses, 0.0).double() * weight).sum() / weight.sum())
+        return RoundFacts(t, training, loss, losses, int(trained.sum()))
+
+    # --- setting up
+
+    def _check(self, decisions: Decisions | None) -> None:
+        linear = self._rule.needs.linear
+        if not linear and (decisions is not None or self._faults):
+            raise ConfigError(
+                f"rule {self._rule.name} is simulated without losses and faults only; choose another rule"
+            )
+        if not linear and self.layout.shared_size != self.layout.size:
+            raise ConfigError(f"rule {self._rule.name} shares all parameters; share batch norm too, or use GroupNorm")
+        if not linear and self.schedule.graph.number_of_edges() != self.sites - 1:
+            raise ConfigError(f"rule {self._rule.name} needs a tree; choose a spanning tree, or another rule")
+        if decisions is not None and len(decisions.rounds) != self.schedule.total:
+            raise ConfigError(
+                f"decisions of {len(decisions.rounds)} rounds for {self.schedule.total}; record the same schedule"
+            )
+        if decisions is not None and any(fault.absent for fault in self._faults):
+            raise ConfigError("absences are part of recorded decisions; record them with the fault")
+
+    def _first_graph(self) -> VectorGraph:
+        mixing = self.schedule.round(0).mixings[0]
+        self._mixings = [mixing]
+        return VectorGraph.from_matrix(mixing.matrix, self.shares.to(self.settings.dtype), self._device)
+
+    def _linear_mixing(self) -> LinearMixing | None:
+        mask = self.layout.shared_mask.to(self._device)
+        self._shared = None if bool(mask.all()) else mask.to(self.settings.dtype)
+        return LinearMixing(self._rule, self._graph, self._shared) if self._rule.needs.linear else None
+
+    def _steps(self, steps: Sequence[int] | None) -> Any:
+        if steps is None:
+            return np.full(self.sites, self.settings.local_steps, dtype=np.int64)
+        each = np.asarray(steps, dtype=np.int64)
+        if each.shape != (self.sites,) or (each < 0).any() or not each.any():
+            raise ConfigError(f"local steps {list(steps)[:8]} for {self.sites} sites; give a number of 0 or more each")
+        return each
+
+
+def _no_oracle(x: Tensor, k: int) -> Any:
+    raise IllegalStep("a site without local steps asks for a gradient")
+
+
+def _model(plan: PlanCode, dtype: torch.dtype, seed: int) -> torch.nn.Module:
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed {seed} is not in 0 to 2^63 - 1; choose another")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return plan.model().to(dtype)
+
+
+def _initial(initial: Tensor | bytes | None, module: torch.nn.Module, layout: Layout, sites: int) -> Tensor:
+    if initial is None:
+        return layout.flatten(module)
+    if isinstance(initial, Tensor):
+        if initial.shape not in ((layout.size,), (sites, layout.size)):
+            raise ConfigError(
+                f"initial parameters of shape {tuple(initial.shape)}; give [{layout.size}] or [{sites}, {layout.size}]"
+            )
+        return initial.to(layout.dtype)
+    return model_files.load(bytes(initial), module, layout)
+
+
+def _draws(sampling: str | DeployedKeys, seed: int) -> Draws:
+    if isinstance(sampling, DeployedKeys):
+        return sampling
+    if sampling != "counter":
+        raise ConfigError(f'sampling {sampling!r} is unknown; choose "counter" or give DeployedKeys')
+    return CounterDraws(seed)

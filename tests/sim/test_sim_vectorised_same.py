@@ -1,0 +1,56 @@
+"""The vectorised engine against deployed sessions: float64, 20 rounds free-running, within 1e-12."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vector_worlds import finished, in_memory, settings_of, tables, vectorised, virtual_clock
+
+TOPOLOGIES = {
+    "ring": {"kind": "ring"},
+    "full": {"kind": "full"},
+    "hierarchical": {"kind": "hierarchical", "clusters": 2},
+}
+
+
+@pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
+@pytest.mark.parametrize(("kind", "sites"), [("ring", 8), ("full", 4), ("hierarchical", 6)])
+def test_same_as_peers_in_memory(tmp_path: Path, rule: str, kind: str, sites: int) -> None:
+    data, settings = tables(sites), settings_of(rule)
+    deployed = in_memory(tmp_path, data, settings, TOPOLOGIES[kind], rounds=18, closing=2)
+    run = vectorised(deployed, data, settings)
+    start = run.x.clone()
+    finished(run)
+    assert float((run.x - deployed.x).abs().max()) < 1e-12
+    assert float((start - deployed.x).abs().min(-1).values.max()) > 1e-6, "training is to move every entry"
+
+
+@pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
+@pytest.mark.parametrize(("kind", "sites"), [("ring", 5), ("full", 8), ("hierarchical", 4)])
+def test_same_as_the_virtual_clock(tmp_path: Path, rule: str, kind: str, sites: int) -> None:
+    data, settings = tables(sites), settings_of(rule)
+    deployed = virtual_clock(tmp_path, data, settings, TOPOLOGIES[kind], rounds=20, closing=0)
+    run = finished(vectorised(deployed, data, settings))
+    assert float((run.x - deployed.x).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "limit"), [({"name": "sgd"}, 1e-6), ({"name": "momentum"}, 1e-6), ({"name": "adam"}, 1e-3)]
+)
+def test_one_round_in_float32(tmp_path: Path, optimiser: dict[str, Any], limit: float) -> None:
+    data, settings = tables(5), settings_of(optimiser=optimiser, dtype="float32", learning_rate=0.01)
+    deployed = in_memory(tmp_path, data, settings, TOPOLOGIES["ring"], rounds=1, closing=0)
+    run = finished(vectorised(deployed, data, settings))
+    assert float((run.x - deployed.x).abs().max()) < limit
+
+
+@pytest.mark.parametrize("execution", ["loop", "eager"])
+@pytest.mark.parametrize("optimiser", [{"name": "momentum"}, {"name": "adam"}])
+def test_optimisers_and_ways(tmp_path: Path, optimiser: dict[str, Any], execution: str) -> None:
+    data, settings = tables(4), settings_of(optimiser=optimiser, learning_rate=0.01)
+    deployed = in_memory(tmp_path, data, settings, TOPOLOGIES["ring"], rounds=20, closing=0)
+    run = finished(vectorised(deployed, data, settings, execution=execution))
+    assert run.execution.chosen == execution
+    assert float((run.x - deployed.x).abs().max()) < 1e-12
