@@ -27,16 +27,15 @@ class KeyedStream:
 
     def words(self, count: int) -> np.ndarray[Any, Any]:
         """The next ``count`` words, uint64 [count], uniform over all 64 bits."""
-        parts = [self._left]
-        held = len(self._left)
-        while held < count:
-            digest = hashlib.shake_256(self._name + b"/" + str(self._block).encode()).digest(8 * BLOCK)
-            parts.append(np.frombuffer(digest, dtype="<u8"))
-            self._block += 1
-            held += BLOCK
-        drawn = np.concatenate(parts)
-        self._left = drawn[count:]
-        return drawn[:count].astype(np.uint64)
+        if count > len(self._left):
+            parts = [self._left]
+            for _ in range(-(-(count - len(self._left)) // BLOCK)):
+                digest = hashlib.shake_256(self._name + b"/" + str(self._block).encode()).digest(8 * BLOCK)
+                parts.append(np.frombuffer(digest, dtype="<u8"))
+                self._block += 1
+            self._left = np.concatenate(parts)
+        drawn, self._left = self._left[:count], self._left[count:]
+        return drawn.astype(np.uint64)
 
     def uniforms(self, count: int) -> np.ndarray[Any, Any]:
         """float64 [count] in [0, 1), multiples of 2^-53."""

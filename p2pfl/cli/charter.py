@@ -40,7 +40,9 @@ def new(
     ],
     name: Annotated[str, typer.Option("--name", help="The consortium's name.")],
     output: Output,
-    topology: Annotated[str, typer.Option("--topology", help="Default graph: ring, full or hierarchical.")] = "ring",
+    topology: Annotated[
+        str, typer.Option("--topology", help="Default graph: ring, full, star, chain or hierarchical.")
+    ] = "ring",
     clusters: Annotated[int | None, typer.Option("--clusters", help="Number of clusters, for hierarchical.")] = None,
     quorum: Annotated[
         int | None, typer.Option("--quorum", help="Signatures needed; more than half by default.")

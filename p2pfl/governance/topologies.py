@@ -17,13 +17,14 @@ def topology_problem(spec: Any) -> str | None:
     kind = spec.get("kind") if isinstance(spec, Mapping) else None
     if not isinstance(kind, str) or kind not in _KINDS:
         return f"topology kind is {_shown(kind)}; write one of {known}"
-    option, check, wanted = _KINDS[kind]
-    expected = {"kind"} | ({option} if option else set())
+    options = _KINDS[kind]
+    expected = {"kind", *options}
     if set(spec) != expected:
         names = ", ".join(sorted(map(str, spec)))
         return f"topology {kind} has the keys {names[:80]}; write exactly {', '.join(sorted(expected))}"
-    if option and not check(spec[option]):
-        return f"topology {option} is {_shown(spec[option])}; write {wanted}"
+    for option, (check, wanted) in options.items():
+        if not check(spec[option]):
+            return f"topology {option} is {_shown(spec[option])}; write {wanted}"
     return None
 
 
@@ -48,15 +49,22 @@ def _edges(value: Any) -> bool:
     )
 
 
-_KINDS: Mapping[str, tuple[str, Callable[[Any], bool], str]] = {
-    "ring": ("", lambda _: True, ""),
-    "full": ("", lambda _: True, ""),
-    "hierarchical": (
-        "clusters",
-        _clusters,
-        "their number, or the positions of the sites in each, such as [[0, 2], [1, 3]]",
-    ),
-    "edges": ("edges", _edges, "pairs of positions of sites, such as [[0, 1], [1, 2]]"),
+def _whole(least: int, limit: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: type(value) is int and least <= value < limit, f"a whole number from {least} to {limit - 1}"
+
+
+_KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "ring": {},
+    "full": {},
+    "hierarchical": {
+        "clusters": (_clusters, "their number, or the positions of the sites in each, such as [[0, 2], [1, 3]]")
+    },
+    "edges": {"edges": (_edges, "pairs of positions of sites, such as [[0, 1], [1, 2]]")},
+    "star": {},
+    "chain": {},
+    "torus": {"rows": _whole(2, MAX_SITES), "columns": _whole(2, MAX_SITES)},
+    "hypercube": {},
+    "regular": {"degree": _whole(1, MAX_SITES), "seed": _whole(0, 2**32)},
 }
 
 

@@ -7,6 +7,9 @@ A spec is a small mapping that survives TOML, JSON and msgpack:
     {"kind": "hierarchical", "clusters": 2}             so many clusters of consecutive sites, or
     {"kind": "hierarchical", "clusters": [[0, 2], [1]]}     the clusters themselves, by position of the sites
     {"kind": "edges", "edges": [[0, 1], [1, 2]]}        any connected graph, by position of the sites
+    {"kind": "star"}, {"kind": "chain"}, {"kind": "hypercube"}
+    {"kind": "torus", "rows": 3, "columns": 4}
+    {"kind": "regular", "degree": 4, "seed": 0}         random, so many neighbours each; see regular.py
 
 Specs come from other peers, so each entry is checked before it is used.
 """
@@ -21,6 +24,7 @@ from typing import Any
 import networkx as nx
 
 from p2pfl.errors import ConfigError
+from p2pfl.topology import shapes
 from p2pfl.types import PeerId
 
 Pair = tuple[int, int]
@@ -182,6 +186,11 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any], int], Iterable[Pair]]] = {
     "full": _full,
     "hierarchical": _hierarchical,
     "edges": _edges,
+    "star": shapes.star,
+    "chain": shapes.chain,
+    "torus": shapes.torus,
+    "hypercube": shapes.hypercube,
+    "regular": shapes.regular,
 }
 """The known kinds; a new one is a new row here and in KEYS."""
 
@@ -190,5 +199,10 @@ KEYS: Mapping[str, frozenset[str]] = {
     "full": frozenset(),
     "hierarchical": frozenset({"clusters"}),
     "edges": frozenset({"edges"}),
+    "star": frozenset(),
+    "chain": frozenset(),
+    "torus": frozenset({"rows", "columns"}),
+    "hypercube": frozenset(),
+    "regular": frozenset({"degree", "seed"}),
 }
 """The keys each kind has beside ``kind``."""

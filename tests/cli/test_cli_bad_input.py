@@ -157,7 +157,7 @@ CHARTER = [
         "charter new --name n -o c lille.record rouen.record",
         "record",
     ),
-    ("new star", nothing, "charter new --name n -o c lille.record rouen.record --topology star", "star.*ring"),
+    ("new moon", nothing, "charter new --name n -o c lille.record rouen.record --topology moon", "moon.*ring"),
     (
         "new clusters",
         nothing,
@@ -337,9 +337,9 @@ PLAN_CASES = [
     ("bad tag", change("plan/plan.toml", 'tag = "toy"', 'tag = "../x"'), "plan check plan", "data.tag"),
     (
         "unknown topology",
-        change("plan/plan.toml", "[training]", '[topology]\nkind = "star"\n[training]'),
+        change("plan/plan.toml", "[training]", '[topology]\nkind = "moon"\n[training]'),
         "plan check plan",
-        "star",
+        "moon",
     ),
     ("syntax error", text("plan/plan.py", "def model(:\n"), "plan check plan", "plan.py, line 1 is not Python"),
     ("no model", change("plan/plan.py", "def model", "def modell"), "plan check plan", "no function model"),
@@ -352,7 +352,7 @@ PLAN_CASES = [
 ]
 
 TOPOLOGY = [
-    ("unknown", nothing, "topology show star", "star.*ring"),
+    ("unknown", nothing, "topology show moon", "moon.*ring"),
     ("clusters", nothing, "topology show hierarchical --sites 4 --clusters 9", "cluster"),
     ("no clusters", nothing, "topology show hierarchical --sites 4", "clusters"),
     ("one site", nothing, "topology show ring --sites 1 --shares 1,2", "sample counts"),
@@ -380,7 +380,7 @@ DEMO = [
     ("superscript", nothing, "demo --kill amiens@²", "NAME@ROUND"),
     ("late", nothing, "demo --kill amiens@40", "rounds 0 to 39"),
     ("late of few", nothing, "demo --kill amiens@6 --rounds 6", "rounds 0 to 5"),
-    ("star", nothing, "demo --topology star --home d", "star.*ring"),
+    ("moon", nothing, "demo --topology moon --home d", "moon.*ring"),
     ("no files", nothing, "demo --data plan --home d", "plan lacks processed.cleveland.data"),
     ("no folder", nothing, "demo --data nowhere --home d", "no folder nowhere"),
     ("home full", nothing, "demo --home plan", "plan already exists and is not empty"),

@@ -62,7 +62,7 @@ async def test_from_proposal_to_result(peers: list[Peer], capsys: pytest.Capture
     for line, pattern in (
         ("plan show lille ffff", "no single run is called 'ffff'; known runs: none"),
         ("plan propose lille nowhere", "nowhere is not a folder"),
-        ("plan propose lille plan --topology star", "star.*ring"),
+        ("plan propose lille plan --topology moon", "moon.*ring"),
         ("plan propose lille plan --topology hierarchical", "clusters"),
         ("plan propose lille plan --patience nan", "patience"),
         ("plan propose lille plan --patience -1", "patience"),

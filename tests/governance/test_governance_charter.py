@@ -198,7 +198,7 @@ def test_every_flipped_byte_of_a_signature_fails() -> None:
         ([record(0), record(1)], {"quorum": -1}, "from 2 to 2"),
         ([record(n) for n in range(4)], {"quorum": 2}, "from 3 to 4"),
         ([record(0), record(1)], {"quorum": True}, "quorum is bool"),
-        ([record(0), record(1)], {"topology": {"kind": "star"}}, "topology kind is 'star'"),
+        ([record(0), record(1)], {"topology": {"kind": "moon"}}, "topology kind is 'moon'"),
         ([record(0), record(1)], {"topology": {}}, "topology kind is missing"),
         ([record(0), record(1)], {"topology": {"kind": "ring", "size": 2}}, "the keys kind, size"),
         ([record(0), record(1)], {"limits": {"max_speed": 3}}, "cannot enforce"),

@@ -91,8 +91,8 @@ BAD = [
     ('tag = "heart"', 'tag = "heart"\nfile = "x"', ["data.file is not a known key", "are tag"]),
     (
         'kind = "hierarchical"',
-        'kind = "star"',
-        ["topology kind is 'star'", "ring, full, hierarchical, edges"],
+        'kind = "moon"',
+        ["topology kind is 'moon'", "ring, full, hierarchical, edges"],
     ),
     ('kind = "hierarchical"', "", ["topology kind is missing"]),
     ("clusters = 2", "clusters = 0", ["topology clusters is 0", "their number"]),

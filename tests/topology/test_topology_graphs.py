@@ -32,6 +32,19 @@ def sites(count: int) -> list[PeerId]:
         ({"kind": "hierarchical", "clusters": [[3, 0], [1, 2]]}, 4, 4),
         ({"kind": "edges", "edges": [[0, 1], [2, 1], [1, 0]]}, 3, 2),
         ({"kind": "edges", "edges": ()}, 1, 0),
+        ({"kind": "star"}, 1, 0),
+        ({"kind": "star"}, 6, 5),
+        ({"kind": "chain"}, 1, 0),
+        ({"kind": "chain"}, 6, 5),
+        ({"kind": "hypercube"}, 1, 0),
+        ({"kind": "hypercube"}, 2, 1),
+        ({"kind": "hypercube"}, 16, 32),
+        ({"kind": "torus", "rows": 3, "columns": 4}, 12, 24),
+        ({"kind": "torus", "rows": 2, "columns": 5}, 10, 15),  # two rows: one edge between them, not two
+        ({"kind": "torus", "rows": 2, "columns": 2}, 4, 4),
+        ({"kind": "regular", "degree": 1, "seed": 0}, 2, 1),
+        ({"kind": "regular", "degree": 3, "seed": 5}, 10, 15),
+        ({"kind": "regular", "degree": 9, "seed": 0}, 10, 45),
     ],
 )
 def test_number_of_edges_and_order_of_nodes(spec: dict[str, Any], count: int, edges: int) -> None:
@@ -49,7 +62,7 @@ def test_the_ring_follows_the_order_of_the_sites() -> None:
 @pytest.mark.parametrize(
     ("spec", "count", "says"),
     [
-        ({"kind": "star"}, 3, "unknown topology 'star'; choose one of ring, full, hierarchical, edges"),
+        ({"kind": "moon"}, 3, "unknown topology 'moon'; choose one of ring, full, hierarchical, edges"),
         ({"kind": ["ring"]}, 3, "unknown topology"),
         ({}, 3, 'no "kind"'),
         ("ring", 3, 'no "kind"'),
@@ -71,6 +84,19 @@ def test_the_ring_follows_the_order_of_the_sites() -> None:
         ({"kind": "edges", "edges": [[0, 1.0]]}, 2, "names the site '1.0'"),
         ({"kind": "edges", "edges": [[0, True]]}, 2, "names the site 'True'"),
         ({"kind": "edges", "edges": [[0, 1], [2, 3], [3, 4]]}, 5, "not connected: site number 0, 1 "),
+        ({"kind": "hypercube"}, 12, "a hypercube has 2, 4, 8, 16, ... sites, not 12"),
+        ({"kind": "torus", "rows": 3, "columns": 4}, 11, "3 x 4 has 12 sites, not 11"),
+        ({"kind": "torus", "rows": 1, "columns": 4}, 4, "rows is 1; give a whole number from 2"),
+        ({"kind": "torus", "rows": 2, "columns": 2.0}, 4, "columns is 2.0; give a whole number"),
+        ({"kind": "torus", "rows": 2}, 4, "give it exactly columns, kind, rows"),
+        ({"kind": "regular", "degree": 3}, 4, "give it exactly degree, kind, seed"),
+        ({"kind": "regular", "degree": 0, "seed": 0}, 4, "degree is 0; give a whole number from 1"),
+        ({"kind": "regular", "degree": True, "seed": 0}, 4, "degree is True"),
+        ({"kind": "regular", "degree": 4, "seed": 0}, 4, "cannot have 4 neighbours each; give a degree from 1 to 3"),
+        ({"kind": "regular", "degree": 1, "seed": 0}, 4, "only pairs are connected"),
+        ({"kind": "regular", "degree": 3, "seed": 0}, 5, "every edge has two ends.; give 2 or 4"),
+        ({"kind": "regular", "degree": 2, "seed": -1}, 5, "seed is -1"),
+        ({"kind": "regular", "degree": 2, "seed": 2**32}, 5, "give one below 4294967296"),
     ],
 )
 def test_a_wrong_spec_is_refused_in_plain_words(spec: Any, count: int, says: str) -> None:
