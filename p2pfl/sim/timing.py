@@ -102,7 +102,7 @@ class Timing:
         self._inline = self.content_bytes <= INLINE_LIMIT
         self._free = np.zeros(n)  # when each site begins its next position
         self._log = np.zeros(n)  # when its log has nothing more to commit
-        self._round = 0
+        self._round, self._cores = 0, 0.0  # messages of a site so far
         graph_degree = np.array([self.schedule.graph.degree[node] for node in self.schedule.nodes], dtype=np.float64)
         self._links_of = np.full(n, n - 1.0) if self.linked == "all" else graph_degree
         mixings = max(len(self.schedule.round(t).mixings) for t in (0, self.schedule.total - 1))
@@ -118,18 +118,18 @@ class Timing:
 
     def step(self) -> RoundTimes:
         """The next round. IllegalStep after the last one."""
-        plan, n = self.schedule.round(self._round), len(self._free)
-        told = min(MAX_CORES_TOLD, (self._round + 0.5) * len(plan.mixings))  # cores in a heartbeat, over the round
-        self._slow_down(told)
-        edges = [self._edges(mixing, step) for step, mixing in enumerate(plan.mixings)]
+        n, edges = len(self._free), self._edges_of_round(self._round)
         mixes = [item.degree > 0 for item in edges]
         mixes[0] |= ~np.any(mixes, axis=0)  # who has no neighbours commits and mixes alone
+        own = float(np.mean(np.sum(mixes, axis=0)))  # messages of a site in this round
+        told = min(MAX_CORES_TOLD, self._cores + own / 2)
+        self._slow_down(told)
         following = self._seconds_of_work(self._round + 1)
         began, ready = self._free, self._worked(self._free, self._work)
         waited, announced, missed = np.zeros(n), np.zeros(n), 0
         for step, item in enumerate(edges):
-            later = np.any([np.zeros(n, dtype=bool), *mixes[step + 1 :]], axis=0)
-            sent, mixed, arrived = self._mix(step, item, ready, later, following)
+            then = self._then(edges[step + 1 :], following)
+            sent, mixed, arrived = self._mix(step, item, ready, then)
             here = mixes[step]
             waited = np.maximum(waited, np.where(here, mixed - self.compute.handling - sent, 0.0))
             times = {"started": ready if step else began, "sent": sent}
@@ -139,7 +139,7 @@ class Timing:
             announced += messages * _announcement(item.degree) + ACKNOWLEDGEMENT * item.degree
             self._log = np.where(here, np.maximum(mixed, sent) + self.compute.commit, self._log)
             ready = np.where(here, mixed, ready)
-        self._free, self._work = ready, following
+        self._free, self._work, self._cores = ready, following, self._cores + own
         self._round += 1
         return RoundTimes(
             round=self._round - 1,
@@ -151,23 +151,37 @@ class Timing:
             missed=missed,
         )
 
+    def _then(self, later: list[_Edges], following: Array | None) -> tuple[Array, Array] | None:
+        """What each site does after a mixing: seconds of work, and neighbours to send to; None after the last one."""
+        n = len(self._free)
+        if following is None and not later:
+            return None
+        following_edges = [] if following is None else self._edges_of_round(self._round + 1)
+        work, degree = np.zeros(n) if following is None else following.copy(), np.zeros(n)
+        for item in reversed(following_edges):
+            degree = np.where(item.degree > 0, item.degree, degree)
+        for item in reversed(later):
+            degree = np.where(item.degree > 0, item.degree, degree)
+            work[item.degree > 0] = 0.0
+        return work, degree
+
     def _mix(
-        self, step: int, edges: _Edges, ready: Array, later: Array, following: Array | None
+        self, step: int, edges: _Edges, ready: Array, then: tuple[Array, Array] | None
     ) -> tuple[Array, Array, Array]:
         """When each message was committed, when a site had mixed those of its neighbours, and when each was there."""
         sent, shift = self._sent(ready, self._log, edges.degree)
         begins, arrive = sent + shift, self._delays(step, edges)
-        mixed, next_begins = sent, np.full(len(sent), np.inf)
+        mixed, next_begins, next_flows = sent, np.full(len(sent), np.inf), edges.degree
         for _ in range(TURNS):
-            left = self._uplinks.leave(begins, edges.degree, next_begins)
+            left = self._uplinks.leave(begins, edges.degree, next_begins, next_flows)
             before, mixed = mixed, np.maximum(sent, edges.latest(left, arrive)) + self.compute.handling
-            if following is None and not later.any():
+            if then is None:
                 break
             # who is done before its own content has left may begin to send its next one beside it
+            work, next_flows = then
             log = np.maximum(mixed, sent) + self.compute.commit
-            work = np.zeros(len(sent)) if following is None else following
-            after, next_shift = self._sent(np.where(later, mixed, self._worked(mixed, work)), log, edges.degree)
-            next_begins = after + next_shift
+            after, next_shift = self._sent(self._worked(mixed, work), log, next_flows)
+            next_begins = np.where(next_flows > 0, after + next_shift, np.inf)
             if np.abs(mixed - before).max() < CLOSE:
                 break
         self._uplinks.begun(begins, edges.degree, left)
@@ -214,6 +228,9 @@ class Timing:
         return ended
 
     # --- who waits for whom, and bytes
+
+    def _edges_of_round(self, round_: int) -> list[_Edges]:
+        return [self._edges(mixing, step) for step, mixing in enumerate(self.schedule.round(round_).mixings)]
 
     def _edges(self, mixing: Mixing, step: int) -> _Edges:
         known = self._known.get((id(mixing), step))

@@ -56,13 +56,13 @@ class Uplinks:
         self._flows = np.ones((kept, len(rates)))
         self._ended = np.full(len(rates), NEVER)  # of the newest group
 
-    def leave(self, begins: Array, flows: Array, following: Array) -> Array:
-        """Seconds at which the contents of this mixing have left, [n], if the next group begins at ``following``."""
+    def leave(self, begins: Array, flows: Array, next_begins: Array, next_flows: Array) -> Array:
+        """Seconds at which the contents of this mixing have left, [n], if the next group begins at ``next_begins``."""
         found = np.where(flows > 0, begins + flows * self._size / self.rates, begins)
-        crowded = np.flatnonzero((flows > 0) & ((self._ended > begins) | (following < found)))
+        crowded = np.flatnonzero((flows > 0) & ((self._ended > begins) | (next_begins < found)))
         if len(crowded):
-            rows = np.vstack([self._begins[:, crowded], begins[crowded], np.maximum(following, begins)[crowded]])
-            counts = np.vstack([self._flows[:, crowded], flows[crowded], flows[crowded]])
+            rows = np.vstack([self._begins[:, crowded], begins[crowded], np.maximum(next_begins, begins)[crowded]])
+            counts = np.vstack([self._flows[:, crowded], flows[crowded], next_flows[crowded]])
             found[crowded] = ends(rows, counts, self._size, self.rates[crowded])[-2]
         return found
 
