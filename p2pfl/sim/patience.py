@@ -23,7 +23,7 @@ class Patience:
         self._places: dict[tuple[int, int, int], int] = {}  # (receiver, sender, step) -> place in the arrays
         self._mean, self._deviation, self._count = np.zeros(0), np.zeros(0), np.zeros(0)
 
-    def places(self, receivers: Array, senders: Array, step: int) -> Array:
+    def places(self, receivers: Array, senders: Array, step: int) -> Array | slice:
         """Where the estimates of these edges stand; new ones begin."""
         keys = zip(receivers.tolist(), senders.tolist(), strict=True)
         found = [self._places.setdefault((one, other, step), len(self._places)) for one, other in keys]
@@ -31,10 +31,11 @@ class Patience:
         self._mean = np.concatenate([self._mean, np.zeros(more)])
         self._deviation = np.concatenate([self._deviation, np.zeros(more)])
         self._count = np.concatenate([self._count, np.zeros(more)])
-        return np.array(found, dtype=np.int64)
+        together = found == list(range(found[0], found[0] + len(found))) if found else False
+        return slice(found[0], found[0] + len(found)) if together else np.array(found, dtype=np.int64)
 
     def waited(
-        self, places: Array, receivers: Array, arrived: Array, times: Mapping[str, Array]
+        self, places: Array | slice, receivers: Array, arrived: Array, times: Mapping[str, Array]
     ) -> tuple[Array, Array]:
         """Of one mixing: which neighbours came too late, and which were sent their messages again; both bool [E].
 
@@ -55,7 +56,7 @@ class Patience:
         self._learn(places, np.where(arrived > started, arrived - started, 0.0))
         return awaited & (arrived > due), again
 
-    def _learn(self, places: Array, seconds: Array) -> None:
+    def _learn(self, places: Array | slice, seconds: Array) -> None:
         mean, deviation, first = self._mean[places], self._deviation[places], self._count[places] == 0
         self._deviation[places] = np.where(first, seconds / 2, deviation + (np.abs(mean - seconds) - deviation) / 4)
         self._mean[places] = np.where(first, seconds, mean + (seconds - mean) / 8)
