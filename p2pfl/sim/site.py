@@ -98,8 +98,10 @@ class Site(Process):
         return self.disk.over or (self.machine is not None and self.machine.state is State.DONE)
 
     def training_time(self, round_: int) -> float:
-        """Seconds of the local steps of a round."""
-        return self.world.compute.training(self.world.seed, self.number, round_) * self.slow
+        """Seconds of the local steps of a round that begin now."""
+        compute = self.world.compute
+        seconds = compute.training(self.world.seed, self.number, round_) * self.slow
+        return compute.lasting(self.number, self.world.now, seconds)
 
     # --- the process
 
