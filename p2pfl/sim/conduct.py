@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +10,10 @@ import numpy as np
 import torch
 
 from p2pfl.errors import ConfigError
-from p2pfl.sim.draws import stream
-from p2pfl.sim.evaluation import Evaluator
+from p2pfl.sim.evaluation import Evaluation, Evaluator
 from p2pfl.sim.pace import Pace, pace_of
-from p2pfl.sim.results import Columns, SimResult
+from p2pfl.sim.profiles import chosen_sites
+from p2pfl.sim.results import LOWER_IS_BETTER, Columns, SimResult
 from p2pfl.sim.scenario import FaultTable
 from p2pfl.sim.simulate import EVALUATIONS, Progress, machine, stopwatch, tensors
 from p2pfl.sim.vector_faults import Absent, Noise, Scaled, VectorFault
@@ -31,31 +30,81 @@ def conduct(simulation: Simulation, progress: Progress | None) -> SimResult:
     lap = stopwatch()
     pace = pace_of(simulation)
     run = engine(simulation, pace)
-    evaluator = evaluator_of(simulation, run)
-    cost = {"set-up": lap(), "training": 0.0, "mixing": 0.0, "evaluation": 0.0}
+    judge = Judge(simulation, run)
+    cost = {"set-up": lap(), "training": 0.0, "mixing": 0.0}
     rows: list[dict[str, Any]] = []
     interrupted = False
     try:
-        rows.append({"round": 0, "training": False, **_state(run), **_judged(evaluator, run, cost)})
-        for t in range(simulation.schedule.total):
+        rows.append({"round": 0, "training": False, **judge.row()})
+        for t in range(pace.schedule.total):
             facts = run.step()
             cost["training"] += facts.seconds["local"]
             cost["mixing"] += facts.seconds["mixing"]
-            row = {"round": t + 1, "training": facts.training, "train_loss": facts.loss, **_state(run)}
-            rows.append(row | pace.totals(t))
-            if _is_due(simulation, t):
-                rows[-1].update(_judged(evaluator, run, cost))
+            rows.append({"round": t + 1, "training": facts.training, "train_loss": facts.loss, **pace.totals(t)})
+            if judge.is_due(t):
+                rows[-1].update(judge.row())
             if progress is not None:
-                progress(t + 1, simulation.schedule.total)
+                progress(t + 1, pace.schedule.total)
     except KeyboardInterrupt:
         interrupted = True
-    lap()
-    sites = _sites(simulation, run, evaluator, pace, len(rows) - 1, interrupted)
-    cost["evaluation"] += lap()
-    return SimResult(
-        _facts(simulation, run, evaluator, pace), _columns(rows), sites, _edges(simulation), cost, interrupted,
-        run.x.detach().cpu().numpy(),
-    )  # fmt: skip
+        with contextlib.suppress(KeyboardInterrupt):  # what was reached is judged, unless somebody insists
+            if rows and not judge.is_judged(rows[-1]):
+                rows[-1].update(judge.row())
+    sites = _sites(simulation, judge, pace, len(rows) - 1)
+    facts_ = _facts(simulation, run, judge, pace)
+    x = run.x.detach().cpu().numpy()
+    columns, edges = _columns(rows), _edges(simulation)
+    return SimResult(facts_, columns, sites, edges, {**cost, "evaluation": judge.seconds}, interrupted, x)
+
+
+class Judge:
+    """Evaluates a run now and then: the mean model, and the worst, best and mean of some sites."""
+
+    def __init__(self, simulation: Simulation, run: VectorisedRun) -> None:
+        self._run, wanted = run, simulation.evaluate.sites
+        arrays = simulation.examples.test or simulation.examples.train
+        self._total = simulation.schedule.total
+        self._every = simulation.evaluate.every or max(1, self._total // EVALUATIONS)
+        sample = {"all": None, "none": 0}.get(wanted, wanted) if isinstance(wanted, str) else wanted
+        test = tensors(arrays, simulation.settings.dtype)
+        self._some = Evaluator(simulation.code, run, test, sample=sample, seed=simulation.seed)
+        self.seconds = 0.0
+        self.metric = ""
+        self.at_end: Evaluation | None = None
+
+    def is_due(self, t: int) -> bool:
+        """Whether round ``t`` is one of those that are evaluated."""
+        return (t + 1) % self._every == 0 or t + 1 == self._total
+
+    def is_judged(self, row: dict[str, Any]) -> bool:
+        """Whether a round was evaluated."""
+        return f"mean_model_{self.metric}" in row
+
+    def row(self) -> dict[str, float]:
+        """The columns of one evaluated round."""
+        found = self._some.evaluate()
+        self.seconds += sum(found.seconds.values())
+        self.at_end = found
+        self.metric = next((name for name in found.mean if name != "loss"), "loss")
+        row = {"distance": found.consensus.distance, "relative_distance": found.consensus.relative}
+        row |= {f"mean_model_{name}": value for name, value in found.mean.items()}
+        for name, values in found.figures.items():
+            if len(values) and np.isfinite(values).any():
+                low, high = float(np.nanmin(values)), float(np.nanmax(values))
+                worst, best = (high, low) if name in LOWER_IS_BETTER else (low, high)
+                row |= {f"worst_site_{name}": worst, f"best_site_{name}": best}
+                row[f"sites_{name}"] = float(np.nanmean(values))
+        return row
+
+    def of_sites(self, sites: int) -> Columns:
+        """The figures of the sites that were evaluated last; not a number for the others."""
+        table: Columns = {}
+        if self.at_end is None or not len(self.at_end.sites):
+            return table
+        for name, values in self.at_end.figures.items():
+            table[name] = np.full(sites, np.nan)
+            table[name][self.at_end.sites] = values
+        return table
 
 
 def engine(simulation: Simulation, pace: Pace) -> VectorisedRun:
@@ -82,10 +131,7 @@ def _inputs(simulation: Simulation) -> tuple[tuple[torch.Tensor, ...], list[np.n
 
 def vector_fault(fault: FaultTable, simulation: Simulation) -> VectorFault:
     """The engine's form of a scenario's fault; sites that are only counted are drawn by the seed."""
-    sites = fault.sites
-    if isinstance(sites, int):
-        drawn = stream(simulation.seed, "faulty sites", fault.kind)
-        sites = sorted(drawn.sample(range(simulation.parts.peers), sites))
+    sites = chosen_sites(f"fault {fault.kind}", fault.sites, simulation.parts.peers, simulation.seed)
     until = None if fault.last is None else fault.last + 1
     if until is not None and until <= fault.first:
         raise ConfigError(f"a fault ends in round {fault.last}, before it begins in {fault.first}; mend it")
@@ -94,59 +140,6 @@ def vector_fault(fault: FaultTable, simulation: Simulation) -> VectorFault:
     if fault.how == "noise":
         return Noise(sites, fault.size, simulation.seed, fault.first, until)
     return Scaled(sites, fault.size if fault.how == "scale" else -fault.size, fault.first, until)
-
-
-def evaluator_of(simulation: Simulation, run: VectorisedRun) -> Evaluator:
-    """The evaluator on the test examples; on the training examples, which is said, where there are none."""
-    arrays = simulation.examples.test or simulation.examples.train
-    return Evaluator(
-        simulation.code, run.layout, tensors(arrays, simulation.settings.dtype), simulation.settings.dtype,
-        sites=_sample(simulation), device=simulation.device,
-    )  # fmt: skip
-
-
-def _sample(simulation: Simulation) -> list[int]:
-    """The sites that are evaluated besides the mean model."""
-    wanted, peers = simulation.evaluate.sites, simulation.parts.peers
-    if wanted == "none":
-        return []
-    if wanted == "all" or wanted >= peers:
-        return list(range(peers))
-    return sorted(stream(simulation.seed, "evaluated sites").sample(range(peers), wanted))
-
-
-def _is_due(simulation: Simulation, t: int) -> bool:
-    total = simulation.schedule.total
-    every = simulation.evaluate.every or max(1, total // EVALUATIONS)
-    return (t + 1) % every == 0 or t + 1 == total
-
-
-def _state(run: VectorisedRun) -> dict[str, float]:
-    return {"distance": consensus_distance(run.x, run.shares)}
-
-
-def consensus_distance(x: torch.Tensor, shares: torch.Tensor) -> float:
-    """sqrt(sum_i pi_i |x_i - x_bar|^2) of ``x`` [n, P] in blocks of rows, so that no second matrix is made."""
-    weights = shares.to(torch.float64)
-    mean = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-    for rows in _blocks(len(x)):
-        mean += weights[rows] @ x[rows].double()
-    total = 0.0
-    for rows in _blocks(len(x)):
-        total += float((weights[rows] * (x[rows].double() - mean).square().sum(-1)).sum())
-    return float(total**0.5)
-
-
-def _blocks(rows: int, size: int = 256) -> Iterator[slice]:
-    for start in range(0, rows, size):
-        yield slice(start, min(start + size, rows))
-
-
-def _judged(evaluator: Evaluator, run: VectorisedRun, cost: dict[str, float]) -> dict[str, float]:
-    lap = stopwatch()
-    found = evaluator.round(run)
-    cost["evaluation"] += lap()
-    return found
 
 
 def _columns(rows: list[dict[str, Any]]) -> Columns:
@@ -158,21 +151,16 @@ def _columns(rows: list[dict[str, Any]]) -> Columns:
     return table
 
 
-def _sites(
-    simulation: Simulation, run: VectorisedRun, evaluator: Evaluator, pace: Pace, rounds: int, interrupted: bool
-) -> Columns:
+def _sites(simulation: Simulation, judge: Judge, pace: Pace, rounds: int) -> Columns:
     nodes = simulation.schedule.nodes
-    table: Columns = {
+    return {
         "site": np.arange(len(nodes)),
         "examples": np.array([len(rows) for rows in simulation.parts.rows]),
         "share": simulation.shares,
         "neighbours": np.array([simulation.schedule.graph.degree[node] for node in nodes]),
         **pace.of_sites(rounds - 1),
+        **judge.of_sites(len(nodes)),
     }
-    with contextlib.suppress(KeyboardInterrupt):  # a second one: then without the sites' figures
-        if not interrupted and simulation.evaluate.sites != "none":
-            table.update(evaluator.sites_at_end(run))
-    return table
 
 
 def _edges(simulation: Simulation) -> np.ndarray:
@@ -182,7 +170,7 @@ def _edges(simulation: Simulation) -> np.ndarray:
     return np.array([(places[one], places[other]) for one, other in graph.edges], dtype=np.int64).reshape(-1, 2)
 
 
-def _facts(simulation: Simulation, run: VectorisedRun, evaluator: Evaluator, pace: Pace) -> dict[str, Any]:
+def _facts(simulation: Simulation, run: VectorisedRun, judge: Judge, pace: Pace) -> dict[str, Any]:
     settings, examples = simulation.settings, simulation.examples
     return {
         "name": simulation.name, "plan": simulation.plan.digest, "rule": settings.rule.name,
@@ -195,7 +183,7 @@ def _facts(simulation: Simulation, run: VectorisedRun, evaluator: Evaluator, pac
         "weights": simulation.weights, "seed": simulation.seed,
         "time": None if simulation.time is None else simulation.time.model_dump(),
         "faults": [fault.model_dump() for fault in simulation.faults], "evaluate": simulation.evaluate.model_dump(),
-        "metric": evaluator.metric, "evaluated_on": "test" if examples.test else "training examples",
+        "metric": judge.metric, "evaluated_on": "test" if examples.test else "training examples",
         "execution": str(run.execution), "execution_facts": asdict(run.execution), "device": simulation.device,
         "threads": torch.get_num_threads(), "clock": pace.name, "machine": machine(),
     }  # fmt: skip

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from p2pfl.errors import ConfigError
+from p2pfl.sim.compute import ComputeModel
 from p2pfl.sim.decisions import Decisions
-from p2pfl.sim.profiles import models_of
+from p2pfl.sim.links import LinkModel
+from p2pfl.sim.profiles import with_profiles
 from p2pfl.sim.recording import record
 from p2pfl.sim.results import Columns
+from p2pfl.sim.scenario import TimeTable
 from p2pfl.sim.timing import Timing
 from p2pfl.topology import Schedule
 from p2pfl.train.layout import Layout
@@ -50,13 +53,9 @@ def pace_of(simulation: Simulation) -> Pace:
     time, schedule, peers = simulation.time, simulation.schedule, simulation.parts.peers
     if time is None:
         return Pace("none", schedule)
-    links, compute = models_of(time.model_dump(), peers, simulation.seed)
+    links, compute = check_time(time, peers, simulation.seed)
     if time.clock == "model":
-        if time.staleness:
-            raise ConfigError('asynchronous rounds (staleness) need the real machines: write clock = "machines"')
         return _modelled(simulation, links, compute)
-    if peers > MOST_MACHINES:
-        raise ConfigError(f'clock = "machines" drives up to {MOST_MACHINES} peers, not {peers}; write clock = "model"')
     counts = [len(rows) for rows in simulation.parts.rows]
     recording = record(
         peers, topology=simulation.spec, rounds=schedule.rounds, closing_rounds=schedule.closing_rounds,
@@ -69,6 +68,17 @@ def pace_of(simulation: Simulation) -> Pace:
         "machines", recording.schedule, recording.decisions, np.array([row.seconds for row in rounds]),
         np.array([row.bytes for row in rounds]),
     )  # fmt: skip
+
+
+def check_time(time: TimeTable, peers: int, seed: int) -> tuple[LinkModel, ComputeModel]:
+    """The models of links and work that a ``[time]`` table means. Raises ConfigError for what does not fit."""
+    if time.clock == "model" and time.staleness:
+        raise ConfigError('asynchronous rounds (staleness) need the real machines: write clock = "machines"')
+    if time.clock == "machines" and peers > MOST_MACHINES:
+        raise ConfigError(f'clock = "machines" drives up to {MOST_MACHINES} peers, not {peers}; write clock = "model"')
+    links = LinkModel(latency=time.latency, bandwidth=time.bandwidth)
+    compute = ComputeModel(seconds=time.seconds, spread=time.spread)
+    return with_profiles(time.profiles, peers, seed, links, compute)
 
 
 def content_bytes(simulation: Simulation) -> int:

@@ -19,6 +19,8 @@ import torch
 from p2pfl.data import Examples, Partition, Parts, from_arrays, iid
 from p2pfl.errors import ConfigError
 from p2pfl.governance import Plan, read_plan
+from p2pfl.sim.pace import check_time
+from p2pfl.sim.profiles import chosen_sites
 from p2pfl.sim.results import SimResult
 from p2pfl.sim.scenario import EvaluateTable, FaultTable, TimeTable
 from p2pfl.topology import Schedule
@@ -141,7 +143,9 @@ def prepare(
         staleness=staleness,
     )  # fmt: skip
     for fault in faults:
-        _check_fault(fault, peers)
+        chosen_sites(f"fault {fault.kind}", fault.sites, peers, seed)
+    if time is not None:
+        check_time(time, peers, seed)
     return Simulation(
         plan, code, settings, examples, parts, schedule, spec, shares, seed, weights, time, faults, evaluate,
         device, execution, name or plan.settings.plan.name, check_plan(code, settings, examples, parts),
@@ -228,12 +232,6 @@ def _check_device(device: str) -> None:
         raise ConfigError(f"unknown device {device[:40]!r}; write cpu, cuda or cuda:1") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError("there is no CUDA device here; leave --device out, or use a machine with one")
-
-
-def _check_fault(fault: FaultTable, peers: int) -> None:
-    named = [fault.sites] if isinstance(fault.sites, int) else [site + 1 for site in fault.sites]
-    if max(named, default=1) > peers:
-        raise ConfigError(f"a fault names a site that is not there: there are {peers}, counted from 0; mend it")
 
 
 def machine() -> dict[str, str]:

@@ -40,7 +40,7 @@ def test_columns(result: SimResult) -> None:
     assert np.isfinite(accuracy).tolist() == [round % 2 == 0 or round == 9 for round in range(10)]
     assert accuracy[-1] > 0.9 > accuracy[0]
     assert (rounds["worst_site_accuracy"][[0, 2, 4, 9]] <= rounds["sites_accuracy"][[0, 2, 4, 9]]).all()
-    assert rounds["distance"][0] == 0.0 and (rounds["distance"][1:] > 0).all()
+    assert rounds["distance"][0] == 0.0 and (rounds["distance"][[2, 4, 6, 8, 9]] > 0).all()
     assert (np.diff(rounds["seconds"][1:]) > 0).all() and (np.diff(rounds["bytes"][1:]) > 0).all()
     assert rounds["seconds"][1] >= 24.0, "a round of training takes its 30 s, give or take a fifth"
     assert result.metric == "accuracy" and result.higher_is_better

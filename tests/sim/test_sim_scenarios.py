@@ -50,7 +50,7 @@ BAD = {
     "rule without its optimiser": (
         ("[topology]", '[training]\nrule = "kgt"\noptimiser = { name = "adam" }\n[topology]'), "does not go with optimiser"),
     "rule without its graph": (("[topology]", '[training]\nrule = "relaysgd"\n[topology]'), "needs a tree"),
-    "fault of no site": (("[topology]", '[[fault]]\nkind = "lying"\nsites = [6]\n[topology]'), "faults"),
+    "fault of no site": (("[topology]", '[[fault]]\nkind = "lying"\nsites = [6]\n[topology]'), "sites [6]"),
     "unknown fault": (("[topology]", '[[fault]]\nkind = "late"\nsites = 1\n[topology]'), "fault.0.kind is 'late'"),
     "staleness of the model": (("[topology]", "[time]\nstaleness = 2\n[topology]"), "machines"),
     "unknown profile": (("[topology]", '[time]\nprofiles = { fats = 1 }\n[topology]'), "fats"),
