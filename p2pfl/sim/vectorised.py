@@ -81,7 +81,7 @@ class VectorisedRun:
         module = _model(plan, settings.dtype, seed)
         self.layout = Layout(module, dtype=settings.dtype, buffers=settings.buffers, batch_norm=settings.batch_norm)
         first = _initial(initial, module, self.layout, self.sites)
-        module = module.to(self._device)
+        self.module = module = module.to(self._device)
         self.data = batch_on(train, settings.dtype, self._device)
         holdings = Holdings(rows, len(self.data[0]), self._device)
         draws: Draws = _draws(sampling, seed)

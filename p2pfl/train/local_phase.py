@@ -13,8 +13,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -26,6 +26,7 @@ from p2pfl.train.keyed_dropout import has_dropout
 from p2pfl.train.layout import Layout
 from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.rules import Context, Rule
+from p2pfl.train.threads import dealt, on_threads
 
 WAYS = ("compiled", "eager", "loop")
 CHUNK = 128  # sites; the fastest of 64 to 1,000 for the MLP 64-64-10 with 1 MB of cache per core
@@ -101,32 +102,21 @@ class LocalPhase:
         chunks = [rows[start : start + self._size] for start in range(0, len(rows), self._size)]
         if not self._paths:
             trial = _Trial(sites.take(chunks[0]), data, context)
-            self._on_threads([lambda: self._choose(trial, len(rows) * rounds)])
-        paths = self._paths[: len(chunks)]
+            self._run_all([lambda: self._choose(trial, len(rows) * rounds)])
 
-        def share(at: int, path: Path) -> None:
-            for chunk in chunks[at :: len(paths)]:
-                sites.put(chunk, path.compute(sites.take(chunk), data, context))
+        def share(path: Path, part: range) -> None:
+            for at in part:
+                sites.put(chunks[at], path.compute(sites.take(chunks[at]), data, context))
 
-        self._on_threads([lambda at=at, path=path: share(at, path) for at, path in enumerate(paths)])  # type: ignore[misc]
+        parts = zip(self._paths, dealt(len(chunks), len(self._paths)), strict=False)
+        self._run_all([partial(share, path, part) for path, part in parts])
 
-    def _on_threads(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """Each job on a thread of its own, and each such thread with no further ones."""
-        if not self._on_cpu:
+    def _run_all(self, jobs: Sequence[Callable[[], None]]) -> None:
+        if self._on_cpu:
+            on_threads(jobs)
+        else:
             for job in jobs:
                 job()
-            return
-        before = torch.get_num_threads()
-
-        def alone(job: Callable[[], None]) -> None:
-            torch.set_num_threads(1)
-            job()
-
-        with ThreadPoolExecutor(len(jobs)) as pool:
-            running = [pool.submit(alone, job) for job in jobs]
-            for one in running:
-                one.result()
-        torch.set_num_threads(before)
 
     # --- which way
 

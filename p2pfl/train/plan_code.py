@@ -99,6 +99,11 @@ class PlanCode:
             )
         return losses
 
+    @property
+    def has_metrics(self) -> bool:
+        """Whether the plan has figures of its own."""
+        return getattr(self._module, "metrics", None) is not None
+
     def metrics(self, model: nn.Module, batch: Batch) -> dict[str, float]:
         """The plan's figures on ``batch``; empty if the plan has no metrics()."""
         function = getattr(self._module, "metrics", None)

@@ -48,7 +48,7 @@ class StackedOracle:
         self._dropout = dropout
         self.private: Buffers = dict(private or {})
         self.losses: list[Tensor] = []
-        self._whole = _Loss(plan, module)
+        self._whole = Loss(plan, module)
         if not self._trained:
             raise PlanError(f"{plan.name}: the loss has no gradient (all parameters are frozen); train at least one")
 
@@ -104,7 +104,7 @@ class StackedOracle:
         return torch.where(active.reshape(len(after), *(1,) * (after.dim() - 1)), after, before)
 
 
-class _Loss(nn.Module):
+class Loss(nn.Module):
     """The plan's loss as a module around the plan's model, so that its tensors can be swapped by name."""
 
     def __init__(self, plan: PlanCode, model: nn.Module) -> None:

@@ -21,6 +21,7 @@ from p2pfl.train.plan_code import PlanCode
 from p2pfl.train.session import Session
 from p2pfl.train.settings import read_settings
 from p2pfl.train.stacked_sampling import DeployedKeys
+from p2pfl.types import PeerId
 
 PLAN = """
 import csv
@@ -152,3 +153,23 @@ def finished(run: VectorisedRun) -> VectorisedRun:
         while not run.done:
             run.step()
     return run
+
+
+def schedule_of(
+    spec: Any, sites: int, rounds: int, closing: int = 0, shares: Sequence[float] | None = None
+) -> Schedule:
+    nodes = [PeerId(f"{number:06d}") for number in range(sites)]
+    return Schedule(spec, nodes, dict(zip(nodes, shares or [1.0] * sites, strict=True)), rounds, closing)
+
+
+def engine(
+    data: Any, topology: Any, *, rounds: int = 10, closing: int = 0, plan: str = PLAN, seed: int = 3,
+    settings: dict[str, Any] | None = None, peers: bool = True, **more: Any,
+) -> VectorisedRun:  # fmt: skip
+    """A run of the engine alone, weighted by the sizes of the sites' data."""
+    train, rows = joined(data)
+    schedule = schedule_of(topology, len(data), rounds, closing, [float(len(label)) for _, label in data])
+    return VectorisedRun(
+        PlanCode(plan.encode()), read_settings(settings or settings_of(), peers=peers), train, rows, schedule,
+        seed=seed, **{"execution": "eager", **more},
+    )  # fmt: skip
