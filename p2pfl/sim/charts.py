@@ -31,7 +31,7 @@ MOST_EDGES = 4000
 
 def overview(groups: Groups) -> Figure:
     """All charts of some groups in one figure: for a notebook."""
-    figure = new_figure(12, 8)
+    figure: Figure = new_figure(12, 8)
     axes = figure.subplots(2, 3).reshape(-1)
     for axis, name in zip(axes, AXES, strict=False):
         draw_metric(axis, groups, name)
@@ -43,28 +43,28 @@ def overview(groups: Groups) -> Figure:
 
 def metric_chart(groups: Groups, over: str) -> Figure:
     """The mean model's figure over "round", "bytes" or "seconds"."""
-    figure = new_figure(6, 3.6)
+    figure: Figure = new_figure(6, 3.6)
     draw_metric(figure.subplots(), groups, over)
     return figure
 
 
 def worst_chart(groups: Groups) -> Figure:
     """The worst site's figure over rounds."""
-    figure = new_figure(6, 3.6)
+    figure: Figure = new_figure(6, 3.6)
     draw_worst(figure.subplots(), groups)
     return figure
 
 
 def distance_chart(groups: Groups) -> Figure:
     """The consensus distance over rounds."""
-    figure = new_figure(6, 3.6)
+    figure: Figure = new_figure(6, 3.6)
     draw_distance(figure.subplots(), groups)
     return figure
 
 
 def graph_chart(result: SimResult) -> Figure:
     """The graph, each site coloured by its own figure at the end."""
-    figure = new_figure(6, 5)
+    figure: Figure = new_figure(6, 5)
     draw_graph(figure.subplots(), result)
     return figure
 

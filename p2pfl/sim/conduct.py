@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ class Judge:
         arrays = simulation.examples.test or simulation.examples.train
         self._total = simulation.schedule.total
         self._every = simulation.evaluate.every or max(1, self._total // EVALUATIONS)
-        sample = {"all": None, "none": 0}.get(wanted, wanted) if isinstance(wanted, str) else wanted
+        sample = {"all": None, "none": 0}[wanted] if isinstance(wanted, str) else wanted
         test = tensors(arrays, simulation.settings.dtype)
         self._some = Evaluator(simulation.code, run, test, sample=sample, seed=simulation.seed)
         self.seconds = 0.0
@@ -172,6 +173,7 @@ def _edges(simulation: Simulation) -> np.ndarray:
 
 def _facts(simulation: Simulation, run: VectorisedRun, judge: Judge, pace: Pace) -> dict[str, Any]:
     settings, examples = simulation.settings, simulation.examples
+    execution = json.loads(json.dumps(asdict(run.execution)))  # as it is read back
     return {
         "name": simulation.name, "plan": simulation.plan.digest, "rule": settings.rule.name,
         "optimiser": settings.optimiser.name, "learning_rate": settings.learning_rate,
@@ -184,7 +186,7 @@ def _facts(simulation: Simulation, run: VectorisedRun, judge: Judge, pace: Pace)
         "time": None if simulation.time is None else simulation.time.model_dump(),
         "faults": [fault.model_dump() for fault in simulation.faults], "evaluate": simulation.evaluate.model_dump(),
         "metric": judge.metric, "evaluated_on": "test" if examples.test else "training examples",
-        "execution": str(run.execution), "execution_facts": asdict(run.execution), "device": simulation.device,
+        "execution": str(run.execution), "execution_facts": execution, "device": simulation.device,
         "threads": torch.get_num_threads(), "clock": pace.name, "machine": machine(),
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""How long the rounds of a simulation take and what they send: by the timing model, by recorded machines, or not at all."""
+"""How long simulated rounds take and what they send: by the timing model, by recorded machines, or not at all."""
 
 from __future__ import annotations
 

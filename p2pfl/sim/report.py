@@ -50,7 +50,8 @@ def report(groups: Groups, *, title: str = "", command: str = "") -> str:
     if command:
         body.append(f"<p>Made by: <code>{html.escape(command)}</code></p>")
     head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-    policy = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+    rules = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{rules}">'
     return f"{head}{policy}<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
 
 

@@ -29,9 +29,20 @@ class Sending:
 class VectorFault(Protocol):
     """What is wrong with some sites, in rounds from ``since`` up to, not including, ``until`` (None: the end)."""
 
-    sites: Sequence[int]
-    since: int
-    until: int | None
+    @property
+    def sites(self) -> Sequence[int]:
+        """Their numbers."""
+        ...
+
+    @property
+    def since(self) -> int:
+        """The first round."""
+        ...
+
+    @property
+    def until(self) -> int | None:
+        """The round after the last."""
+        ...
 
     @property
     def absent(self) -> bool:

@@ -37,7 +37,9 @@ def test_run_show_and_run_again(folder: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_sweep_compare_and_compare_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = do(capsys, "sim", "sweep", "blobs.toml", "--vary", "topology=ring,full", "--seeds", 1, "--out", "s", "--json")
+    done = do(
+        capsys, "sim", "sweep", "blobs.toml", "--vary", "topology=ring,full", "--seeds", 1, "--out", "s", "--json"
+    )
     assert done.code == 0, done.err
     assert [value["topology"]["kind"] for value in json.loads(done.out)] == ["ring", "full"]
     (folder / "full.toml").write_text(SCENARIO.replace("ring", "full").replace('"blobs"', '"all-to-all"', 1))

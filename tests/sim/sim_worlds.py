@@ -81,7 +81,9 @@ def blobs(many: int = 240) -> Examples:
     centres = np.array([[0.0, 2.0], [2.0, -1.0], [-2.0, -1.0]])
     noise = np.stack([sum(stream.uniforms(many) for _ in range(6)) - 3.0 for _ in range(2)], axis=1)
     inputs = (centres[labels] + noise).astype(np.float32)
-    return Examples((inputs[: many - 60], labels[: many - 60]), (inputs[many - 60 :], labels[many - 60 :]), name="blobs")
+    return Examples(
+        (inputs[: many - 60], labels[: many - 60]), (inputs[many - 60 :], labels[many - 60 :]), name="blobs"
+    )
 
 
 def write_plan(folder: Path, **training: Any) -> Path:
