@@ -159,7 +159,7 @@ class Evaluator:
         def figures(own: dict[str, Tensor], piece: Batch) -> Tensor:
             values = [whole.at(own, piece).double().sum()]
             if self._with_accuracy:
-                values.append(_correct(partial(torch.func.functional_call, module, own), piece).double().sum())
+                values.append(_correct(partial(whole.scores, own), piece).double().sum())
             return torch.stack(values)
 
         with torch.no_grad():
@@ -184,10 +184,7 @@ class Evaluator:
 def _correct(model: Any, batch: Batch) -> Tensor:
     """[B]: whether the class with the highest score is the label; of one score, whether its sign says so."""
     *inputs, labels = batch
-    if isinstance(model, partial):
-        scores: Tensor = model(tuple(inputs))
-    else:
-        scores = model(*inputs)
+    scores: Tensor = model(*inputs)
     if scores.dim() == 2 and scores.shape[-1] > 1:
         return scores.argmax(-1) == labels
     return (scores.reshape(labels.shape) > 0) == (labels > 0)

@@ -260,6 +260,8 @@ class VectorisedRun:
         ]
 
     def _facts(self, t: int, training: bool, trained: Any) -> RoundFacts:
+        if self.done and not bool(torch.isfinite(self.x).all()):
+            raise PlanError("training diverged: the parameters are not finite; lower learning_rate in the plan")
         here = torch.from_numpy(trained).to(self._device)
         losses = torch.where(here, self.population.losses, torch.nan)
         if not trained.any():

@@ -6,6 +6,7 @@ All take a `Chunk` and answer with a `Done`, and none changes what it is given; 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -116,9 +117,9 @@ class CompiledPath:
         key = (context.steps, context.lr, spec, tuple((t.shape, t.dtype) for t in inputs if t is not None))
         with torch.no_grad():
             with self._making:
-                if key not in self._made:
-                    self._made[key] = self._make(inputs, spec, context)
-            function, out = self._made[key]
+                made = self._made.get(key) or self._make(inputs, spec, context)
+                self._made[key] = made
+            function, out = made
             done: Done = torch.utils._pytree.tree_unflatten(function(*_tensors(inputs)), out)
         return Done(*torch.utils._pytree.tree_map(lambda tensor: tensor[:count], done))
 
@@ -137,9 +138,11 @@ class CompiledPath:
             outputs[:] = [out]
             return [leaf.clone() if any(leaf is tensor for tensor in tensors) else leaf for leaf in leaves]
 
-        with traced():
-            graph = make_fx(flat)(*_tensors(inputs))
-        return torch.compile(graph, fullgraph=True, dynamic=False), outputs[0]
+        with traced(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about its own insides
+            function = torch.compile(make_fx(flat)(*_tensors(inputs)), fullgraph=True, dynamic=False)
+            function(*_tensors(inputs))  # compiles
+        return function, outputs[0]
 
 
 class _TracedContext:

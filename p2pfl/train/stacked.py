@@ -111,15 +111,33 @@ class Loss(nn.Module):
         super().__init__()
         self.model = model
         self._plan = plan
+        self._places = _places(model)
 
     def at(self, tensors: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Losses [B] with these tensors in the model."""
-        named = {f"model.{name}": tensor for name, tensor in tensors.items()}
-        losses: Tensor = torch.func.functional_call(self, named, batch)
+        named = {f"model.{place}": tensor for name, tensor in tensors.items() for place in self._places[name]}
+        # every place is named here: torch's own way with tied tensors leaves one of them in a layer that is used twice
+        losses: Tensor = torch.func.functional_call(self, named, batch, tie_weights=False)
         return losses
+
+    def scores(self, tensors: Mapping[str, Tensor], *inputs: Tensor) -> Any:
+        """What the model itself answers with these tensors in it."""
+        named = {place: tensor for name, tensor in tensors.items() for place in self._places[name]}
+        return torch.func.functional_call(self.model, named, inputs, tie_weights=False)
 
     def forward(self, *batch: Tensor) -> Any:
         return self._plan.loss(self.model, batch)
+
+
+def _places(model: nn.Module) -> dict[str, list[str]]:
+    """Every place of each tensor, by the name under which it is listed: tied ones have more than one."""
+    names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    found: dict[str, list[str]] = {name: [] for name in names.values()}
+    for prefix, layer in model.named_modules():  # each layer once, however often it is used
+        for name, tensor in [*layer._parameters.items(), *layer._buffers.items()]:
+            if tensor is not None:
+                found[names[id(tensor)]].append(f"{prefix}.{name}" if prefix else name)
+    return found
 
 
 def private_buffers(module: nn.Module, layout: Layout, sites: int) -> Buffers:
