@@ -7,22 +7,34 @@ The page with the equations is docs/topology.md.
 
 from __future__ import annotations
 
+from p2pfl.topology.advice import Absences, Advice, Candidate, advise
+from p2pfl.topology.effective import effective_neighbours, gap_of_cycle, rounds_to_consensus
 from p2pfl.topology.graphs import KINDS, build_graph, check_spec, spec_from_graph
 from p2pfl.topology.mixing import Mixing, metropolis_hastings, stationary_weights
+from p2pfl.topology.plotting import graph_figure, graph_layout
 from p2pfl.topology.resilience import absences_that_disconnect
 from p2pfl.topology.schedule import Round, Schedule
 from p2pfl.topology.spectral import closing_rounds_for, spectral_gap
 
 __all__ = [
     "KINDS",
+    "Absences",
+    "Advice",
+    "Candidate",
     "Mixing",
     "Round",
     "Schedule",
     "absences_that_disconnect",
+    "advise",
     "build_graph",
     "check_spec",
     "closing_rounds_for",
+    "effective_neighbours",
+    "gap_of_cycle",
+    "graph_figure",
+    "graph_layout",
     "metropolis_hastings",
+    "rounds_to_consensus",
     "spec_from_graph",
     "spectral_gap",
     "stationary_weights",
