@@ -25,12 +25,12 @@ def read_bounded(path: Path, limit: int) -> bytes:
     return data
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace the file, mode 0600. Raises StoreError; the old content then still stands."""
+def write_atomic(path: Path, data: bytes, *, private: bool = True) -> None:
+    """Replace the file, mode 0600 if ``private``. Raises StoreError; the old content then still stands."""
     # the process id keeps a command-line verb and a running peer from sharing one temporary file
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)

@@ -85,9 +85,11 @@ def draw_distance(axis: Axes, groups: Groups) -> None:
     """Line and band of the consensus distance; logarithmic where it is never 0."""
     _draw(axis, groups, "round", "distance")
     axis.set_ylabel("consensus distance")
-    lines = [np.asarray(line.get_ydata(), dtype=np.float64) for line in axis.get_lines()]
+    lines = [np.asarray(line.get_ydata(), dtype=np.float64)[1:] for line in axis.get_lines()]
     if lines and all((values[np.isfinite(values)] > 0).any() for values in lines):
         axis.set_yscale("log", nonpositive="mask")
+        lowest = min(float(values[values > 0].min()) for values in lines)
+        axis.set_ylim(bottom=lowest / 2)  # all begin alike: the start is rounding and would stretch the axis
 
 
 def draw_graph(axis: Axes, result: SimResult) -> None:

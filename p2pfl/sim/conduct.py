@@ -36,7 +36,7 @@ def conduct(simulation: Simulation, progress: Progress | None) -> SimResult:
     rows: list[dict[str, Any]] = []
     interrupted = False
     try:
-        rows.append({"round": 0, "training": False, **judge.row()})
+        rows.append({"round": 0, "training": False, **pace.start(), **judge.row()})
         for t in range(pace.schedule.total):
             facts = run.step()
             cost["training"] += facts.seconds["local"]

@@ -41,6 +41,10 @@ class Pace:
             return {}
         return {"seconds": float(self.seconds[t].max()), "bytes": float(self.bytes[: t + 1].sum())}
 
+    def start(self) -> dict[str, float]:
+        """Before the first round."""
+        return {"seconds": 0.0, "bytes": 0.0} if len(self.seconds) else {}
+
     def of_sites(self, t: int) -> Columns:
         """The same for each site."""
         if not 0 <= t < len(self.seconds):

@@ -33,7 +33,7 @@ th:first-child, td:first-child { text-align: left } tr:nth-child(even) { backgro
 
 def write_report(groups: Groups, path: Path, *, title: str = "", command: str = "") -> Path:
     """Write the page; returns its path. ``command`` makes the results again. Raises StoreError, ConfigError."""
-    write_atomic(path, report(groups, title=title, command=command).encode())
+    write_atomic(path, report(groups, title=title, command=command).encode(), private=False)
     return path
 
 

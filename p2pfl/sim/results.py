@@ -145,7 +145,7 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> Path:
     except OSError as error:
         raise StoreError(f"couldn't write into {folder}: {error.strerror}; check space and rights") from error
     for name in sorted(files, key=lambda name: name == FACTS):
-        write_atomic(folder / name, files[name])
+        write_atomic(folder / name, files[name], private=False)
     return folder
 
 

@@ -107,7 +107,7 @@ class Holdings:
 
     def plot(self, path: Path) -> None:
         """Draw it into an SVG file. Raises ConfigError without matplotlib, StoreError."""
-        write_atomic(path, to_svg(holdings_figure(self.parts, self.examples)).encode())
+        write_atomic(path, to_svg(holdings_figure(self.parts, self.examples)).encode(), private=False)
 
 
 def holdings_of(scenario: Scenario, inputs: Inputs, seed: int) -> Holdings:

@@ -135,14 +135,14 @@ def write_tables(
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in ((ROUNDS, "rounds"), (SITES, "sites")):
         parts = [labelled(cell, getattr(found[cell.key], table)) for cell in there]
-        write_atomic(folder / name, parquet_bytes(joined(parts)))
+        write_atomic(folder / name, parquet_bytes(joined(parts)), private=False)
     rows = [
         {"setting": cell.setting, "changes": dict(cell.changes), "seed": cell.seed, "key": cell.key, "state": state}
         for cell in cells
         for state in (_state(found.get(cell.key)),)
     ]
     facts = {"format": FORMAT, "title": title, "command": command, "cells": rows}
-    write_atomic(folder / SWEEP, json.dumps(facts, indent=1, default=str).encode())
+    write_atomic(folder / SWEEP, json.dumps(facts, indent=1, default=str).encode(), private=False)
 
 
 def _state(result: SimResult | None) -> str:
