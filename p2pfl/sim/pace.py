@@ -66,6 +66,7 @@ def pace_of(simulation: Simulation) -> Pace:
         content_bytes=content_bytes(simulation), seed=simulation.seed, links=links, compute=compute,
         samples=counts if simulation.weights == "samples" else [1] * peers,
         local_steps=simulation.settings.local_steps, staleness=time.staleness,
+        deadline=simulation.plan.settings.training.deadline,
     )  # fmt: skip
     rounds = recording.decisions.rounds
     return Pace(

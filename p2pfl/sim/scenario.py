@@ -131,7 +131,7 @@ SHORT = {
     "clusters": "topology.clusters", "partition": "partition.kind", "alpha": "partition.alpha",
     "rule": "training.rule", "learning_rate": "training.learning_rate", "local_steps": "training.local_steps",
     "batch_size": "training.batch_size", "plan": "scenario.plan", "bandwidth": "time.bandwidth",
-    "staleness": "time.staleness",
+    "staleness": "time.staleness", "profiles": "time.profiles", "seconds": "time.seconds",
 }  # fmt: skip
 """What ``--vary`` takes without its table."""
 
@@ -143,6 +143,12 @@ def varied(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
     """
     values = scenario.model_dump()
     for name, value in changes.items():
+        if name == "fault" and value == "none":
+            values["fault"] = []
+            continue
+        if name == "fault":
+            values["fault"] = [{**fault, "how": value} for fault in values["fault"]]
+            continue
         table, dot, key = SHORT.get(name, name).partition(".")
         if not dot or table not in values:
             raise ConfigError(f"{name!r} cannot be varied; use {', '.join(SHORT)}, or table.key of the scenario")

@@ -72,9 +72,13 @@ class Backend(Protocol):
 
 
 def cells_of(
-    scenario: Scenario, variations: Mapping[str, Sequence[Any]], seeds: Sequence[int], inputs: Callable[[Scenario], str]
-) -> list[Cell]:
-    """All combinations with all seeds, in the order given. ConfigError for one that is no scenario, or too many."""
+    scenario: Scenario, variations: Mapping[str, Sequence[Any]], seeds: Sequence[int],
+    inputs: Callable[[Scenario], str], *, then: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Cell]:  # fmt: skip
+    """All combinations with all seeds, in the order given. ConfigError for one that is no scenario, or too many.
+
+    ``then``: what else changes along with a value, such as the degree with topology "regular".
+    """
     many = len(seeds) * int(np.prod([len(values) for values in variations.values()], dtype=np.int64))
     if many > MOST_CELLS:
         raise ConfigError(f"{many} runs are more than {MOST_CELLS}; vary less, or split the sweep")
@@ -82,7 +86,8 @@ def cells_of(
     for values in itertools.product(*variations.values()):
         changes = dict(zip(variations, values, strict=True))
         setting = ", ".join(f"{name}={value}" for name, value in changes.items()) or scenario.scenario.name
-        changed = varied(scenario, changes) if changes else scenario
+        more = {name: value for one in changes.values() for name, value in (then or {}).get(str(one), {}).items()}
+        changed = varied(scenario, changes | more) if changes else scenario
         digest = inputs(changed)
         cells += [Cell(setting, changes, changed, seed, digest) for seed in seeds]
     return cells
