@@ -42,7 +42,9 @@ STUDIES: Mapping[str, Study] = {
     "graph": Study(
         "Sixteen hospitals that see different kinds of cases: which graph?",
         "digits_ring.toml", {"topology": ["ring", "torus", "hypercube", "regular", "full"]},
-        then={"torus": {"topology.rows": 4, "topology.columns": 4}, "regular": {"topology.degree": 4, "topology.seed": 1}},
+        then={
+            "torus": {"topology.rows": 4, "topology.columns": 4}, "regular": {"topology.degree": 4, "topology.seed": 1}
+        },
         answer="ANSWER-graph",
     ),
     "degree": Study(

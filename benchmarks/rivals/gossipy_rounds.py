@@ -65,7 +65,11 @@ def main(peers: int, rounds: int) -> None:
         began = time.perf_counter()
         simulator.start(rounds)
         spent = time.perf_counter() - began
-    print(json.dumps({"peers": peers, "rounds": rounds, "seconds": spent, "peer_rounds_per_second": peers * rounds / spent}))
+    print(
+        json.dumps(
+            {"peers": peers, "rounds": rounds, "seconds": spent, "peer_rounds_per_second": peers * rounds / spent}
+        )
+    )
 
 
 if __name__ == "__main__":

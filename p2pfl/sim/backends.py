@@ -12,9 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from p2pfl.errors import ConfigError, LocalError, P2PFLError
 from p2pfl.extras import optional
 from p2pfl.sim.results import SimResult, write_files
+from p2pfl.sim.scenario import check_scenario
 from p2pfl.sim.study import Inputs, run_cell
 from p2pfl.sim.sweeps import Backend, Cell, Watch
 
@@ -43,11 +46,15 @@ class OnRay:
     """Each cell is one task of a Ray cluster.
 
     ``address``: of a running cluster ("auto", "ray://host:10001"); None starts one here with ``workers`` processes,
-    which listens on this machine alone and ends with the sweep. ``threads``: of each task.
+    which listens on this machine alone and ends with the sweep. ``threads``: of each task; as many as here if None, so
+    that sums are made in the same order.
     """
 
-    def __init__(self, inputs: Inputs, *, address: str | None = None, workers: int = 2, threads: int = 1) -> None:
-        self._inputs, self._address, self._workers, self._threads = inputs, address, workers, threads
+    def __init__(
+        self, inputs: Inputs, *, address: str | None = None, workers: int = 2, threads: int | None = None
+    ) -> None:
+        self._inputs, self._address, self._workers = inputs, address, workers
+        self._threads = threads or torch.get_num_threads()
 
     def run(self, cells: Sequence[Cell], watch: Watch | None) -> Iterator[tuple[Cell, SimResult]]:
         """Run the cells, each as soon as there is a free place; they come back in the order in which they end."""
@@ -121,10 +128,6 @@ def _plain(cell: Cell) -> dict[str, Any]:
 
 def _run_remotely(plain: dict[str, Any], shipped: Any, threads: int) -> dict[str, bytes]:
     """In a worker: the cell's result as files."""
-    import torch
-
-    from p2pfl.sim.scenario import check_scenario
-
     torch.set_num_threads(threads)
     scenario = check_scenario(plain["scenario"], "a scenario")
     cell = Cell(plain["setting"], plain["changes"], scenario, plain["seed"], plain["inputs"])

@@ -33,6 +33,8 @@ class ScenarioTable(Table):
     closing_rounds: int | None = Field(default=None, ge=0, le=1000)  # None: the plan's
     seeds: int | list[int] = 1  # so many from 0, or these
     weights: Literal["samples", "equal"] = "samples"
+    execution: Literal["auto", "compiled", "eager", "loop"] = "auto"  # "auto" measures; the ways differ in rounding
+    device: str = "cpu"
 
     @field_validator("seeds")
     @classmethod
@@ -127,7 +129,8 @@ def check_scenario(values: Mapping[str, Any], name: str) -> Scenario:
 
 SHORT = {
     "peers": "scenario.peers", "rounds": "scenario.rounds", "closing_rounds": "scenario.closing_rounds",
-    "weights": "scenario.weights", "topology": "topology.kind", "degree": "topology.degree",
+    "weights": "scenario.weights", "execution": "scenario.execution",
+    "topology": "topology.kind", "degree": "topology.degree",
     "clusters": "topology.clusters", "partition": "partition.kind", "alpha": "partition.alpha",
     "rule": "training.rule", "learning_rate": "training.learning_rate", "local_steps": "training.local_steps",
     "batch_size": "training.batch_size", "plan": "scenario.plan", "bandwidth": "time.bandwidth",
