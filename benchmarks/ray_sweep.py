@@ -1,4 +1,4 @@
-"""What spreading a sweep over a Ray cluster costs: the same runs here and on two local workers; the numbers are compared.
+"""What spreading a sweep over a Ray cluster costs: the same runs here and on two local workers, numbers compared.
 
 .venv/bin/python benchmarks/ray_sweep.py SCENARIO [--seeds N] [--workers N] [--json]
 """
