@@ -52,8 +52,9 @@ class VectorisedRun:
 
     ``train`` are the common examples, ``rows`` each site's positions in them. ``initial``: a vector [P] or [n, P], the
     bytes of an initial file, or None: the plan's model drawn with ``seed``. ``sampling``: "counter", or `DeployedKeys`.
-    ``steps``: local steps of each site where they differ from the settings'. ``decisions``: mix what was recorded
-    in place of the whole schedule. Raises ConfigError or PlanError before anything is trained.
+    ``steps``: local steps of each site where they differ from the settings'. ``decisions``: mix what was recorded in
+    place of the whole schedule; they may have one round more, of what is taken back at the end. Raises ConfigError or
+    PlanError before anything is trained.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class VectorisedRun:
     @property
     def done(self) -> bool:
         """Whether all rounds are over."""
-        return self.round >= self.schedule.total
+        return self.round >= self._total
 
     # --- rounds
 
@@ -138,11 +139,11 @@ class VectorisedRun:
         """The next round of the schedule. IllegalStep after the last one, PlanError if training diverges."""
         t = self.round
         if self.done:
-            raise IllegalStep(f"the schedule has {self.schedule.total} rounds, and all are over")
-        training = self.schedule.round(t).training
+            raise IllegalStep(f"the run has {self._total} rounds, and all are over")
+        training = t < self.schedule.rounds
         active, each = self._who(t, training)
         began = time.perf_counter()
-        context = self._train(t, active, each) if training else Context(t, self.settings.learning_rate, 0)
+        context = self._train(t, active, each)
         trained = time.perf_counter()
         self._mix(t, context, closing=not training)
         mixed = time.perf_counter()
@@ -156,6 +157,8 @@ class VectorisedRun:
         if self._replay is not None:
             recorded = self._replay.at(t)
             return recorded.active & training, recorded.steps
+        if not training:
+            return np.zeros(self.sites, dtype=bool), self._each
         nodes = self.schedule.round(t).active
         active = np.array([node in nodes for node in self.schedule.nodes]) if len(nodes) < self.sites else None
         active = np.ones(self.sites, dtype=bool) if active is None else active
@@ -171,8 +174,9 @@ class VectorisedRun:
         population.round, population.steps = t, self._most
         population.each = on_device if unequal else None
         column = on_device.unsqueeze(-1).to(self.x.dtype) if unequal else None
-        context = Context(t, self.settings.learning_rate, self._most, column)
-        if len(idle):
+        training = t < self.schedule.rounds
+        context = Context(t, self.settings.learning_rate, self._most if training else 0, column)
+        if len(idle) and training:
             self._stand_still(idle, t)
         for wave in self._waves(t, rows):
             sites = torch.from_numpy(wave).to(self._device)
@@ -286,10 +290,9 @@ class VectorisedRun:
             raise ConfigError(f"rule {self._rule.name} shares all parameters; share batch norm too, or use GroupNorm")
         if not linear and self.schedule.graph.number_of_edges() != self.sites - 1:
             raise ConfigError(f"rule {self._rule.name} needs a tree; choose a spanning tree, or another rule")
-        if decisions is not None and len(decisions.rounds) != self.schedule.total:
-            raise ConfigError(
-                f"decisions of {len(decisions.rounds)} rounds for {self.schedule.total}; record the same schedule"
-            )
+        self._total = self.schedule.total if decisions is None else len(decisions.rounds)
+        if self._total not in (self.schedule.total, self.schedule.total + 1):  # one more: what is settled at the end
+            raise ConfigError(f"decisions of {self._total} rounds for {self.schedule.total}; record the same schedule")
         if decisions is not None and any(fault.absent for fault in self._faults):
             raise ConfigError("absences are part of recorded decisions; record them with the fault")
 
