@@ -31,6 +31,7 @@ REGULAR_SEEDS = 8  # random graphs tried, the best of them is the candidate
 ABSENCES = 10_000  # sites x sets of absent sites whose rest is computed; of more sets a fair sample is
 ABSENCES_OF_CYCLES = 200_000  # sites^2 x sets: products and their eigenvalues cost more
 LEAST_ABSENCES = 20
+DIGITS = 9  # that differences by rounding do not reach
 NEARLY = 0.99  # of the best effective number of neighbours counts as much, and messages decide
 CONSENSUS = 0.01
 ALIKE = ("ring", "full", "torus", "hypercube")  # every site sees the same graph: one absent site stands for all
@@ -127,7 +128,8 @@ def _best_regular(peers: int, degree: int, gamma: float) -> dict[str, Any]:
     specs = [{"kind": "regular", "degree": degree, "seed": seed} for seed in seeds]
     if len(specs) == 1:
         return specs[0]
-    return max(specs, key=lambda spec: effective_neighbours(_left(_rounds(spec, peers)), gamma))
+    # of graphs that are equally good but for rounding the first, so that every machine gives the same advice
+    return max(specs, key=lambda spec: round(effective_neighbours(_left(_rounds(spec, peers)), gamma), DIGITS))
 
 
 def _candidate(spec: dict[str, Any], peers: int, gamma: float) -> Candidate:
@@ -171,7 +173,7 @@ def _absences(spec: Mapping[str, Any], graph: nx.Graph, rounds: Rounds, size: in
             drawn = KeyedStream("p2pfl absences", peers, size).permutation(len(cases))[:most]
             cases = [cases[place] for place in np.sort(drawn)]
         computed = len(cases)
-    gap, worst = min((gap_of_cycle(_left(rounds, case)), case) for case in cases)
+    gap, worst = min((round(gap_of_cycle(_left(rounds, case)), DIGITS), case) for case in cases)
     return Absences(sets, 0, max(0.0, gap), worst, computed)
 
 
@@ -215,7 +217,7 @@ def _ranked(found: list[Candidate]) -> list[Candidate]:
 
     Of the nearly best ones the cheapest comes first.
     """
-    ranked = sorted(found, key=lambda one: (one.one_absent.disconnecting > 0, -one.effective_neighbours))
+    ranked = sorted(found, key=lambda one: (one.one_absent.disconnecting > 0, -round(one.effective_neighbours, DIGITS)))
     enough = NEARLY * ranked[0].effective_neighbours
     splits = ranked[0].one_absent.disconnecting > 0
     rivals = [
