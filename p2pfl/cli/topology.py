@@ -1,20 +1,32 @@
-"""`p2pfl topology show`: a graph's weights, its speed, and which absences it survives."""
+"""`p2pfl topology show|advise`: a graph's weights, its speed, which absences it survives; graphs compared."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from p2pfl.cli.home import AsJson
-from p2pfl.cli.output import show
+from p2pfl.cli.output import show, show_table, write_result
 from p2pfl.errors import ConfigError
+from p2pfl.figures import to_svg
 from p2pfl.governance import parse_charter
 from p2pfl.peer import read_text
-from p2pfl.topology import absences_that_disconnect, build_graph, spectral_gap, stationary_weights
+from p2pfl.topology import (
+    KINDS,
+    Absences,
+    Candidate,
+    absences_that_disconnect,
+    advise,
+    build_graph,
+    graph_figure,
+    spectral_gap,
+    stationary_weights,
+)
 from p2pfl.types import PeerId
 
 app = typer.Typer(no_args_is_help=True)
@@ -29,16 +41,23 @@ def group() -> None:
 
 @app.command("show")
 def show_topology(
-    kind: Annotated[str, typer.Argument(help="ring, full, hierarchical, or a JSON file with a spec.", metavar="KIND")],
+    kind: Annotated[str, typer.Argument(help=f"{', '.join(KINDS)}, or a JSON file with a spec.", metavar="KIND")],
     sites: Annotated[int | None, typer.Option("--sites", help="Number of equal sites.", min=1, max=MOST_SITES)] = None,
     charter: Annotated[Path | None, typer.Option("--charter", help="Take the sites from this charter.")] = None,
     clusters: Annotated[int | None, typer.Option("--clusters", help="Number of clusters, for hierarchical.")] = None,
+    degree: Annotated[int | None, typer.Option("--degree", help="Neighbours of each site, for regular.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Which random graph, for regular; 0 if left out.")] = None,
+    rows: Annotated[int | None, typer.Option("--rows", help="Rows, for torus.")] = None,
+    columns: Annotated[int | None, typer.Option("--columns", help="Columns, for torus.")] = None,
     shares: Annotated[str | None, typer.Option("--shares", help="Sample counts, such as 303,294,123,200.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the graph into this SVG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print who mixes with whom and with which weight, the spectral gap, and which absences disconnect the graph.
 
     Example: p2pfl topology show ring --sites 4 --shares 40,30,20,10
+
+    Example: p2pfl topology show regular --sites 12 --degree 3 --plot graph.svg
     """
     counts = _counts(shares)
     if charter is not None:
@@ -49,7 +68,10 @@ def show_topology(
     if len(counts) != len(names):
         raise ConfigError(f"{len(counts)} sample counts for {len(names)} sites; give one per site")
     nodes = [PeerId(name) for name in names]
-    graph = build_graph(_spec(kind, clusters), nodes)
+    if kind == "regular" and seed is None:
+        seed = 0
+    options = {"clusters": clusters, "degree": degree, "seed": seed, "rows": rows, "columns": columns}
+    graph = build_graph(_spec(kind, options), nodes)
     pi = [count / sum(counts) for count in counts]
     matrix = stationary_weights(graph, dict(zip(nodes, pi, strict=True)))
     gap = spectral_gap(matrix, pi)
@@ -70,7 +92,60 @@ def show_topology(
         lines.append(f"{name:<16} {', '.join(others)}")
     lines.append(f"one absence that disconnects: {_list(alone)}")
     lines.append(f"two absences that disconnect: {_list(pairs)}" if len(nodes) <= MOST_PAIRS else "pairs not tried")
+    if plot is not None:
+        write_result(plot, to_svg(graph_figure(graph, kind=kind)).encode())
+        lines.append(f"drawn into {plot}")
     show(value, as_json, lines)
+
+
+@app.command("advise")
+def advise_topology(
+    peers: Annotated[int, typer.Option("--peers", help="Number of equal sites, 2 to 1000.")],
+    degree: Annotated[int, typer.Option("--degree", help="Most neighbours that a site may have.")],
+    gamma: Annotated[
+        float, typer.Option("--gamma", help="For the effective neighbours: nearer to 1 for slower learning.")
+    ] = 0.95,
+    as_json: AsJson = False,
+) -> None:
+    """Compare graphs of so many sites with at most so many neighbours each, and recommend one.
+
+    Example: p2pfl topology advise --peers 12 --degree 3
+    """
+    advice = advise(peers, degree, gamma=gamma)
+    head = (
+        "graph", "neighbours", "gap", "effective neighbours", "rounds to 1 %", "messages/round", "messages to 1 %",
+        "one absent", "two absent",
+    )  # fmt: skip
+    show_table(advice.as_json(), as_json, head, [_row(candidate) for candidate in advice.candidates])
+    if not as_json:
+        show(None, False, ["", advice.reason, f"topology = {_toml(advice.recommended.spec)}"])
+
+
+def _row(candidate: Candidate) -> list[str]:
+    return [
+        candidate.name,
+        str(candidate.degree),
+        f"{candidate.gap:.4g}",
+        f"{candidate.effective_neighbours:.2f}",
+        f"{candidate.rounds:,}",
+        f"{candidate.messages_per_round:,.6g}",
+        f"{candidate.messages:,.0f}",
+        _absent(candidate.one_absent),
+        _absent(candidate.two_absent),
+    ]
+
+
+def _absent(absences: Absences | None) -> str:
+    if absences is None:
+        return "not tried"
+    if absences.disconnecting:
+        return f"split in {absences.disconnecting} of {absences.sets}"
+    sampled = "" if absences.computed == absences.sets else f" in {absences.computed} of {absences.sets}"
+    return f"whole, gap {absences.gap:.4g} at worst{sampled}"
+
+
+def _toml(spec: Mapping[str, Any]) -> str:
+    return "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in spec.items()) + "}"
 
 
 def _list(absences: list[frozenset[PeerId]]) -> str:
@@ -87,7 +162,7 @@ def _counts(text: str | None) -> list[float]:
     return counts
 
 
-def _spec(kind: str, clusters: int | None) -> dict[str, Any]:
+def _spec(kind: str, options: Mapping[str, int | None]) -> dict[str, Any]:
     if kind.endswith(".json"):
         try:
             spec = json.loads(read_text(Path(kind)))
@@ -96,4 +171,4 @@ def _spec(kind: str, clusters: int | None) -> dict[str, Any]:
         if not isinstance(spec, dict):
             raise ConfigError(f'{kind} must hold a spec such as {{"kind": "edges", "edges": [[0, 1]]}}')
         return spec
-    return {"kind": kind, **({"clusters": clusters} if clusters is not None else {})}
+    return {"kind": kind, **{name: value for name, value in options.items() if value is not None}}

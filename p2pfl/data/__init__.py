@@ -7,8 +7,8 @@ from p2pfl.data.csv_files import Table, fingerprint_file, read_table
 from p2pfl.data.examples import Examples, from_arrays
 from p2pfl.data.libsvm import from_libsvm
 from p2pfl.data.mnist import from_mnist
+from p2pfl.data.named_partitions import PARTITIONS, partition_named
 from p2pfl.data.partition import (
-    PARTITIONS,
     Partition,
     Parts,
     by_column,
@@ -16,7 +16,6 @@ from p2pfl.data.partition import (
     feature_shift,
     iid,
     labels_per_peer,
-    partition_named,
     quantity,
 )
 from p2pfl.data.python_sets import from_scikit_learn, from_torch

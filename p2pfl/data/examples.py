@@ -40,8 +40,10 @@ class Examples:
             if [array.shape[1:] for array in self.test] != [array.shape[1:] for array in self.train]:
                 raise DataError("test and training arrays differ in number or form; load both alike")
         for name, column in self.columns.items():
-            if np.ndim(column) != 1 or len(column) != len(self.labels):
-                raise DataError(f"the column {name} needs one value for each of the {len(self)} training examples")
+            if not isinstance(column, np.ndarray) or column.shape != (len(self),) or column.dtype.kind == "O":
+                raise DataError(
+                    f"the column {name} must be an array of one number or word for each of the {len(self)} examples"
+                )
 
     @property
     def labels(self) -> Array:

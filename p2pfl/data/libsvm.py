@@ -62,6 +62,8 @@ class _Sparse:
         if not parts:
             return
         try:
+            if b"_" in line:  # Python would read 1_0 as ten
+                raise ValueError
             self.labels.append(float(parts[0]))
             before = 0
             for part in parts[1:]:

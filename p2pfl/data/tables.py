@@ -39,15 +39,21 @@ def from_csv(
     path = Path(path)
     table = read_table(path)
     check_size(path, table.rows, table.columns, 8)
-    frame = optional("pandas", "sim").read_csv(
-        path,
-        sep=delimiter_of(path),
-        encoding="utf-8-sig",
-        keep_default_na=False,
-        na_values=list(MISSING_SIGNS),
-        skipinitialspace=True,
-        index_col=False,
-    )
+    try:
+        frame = optional("pandas", "sim").read_csv(
+            path,
+            sep=delimiter_of(path),
+            encoding="utf-8-sig",
+            keep_default_na=False,
+            na_values=list(MISSING_SIGNS),
+            skipinitialspace=True,
+            index_col=False,
+            low_memory=False,  # the type of a column is that of all its values, not of a block
+        )
+    except (ValueError, OSError) as error:
+        raise DataError(f"couldn't read {path} as a table ({str(error)[:120]}); export it again") from error
+    if len(frame) != table.rows:
+        raise DataError(f"{path} has {table.rows} records, but pandas reads {len(frame)}; export it again")
     frame.columns = [str(name).strip() for name in frame.columns]
     return _examples(frame, path, label, drop, columns, missing)
 
@@ -93,7 +99,7 @@ def _examples(
     frame = _filled(frame, path, inputs, [label, *columns], missing)
     for name in inputs:
         if frame[name].dtype.kind not in "iufb":
-            raise DataError(f"{path}: the column {name[:60]!r} holds words, not numbers; drop it or write numbers")
+            raise DataError(f"{path}: the column {name[:60]!r} holds words or dates, not numbers; drop it")
     values = frame[inputs].to_numpy(dtype=np.float32)
     if not np.isfinite(values).all():
         bad = inputs[int(np.argmin(np.isfinite(values).all(axis=0)))]
@@ -141,6 +147,7 @@ def _labels(series: Any, path: Path) -> Array:
 
 def _column(series: Any) -> Array:
     """A column as numbers or as words."""
-    if series.dtype.kind in "iufb":
-        return np.asarray(series.to_numpy())
+    kind = series.dtype.kind
+    if kind in "iufb":
+        return np.asarray(series, dtype="?" if kind == "b" else f"{kind}8")
     return np.asarray([str(value) for value in series])

@@ -28,9 +28,10 @@ from p2pfl.types import PeerId
 MOST_PEERS = 1000  # the absences of larger graphs take minutes
 MOST_PEERS_FOR_PAIRS = 200
 REGULAR_SEEDS = 8  # random graphs tried, the best of them is the candidate
-ABSENCES = 20_000  # sites x sets of absent sites whose rest is computed; of more sets a fair sample is
+ABSENCES = 10_000  # sites x sets of absent sites whose rest is computed; of more sets a fair sample is
 ABSENCES_OF_CYCLES = 200_000  # sites^2 x sets: products and their eigenvalues cost more
 LEAST_ABSENCES = 20
+DIGITS = 9  # that differences by rounding do not reach
 NEARLY = 0.99  # of the best effective number of neighbours counts as much, and messages decide
 CONSENSUS = 0.01
 ALIKE = ("ring", "full", "torus", "hypercube")  # every site sees the same graph: one absent site stands for all
@@ -92,7 +93,7 @@ def advise(peers: int, degree: int, *, gamma: float = 0.95) -> Advice:
     peers - 1, or one that connects no graph.
     """
     if not 2 <= peers <= MOST_PEERS:
-        raise ConfigError(f"advice is for 2 to {MOST_PEERS} peers, not {peers}")
+        raise ConfigError(f"advice is for 2 to {MOST_PEERS} peers, not {peers}; choose such a number")
     if not 1 <= degree < peers:
         raise ConfigError(f"among {peers} peers the most neighbours are 1 to {peers - 1}, not {degree}; choose one")
     if degree == 1 and peers > 2:
@@ -127,7 +128,8 @@ def _best_regular(peers: int, degree: int, gamma: float) -> dict[str, Any]:
     specs = [{"kind": "regular", "degree": degree, "seed": seed} for seed in seeds]
     if len(specs) == 1:
         return specs[0]
-    return max(specs, key=lambda spec: effective_neighbours(_left(_rounds(spec, peers)), gamma))
+    # of graphs that are equally good but for rounding the first, so that every machine gives the same advice
+    return max(specs, key=lambda spec: round(effective_neighbours(_left(_rounds(spec, peers)), gamma), DIGITS))
 
 
 def _candidate(spec: dict[str, Any], peers: int, gamma: float) -> Candidate:
@@ -171,7 +173,7 @@ def _absences(spec: Mapping[str, Any], graph: nx.Graph, rounds: Rounds, size: in
             drawn = KeyedStream("p2pfl absences", peers, size).permutation(len(cases))[:most]
             cases = [cases[place] for place in np.sort(drawn)]
         computed = len(cases)
-    gap, worst = min((gap_of_cycle(_left(rounds, case)), case) for case in cases)
+    gap, worst = min((round(gap_of_cycle(_left(rounds, case)), DIGITS), case) for case in cases)
     return Absences(sets, 0, max(0.0, gap), worst, computed)
 
 
@@ -211,8 +213,11 @@ def _without_twins(specs: list[dict[str, Any]], peers: int) -> list[dict[str, An
 
 
 def _ranked(found: list[Candidate]) -> list[Candidate]:
-    """By the effective number of neighbours, those that one absence splits last; first the cheapest of the nearly best."""
-    ranked = sorted(found, key=lambda one: (one.one_absent.disconnecting > 0, -one.effective_neighbours))
+    """By the effective number of neighbours, those that one absence splits last.
+
+    Of the nearly best ones the cheapest comes first.
+    """
+    ranked = sorted(found, key=lambda one: (one.one_absent.disconnecting > 0, -round(one.effective_neighbours, DIGITS)))
     enough = NEARLY * ranked[0].effective_neighbours
     splits = ranked[0].one_absent.disconnecting > 0
     rivals = [
@@ -225,15 +230,21 @@ def _ranked(found: list[Candidate]) -> list[Candidate]:
 def _reason(found: list[Candidate], peers: int, degree: int, gamma: float) -> str:
     best = found[0]
     whole = best.one_absent.disconnecting == 0
-    holds = " and no single site whose absence splits them" if whole else ""
-    reason = (
-        f"Take {best.name}: of the graphs with at most {degree} neighbour{'s' if degree > 1 else ''}{holds}, it lets a "
-        f"site average over most others while training (effectively {best.effective_neighbours:.1f} of {peers} at "
-        f"gamma {gamma:g})"
+    among = f"of the graphs with at most {degree} neighbour{'s' if degree > 1 else ''}"
+    holds = " that no single absent site splits" if whole else ""
+    effective = f"effectively {best.effective_neighbours:.1f} of {peers} at gamma {gamma:g}"
+    most = max(one.effective_neighbours for one in found if not (whole and one.one_absent.disconnecting))
+    if best.effective_neighbours == most:
+        merit = f"it lets a site average over most others while training ({effective})"
+    else:
+        merit = f"it is within 1 % of averaging over most others while training ({effective}), for fewer messages"
+    pairs = best.two_absent
+    but = (
+        f"; {pairs.disconnecting} of {pairs.sets} pairs of absent sites split it"
+        if pairs and pairs.disconnecting
+        else ""
     )
-    if best.two_absent is not None and best.two_absent.disconnecting:
-        reason += f", but {best.two_absent.disconnecting} of {best.two_absent.sets} pairs of absent sites split it"
-    return reason + "."
+    return f"Take {best.name}: {among}{holds}, {merit}{but}."
 
 
 def _name(spec: Mapping[str, Any]) -> str:

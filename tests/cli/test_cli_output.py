@@ -65,6 +65,8 @@ JSON_VERBS = [
     ("plan propose lille plan --dry-run", dict),
     ("topology show ring --sites 5", dict),
     ("topology show full --sites 1", dict),
+    ("topology show regular --sites 6 --degree 3", dict),
+    ("topology advise --peers 5 --degree 2", dict),
 ]
 
 

@@ -34,7 +34,11 @@ def test_examples_of_lists_arrays_and_tensors() -> None:
         (lambda: Examples((X, Y), (X, Y[:3])), "the test arrays have 4, 3 entries"),
         (lambda: Examples((X, Y), (X[:, :1], Y)), "differ in number or form"),
         (lambda: Examples((X, Y), (X, X, Y)), "differ in number or form"),
-        (lambda: Examples((X, Y), columns={"id": Y[:2]}), "column id needs one value for each of the 4"),
+        (
+            lambda: Examples((X, Y), columns={"id": Y[:2]}),
+            "column id must be an array of one number or word for each of the 4",
+        ),
+        (lambda: Examples((X, Y), columns={"id": np.array([1, "a", 2, 3], object)}), "column id must be an array"),
         (lambda: Examples((X, 3)), "must be numpy arrays"),  # type: ignore[arg-type]
         (lambda: from_arrays([[1], [1, 2]], Y), "couldn't make one array of the inputs"),
         (lambda: from_arrays(X, [None, 1, 2, 3]), "labels hold mixed types"),

@@ -134,6 +134,7 @@ def test_the_real_a9a() -> None:
         (b"1 1:\n", "line 1 is not"),
         (b"1 1\n", "line 1 is not"),
         (b"1 -1:1\n", "line 1 is not"),
+        (b"1 1_0:1\n", "line 1 is not"),
         (b"1 99999999999:1\n", "line 1 is not"),
         (b"1\n2\n", "names no feature"),
         (b"1 1:nan\n", "infinite or not numbers"),
@@ -205,7 +206,7 @@ def test_tables(tmp_path: Path, write: Callable[[Path, str], Path], read: Any) -
         (TABLE, {"label": "ill", "drop": ["sex"]}, ConfigError, "has no column 'sex'"),
         (TABLE, {"label": "ill", "drop": ["ill"]}, ConfigError, "both labels and dropped"),
         (TABLE, {"label": "ill", "drop": ["age", "pressure", "hospital"]}, DataError, "no column left"),
-        (TABLE, {"label": "ill", "drop": ["age"]}, DataError, "column 'hospital' holds words"),
+        (TABLE, {"label": "ill", "drop": ["age"]}, DataError, "column 'hospital' holds words or dates"),
         (TABLE, {"label": "ill", "drop": ["hospital"]}, DataError, "column 'age' misses 1 values"),
         (TABLE, {"label": "age", "drop": ["hospital"], "missing": 3.0}, DataError, "column 'age' misses 1 values"),
         (TABLE, {"label": "ill", "missing": "mean"}, ConfigError, "missing = 'mean'; write"),
@@ -222,6 +223,24 @@ def test_tables_that_do_not_fit_are_refused(
     pytest.importorskip("pyarrow", reason="tables need the extra sim")
     with pytest.raises(kind, match=says):
         read(write(tmp_path, text), **settings)
+
+
+def test_whole_numbers_of_pandas_with_gaps(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas", reason="tables need the extra sim")
+    pytest.importorskip("pyarrow", reason="tables need the extra sim")
+    frame = pandas.DataFrame(
+        {
+            "age": pandas.array([63, None, 41], dtype="Int64"),
+            "ill": pandas.array([1, 0, 1], dtype="Int64"),
+            "seen": pandas.to_datetime(["2024-01-01"] * 3),
+            "smokes": [True, False, True],
+        }
+    )
+    frame.to_parquet(tmp_path / "a.parquet")
+    examples = from_parquet(tmp_path / "a.parquet", "ill", drop=["seen"], missing="drop")
+    assert examples.train[0].tolist() == [[63, 1], [41, 1]] and examples.labels.tolist() == [1, 1]
+    with pytest.raises(DataError, match="column 'seen' holds words or dates"):
+        from_parquet(tmp_path / "a.parquet", "ill", missing="drop")
 
 
 def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""`p2pfl topology advise` and `topology show --plot`: what they print and write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_worlds import do
+
+from p2pfl.topology import build_graph
+from p2pfl.types import PeerId
+
+
+def test_advice_is_a_table_a_reason_and_a_line_for_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    done = do(capsys, "topology", "advise", "--peers", "12", "--degree", "3")
+    assert done.code == 0 and done.err == ""
+    lines = done.out.splitlines()
+    assert lines[0].split("  ")[0] == "graph"
+    assert [line.split("  ")[0].split(",")[0] for line in lines[1:5]] == ["regular", "hierarchical", "ring", "chain"]
+    assert "split in 54 of 66" in lines[3] and "split in 10 of 12" in lines[4]
+    assert lines[6].startswith("Take regular, degree 3") and lines[6].endswith(".")
+    assert lines[7].startswith('topology = {kind = "regular", degree = 3, seed = ')
+
+
+def test_advice_as_json_has_a_spec_that_can_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    done = do(capsys, "topology", "advise", "--peers", "10", "--degree", "4", "--gamma", "0.9", "--json")
+    value = json.loads(done.out)
+    assert value["gamma"] == 0.9 and value["recommended"] == value["candidates"][0]["spec"]
+    nodes = [PeerId(str(place)) for place in range(10)]
+    for candidate in value["candidates"]:
+        graph = build_graph(candidate["spec"], nodes)
+        assert max(degree for _, degree in graph.degree) == candidate["degree"] <= 4
+        assert candidate["one_absent"]["sets"] == 10 and candidate["two_absent"]["sets"] == 45
+
+
+def test_show_draws_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="drawing needs the extra sim")
+    monkeypatch.chdir(tmp_path)
+    for kind in (
+        ["regular", "--degree", "3", "--sites", "8"],
+        ["torus", "--rows", "2", "--columns", "3", "--sites", "6"],
+    ):
+        done = do(capsys, "topology", "show", *kind, "--plot", "g.svg")
+        assert done.code == 0 and "drawn into g.svg" in done.out
+        first = Path("g.svg").read_text()
+        assert first.startswith("<?xml") and "site-5" not in done.err
+        do(capsys, "topology", "show", *kind, "--plot", "g.svg")
+        assert Path("g.svg").read_text() == first
