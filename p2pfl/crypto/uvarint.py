@@ -7,9 +7,13 @@ from p2pfl.errors import IllegalStep, MalformedMessage
 MAX_UVARINT_BYTES = 9
 """multiformats/unsigned-varint: "for security, ... restricted to a max of 9 bytes" (63 bits)."""
 
+_SHORT = tuple(bytes([value]) for value in range(0x80))
+
 
 def encode_uvarint(value: int) -> bytes:
     """Seven bits a byte, lowest first, high bit set on all but the last. IllegalStep outside 0..2^63-1."""
+    if 0 <= value < len(_SHORT):
+        return _SHORT[value]
     if not 0 <= value < 1 << (7 * MAX_UVARINT_BYTES):
         raise IllegalStep(f"{value} does not fit an unsigned varint; pass 0 to 2^63-1")
     encoded = bytearray()
@@ -41,4 +45,4 @@ def decode_uvarint(data: bytes, offset: int = 0) -> tuple[int, int]:
 
 def frame(*parts: bytes) -> bytes:
     """``uvarint(length) || part`` for each part: two different lists of parts never give the same bytes."""
-    return b"".join(encode_uvarint(len(part)) + part for part in parts)
+    return b"".join([encode_uvarint(len(part)) + part for part in parts])

@@ -30,6 +30,7 @@ class Network:
         self._ends: dict[int, Endpoint] = {}
         self._uplinks: dict[int, Uplink] = {}
         self._pairs: dict[Way, Pair] = {}
+        self._around: dict[int, list[Pair]] = {}  # by site
         self._draws: dict[tuple[str, int, int], random.Random] = {}
         self._pulled = 0
 
@@ -45,9 +46,7 @@ class Network:
 
     def linked(self, site: int) -> list[int]:
         """To whom this site holds a link, as far as it knows."""
-        return sorted(
-            other for other in self._ends if other != site and (pair := self._known(site, other)) and site in pair.sees
-        )
+        return sorted(pair.other(site) for pair in self._around.get(site, ()) if site in pair.sees)
 
     # --- messages
 
@@ -270,7 +269,12 @@ class Network:
 
     def _pair(self, one: int, other: int) -> Pair:
         sites = (min(one, other), max(one, other))
-        return self._pairs.setdefault(sites, Pair(sites))
+        pair = self._pairs.get(sites)
+        if pair is None:
+            pair = self._pairs[sites] = Pair(sites)
+            for site in sites:
+                self._around.setdefault(site, []).append(pair)
+        return pair
 
     def _known(self, one: int, other: int) -> Pair | None:
         return self._pairs.get((one, other) if one < other else (other, one))

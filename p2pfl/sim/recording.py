@@ -29,7 +29,9 @@ from p2pfl.topology import Schedule
 from p2pfl.types import PeerId
 
 STUB_SIZE = 4  # float64 numbers of a stub whose content is pulled
-EVENTS_PER_TURN = 2_000  # actions of the clock for one site in one round, far more than any takes
+SLICE = 600.0  # virtual seconds; in each of them so many actions of the clock are no circle:
+EVENTS = 5_000_000  # and these
+EVENTS_PER_SITES = 600  # times the number of sites to the third power: heartbeats over links of all pairs
 
 KINDS = ("content", "announcement", "direct", "flood", "offer")  # of what a site sends; content is pulled
 
@@ -184,13 +186,19 @@ def record(
     for fault, when in faults:
         world.inject(fault, when)
     world.begin()
-    total = rounds + options.get("closing_rounds", 0)
-    ended = world.run(
-        _until(world, watch), limit_seconds=limit_seconds, limit_events=EVENTS_PER_TURN * peers * peers * (total + 1)
-    )
+    ended = _play(world, _until(world, watch), limit_seconds)
     if not ended:
         raise ConfigError(f"the run has not ended after {world.now:.0f} s; allow more, or look at its faults")
     return _recording(recorder)
+
+
+def _play(world: VirtualConsortium, until: Callable[[], bool], limit_seconds: float | None) -> bool:
+    events = EVENTS + EVENTS_PER_SITES * len(world.sites) ** 3
+    while world.clock.due() is not None and (limit_seconds is None or world.now < limit_seconds):
+        seconds = SLICE if limit_seconds is None else min(SLICE, limit_seconds - world.now)
+        if world.run(until, limit_seconds=seconds, limit_events=events):
+            return True
+    return until()
 
 
 def _until(world: VirtualConsortium, watch: Callable[[int], None] | None) -> Callable[[], bool]:
