@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
-from scipy.special import ndtri
 
 from p2pfl.data.examples import Array
 from p2pfl.errors import ConfigError, DataError
@@ -70,6 +69,8 @@ class Shift:
             return seen.copy() if seen is inputs else seen
         shifted = factor * seen.astype(np.float64) + offset
         if spread:
+            from scipy.special import ndtri  # a quarter of a second, which a hospital's peer need not wait
+
             words = KeyedStream("p2pfl shift noise", self.seed, peer).uniforms(inputs.size)
             shifted += spread * ndtri(words + 2.0**-54).reshape(inputs.shape)
         return shifted.astype(inputs.dtype)

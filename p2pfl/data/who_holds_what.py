@@ -8,6 +8,7 @@ import numpy as np
 
 from p2pfl.data.examples import Array, Examples, classes_of, is_classes
 from p2pfl.data.partition import Parts
+from p2pfl.extras import optional
 from p2pfl.figures import new_figure
 
 MOST_PEERS = 20  # a longer table is not read but scrolled past
@@ -57,8 +58,9 @@ def holdings_figure(parts: Parts, examples: Examples) -> Any:
     axes = figure.add_subplot()
     if parts.peers <= MOST_PEERS and len(classes) <= MOST_CLASSES:
         below = np.zeros(parts.peers, dtype=np.int64)
+        colours = optional("matplotlib", "sim").colormaps["tab10" if len(classes) <= 10 else "tab20"]
         for place, name in enumerate(classes):
-            axes.bar(range(parts.peers), counts[:, place], bottom=below, label=str(name))
+            axes.bar(range(parts.peers), counts[:, place], bottom=below, label=str(name), color=colours(place))
             below += counts[:, place]
         axes.set_xticks(range(parts.peers))
         axes.set_ylabel("examples")

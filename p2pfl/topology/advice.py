@@ -232,12 +232,12 @@ def _reason(found: list[Candidate], peers: int, degree: int, gamma: float) -> st
     whole = best.one_absent.disconnecting == 0
     among = f"of the graphs with at most {degree} neighbour{'s' if degree > 1 else ''}"
     holds = " that no single absent site splits" if whole else ""
-    effective = f"effectively {best.effective_neighbours:.1f} of {peers} at gamma {gamma:g}"
+    effective = f"{best.effective_neighbours:.1f} of {peers} at gamma {gamma:g}"
     most = max(one.effective_neighbours for one in found if not (whole and one.one_absent.disconnecting))
     if best.effective_neighbours == most:
-        merit = f"it lets a site average over most others while training ({effective})"
+        merit = f"it has the most effective neighbours ({effective})"
     else:
-        merit = f"it is within 1 % of averaging over most others while training ({effective}), for fewer messages"
+        merit = f"its effective neighbours ({effective}) are within 1 % of the most, for fewer messages"
     pairs = best.two_absent
     but = (
         f"; {pairs.disconnecting} of {pairs.sets} pairs of absent sites split it"

@@ -85,7 +85,7 @@ def test_labels_that_are_no_classes_count_as_one() -> None:
     assert holdings_table(iid()(examples, 2, 0), examples).splitlines()[0].split() == ["peer", "examples", "all"]
 
 
-@pytest.mark.parametrize(("peers", "classes"), [(1, 1), (4, 3), (50, 10), (10, 100)])
+@pytest.mark.parametrize(("peers", "classes"), [(1, 1), (4, 3), (4, 15), (50, 10), (10, 100)])
 def test_the_figure_is_the_same_svg_each_time(peers: int, classes: int) -> None:
     pytest.importorskip("matplotlib", reason="figures need the extra sim")
     examples = some(1000, classes)

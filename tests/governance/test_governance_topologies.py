@@ -1,0 +1,49 @@
+"""The shapes that charters and plans allow are those that topology builds, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from p2pfl.governance.topologies import topology_problem
+from p2pfl.topology import KINDS, build_graph
+from p2pfl.types import PeerId
+
+SPECS: list[dict[str, Any]] = [
+    {"kind": "ring"},
+    {"kind": "full"},
+    {"kind": "hierarchical", "clusters": 2},
+    {"kind": "edges", "edges": [[0, 1], [1, 2], [2, 3]]},
+    {"kind": "star"},
+    {"kind": "chain"},
+    {"kind": "torus", "rows": 2, "columns": 2},
+    {"kind": "hypercube"},
+    {"kind": "regular", "degree": 3, "seed": 2**32 - 1},
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=[spec["kind"] for spec in SPECS])
+def test_what_is_allowed_is_built(spec: dict[str, Any]) -> None:
+    assert topology_problem(spec) is None
+    assert len(build_graph(spec, [PeerId(name) for name in "abcd"])) == 4
+    assert "write exactly" in str(topology_problem({**spec, "colour": "red"}))
+
+
+def test_every_kind_is_in_the_list() -> None:
+    assert {spec["kind"] for spec in SPECS} == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"kind": "torus", "rows": 1, "columns": 2}, "topology rows is 1; write a whole number from 2 to 63"),
+        ({"kind": "torus", "rows": 2, "columns": "2"}, "topology columns is '2'; write a whole number"),
+        ({"kind": "torus", "rows": 2}, "write exactly columns, kind, rows"),
+        ({"kind": "regular", "degree": 64, "seed": 0}, "topology degree is 64; write a whole number from 1 to 63"),
+        ({"kind": "regular", "degree": 3, "seed": -1}, "topology seed is -1"),
+        ({"kind": "regular", "degree": 3, "seed": True}, "topology seed is True"),
+    ],
+)
+def test_wrong_numbers_are_said(spec: dict[str, Any], says: str) -> None:
+    assert says in str(topology_problem(spec))
