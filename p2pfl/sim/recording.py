@@ -161,10 +161,10 @@ def record(
 ) -> Recording:
     """Play one run of real machines with stub training, and write down what they decided.
 
-    ``content_bytes``: of one site's message in one round, all channels; up to 32 KiB travel inside the announcement, as
-    deployed. ``linked`` "graph": the links that deployed peers keep. ``watch`` is told the first round that some site
-    has not ended, whenever it rises. ``options`` are those of `VirtualConsortium`. ConfigError for what cannot be
-    recorded, and for a run that never begins or has not ended after ``limit_seconds`` of virtual time.
+    ``content_bytes``: of one site's message in one mixing, all channels, which travel as one; up to 32 KiB are inside
+    the announcement, as deployed. ``linked`` "graph": the links that deployed peers keep. ``watch`` is told the first
+    round that some site has not ended, whenever it rises. ``options`` are those of `VirtualConsortium`. ConfigError for
+    what cannot be recorded, and for a run that never begins or has not ended after ``limit_seconds`` of virtual time.
     """
     if any(isinstance(fault, Crash) and fault.disk != "kept" for fault, _ in faults):
         raise ConfigError(
