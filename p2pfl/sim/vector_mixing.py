@@ -11,17 +11,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from p2pfl.sim.vector_faults import Sending, VectorFault
+from p2pfl.topology import Mixing
 from p2pfl.train.mixing import PeerInbox
 from p2pfl.train.rules import Context, Graph, Messages, Rule, State
+from p2pfl.train.sparse import SparseProduct
 from p2pfl.train.threads import dealt, on_threads
 
 BLOCK = 1 << 17  # numbers of a block: what stays in a core's cache
 DEVICE_BLOCK = 1 << 26  # on other devices: it only bounds the memory
 NARROWEST = 64  # columns: 256 bytes of each row; scipy's product is fastest there for 10,000 sites
+
+
+PRODUCTS_KEPT = 64  # sparse products in memory; rotating heads have as many in a schedule
 
 
 class Pull(Protocol):
@@ -133,3 +139,31 @@ def honest(product: Any) -> Pull:
         return corrected
 
     return pull
+
+
+class ScheduledPulls:
+    """The sparse products of a schedule's mixings, without those who are away: what they weigh stays where it is."""
+
+    def __init__(self, sites: int, device: torch.device) -> None:
+        self._sites, self._device = sites, device
+        self._kept: dict[Any, tuple[Mixing, Pull]] = {}
+
+    def of(self, mixing: Mixing, absent: Any) -> Pull:
+        """Of one mixing; ``absent`` int64, sorted."""
+        key = (id(mixing), absent.tobytes())
+        if key not in self._kept:
+            if len(self._kept) >= PRODUCTS_KEPT:
+                self._kept.clear()
+            coo = mixing.matrix.tocoo()
+            here = ~(np.isin(coo.row, absent) | np.isin(coo.col, absent)) & (coo.row != coo.col)
+            product = moves(coo.row[here], coo.col[here], coo.data[here], self._sites, self._device)
+            self._kept[key] = mixing, honest(product)  # with the mixing, so that its id is nobody else's
+        return self._kept[key][1]
+
+
+def moves(receiver: Any, sender: Any, weight: Any, sites: int, device: torch.device) -> SparseProduct:
+    """W - I of these edges: the diagonal is what leaves."""
+    every = np.arange(sites)
+    leave = -np.bincount(receiver, weight, sites)
+    entries = (np.concatenate((receiver, every)), np.concatenate((sender, every)), np.concatenate((weight, leave)))
+    return SparseProduct(entries, (sites, sites), device)

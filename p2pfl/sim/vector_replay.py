@@ -11,7 +11,7 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError
 from p2pfl.sim.decisions import Decisions, RecordedRound
-from p2pfl.sim.vector_mixing import Kept, Pull, honest
+from p2pfl.sim.vector_mixing import Kept, Pull, honest, moves
 from p2pfl.train.sparse import SparseProduct
 
 Place = tuple[int, int]  # round, step
@@ -107,11 +107,3 @@ class Replay:
             return x[int(row["sender"])]
         kept = self._kept[place]
         return kept.channels[channel][int(torch.searchsorted(kept.rows, int(row["sender"])))]
-
-
-def moves(receiver: Any, sender: Any, weight: Any, sites: int, device: torch.device) -> SparseProduct:
-    """W - I of these edges: the diagonal is what leaves."""
-    every = np.arange(sites)
-    leave = -np.bincount(receiver, weight, sites)
-    entries = (np.concatenate((receiver, every)), np.concatenate((sender, every)), np.concatenate((weight, leave)))
-    return SparseProduct(entries, (sites, sites), device)

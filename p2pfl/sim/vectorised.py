@@ -18,11 +18,11 @@ from torch import Tensor
 from p2pfl.errors import ConfigError, IllegalStep, PlanError
 from p2pfl.sim.decisions import Decisions, no_adoptions
 from p2pfl.sim.population import Holdings, Population, batch_on
-from p2pfl.sim.vector_faults import VectorFault, check_faults, in_round
-from p2pfl.sim.vector_mixing import LinearMixing, Pull, honest
-from p2pfl.sim.vector_replay import Replay, moves
-from p2pfl.topology import Mixing, Schedule
-from p2pfl.train import model_files
+from p2pfl.sim.vector_faults import VectorFault, in_round
+from p2pfl.sim.vector_mixing import LinearMixing, ScheduledPulls
+from p2pfl.sim.vector_replay import Replay
+from p2pfl.sim.vector_setup import check_run, drawn_model, draws_of, first_vectors, no_oracle, own_steps
+from p2pfl.topology import Schedule
 from p2pfl.train.layout import Layout
 from p2pfl.train.local_phase import Execution, LocalPhase
 from p2pfl.train.mixing import VectorGraph, VectorInbox
@@ -30,9 +30,7 @@ from p2pfl.train.plan_code import PlanCode
 from p2pfl.train.rules import Context
 from p2pfl.train.settings import Settings
 from p2pfl.train.stacked import private_buffers
-from p2pfl.train.stacked_sampling import CounterDraws, DeployedKeys, Draws
-
-PRODUCTS_KEPT = 64  # sparse products in memory; rotating heads have as many in a schedule
+from p2pfl.train.stacked_sampling import DeployedKeys, Draws
 
 
 @dataclass(frozen=True)
@@ -79,17 +77,17 @@ class VectorisedRun:
         self._device, self._rule = torch.device(device), settings.rule
         if len(rows) != self.sites:
             raise ConfigError(f"data of {len(rows)} sites for a schedule of {self.sites}; partition over as many")
-        module = _model(plan, settings.dtype, seed)
+        module = drawn_model(plan, settings.dtype, seed)
         self.layout = Layout(module, dtype=settings.dtype, buffers=settings.buffers, batch_norm=settings.batch_norm)
-        first = _initial(initial, module, self.layout, self.sites)
+        first = first_vectors(initial, module, self.layout, self.sites)
         self.module = module = module.to(self._device)
         self.data = batch_on(train, settings.dtype, self._device)
         holdings = Holdings(rows, len(self.data[0]), self._device)
-        draws: Draws = _draws(sampling, seed)
-        check_faults(faults, self.sites)
-        self._faults, self._products = tuple(faults), dict[Any, Pull]()
+        draws: Draws = draws_of(sampling, seed)
+        self._faults = tuple(faults)
+        self._total = check_run(self._rule, self.layout, schedule, decisions, self._faults)
+        self._scheduled = ScheduledPulls(self.sites, self._device)
         self._replay = None if decisions is None else Replay(decisions, self.sites, self._device)
-        self._check(decisions)
         self.shares = torch.tensor(schedule.shares, dtype=torch.float64)
         self.shares = (self.shares / self.shares.sum()).to(self._device)
         x = first.to(self._device).expand(self.sites, self.layout.size).clone(memory_format=torch.contiguous_format)
@@ -97,17 +95,19 @@ class VectorisedRun:
         state = {name: value.clone() for name, value in self._rule.init(x, self._graph).items()}
         private = private_buffers(module, self.layout, self.sites)
         self.population = Population(x, state, private, holdings, draws, settings.batch_size)
-        if private and self.population.unequal:
+        if private and self.population.unequal and execution != "loop":
             raise ConfigError(
                 "the model has buffers of its own (batch norm), and sites have fewer examples than the batch: padding "
-                "would enter its statistics; choose a smaller batch_size, or GroupNorm"
+                'would enter its statistics; choose a smaller batch_size, GroupNorm, or execution="loop"'
             )
-        self._each = self._steps(steps)
+        self._each = own_steps(steps, self.sites, settings.local_steps)
         self._most = int(max((int(r.steps.max()) for r in decisions.rounds), default=0)) if decisions else 0
         self._most = self._most or int(self._each.max())
+        inputs = self.population.width * sum(tensor[0].numel() for tensor in self.data)
         self._local = LocalPhase(
-            plan, module, self.layout, self._rule, way=execution, chunk=chunk, device=device, deployed=draws.deployed
-        )
+            plan, module, self.layout, self._rule, way=execution, chunk=chunk, inputs=inputs, device=device,
+            deployed=draws.deployed,
+        )  # fmt: skip
         self._linear = self._linear_mixing()
         self.round = 0
 
@@ -188,7 +188,7 @@ class VectorisedRun:
         population = self.population
         at = torch.from_numpy(idle).to(self._device)
         own = {name: value[at] for name, value in population.state.items() if len(value) == self.sites}
-        after, _ = self._rule.local(own, self.x[at], Context(t, self.settings.learning_rate, 0), _no_oracle)
+        after, _ = self._rule.local(own, self.x[at], Context(t, self.settings.learning_rate, 0), no_oracle)
         for name, value in after.items():
             if value is not own.get(name):
                 population.state[name][at] = value
@@ -232,7 +232,7 @@ class VectorisedRun:
             )  # fmt: skip
         else:
             absent = self._absent(t)
-            pulls = [self._pull(mixing, absent) for mixing in self.schedule.round(t).mixings]
+            pulls = [self._scheduled.of(mixing, absent) for mixing in self.schedule.round(t).mixings]
             self._linear.round(self.x, population.state, context, pulls, closing=closing, lying=self._lying(t))
 
     def _mix_edges(self, context: Context) -> None:
@@ -240,17 +240,6 @@ class VectorisedRun:
         population = self.population
         state, messages = self._rule.send(population.state, self.x, context, self._graph)
         population.state, population.x = self._rule.merge(state, self.x, context, VectorInbox(self._graph, messages))
-
-    def _pull(self, mixing: Mixing, absent: Any) -> Pull:
-        key = (id(mixing), absent.tobytes())
-        if key not in self._products:
-            if len(self._products) >= PRODUCTS_KEPT:
-                self._products.clear()
-            coo = mixing.matrix.tocoo()
-            here = ~(np.isin(coo.row, absent) | np.isin(coo.col, absent)) & (coo.row != coo.col)
-            self._products[key] = honest(moves(coo.row[here], coo.col[here], coo.data[here], self.sites, self._device))
-            self._mixings.append(mixing)  # so that its id is nobody else's
-        return self._products[key]
 
     def _absent(self, t: int) -> Any:
         away = {site for fault in in_round(self._faults, t) if fault.absent for site in fault.sites}
@@ -280,68 +269,11 @@ class VectorisedRun:
 
     # --- setting up
 
-    def _check(self, decisions: Decisions | None) -> None:
-        linear = self._rule.needs.linear
-        if not linear and (decisions is not None or self._faults):
-            raise ConfigError(
-                f"rule {self._rule.name} is simulated without losses and faults only; choose another rule"
-            )
-        if not linear and self.layout.shared_size != self.layout.size:
-            raise ConfigError(f"rule {self._rule.name} shares all parameters; share batch norm too, or use GroupNorm")
-        if not linear and self.schedule.graph.number_of_edges() != self.sites - 1:
-            raise ConfigError(f"rule {self._rule.name} needs a tree; choose a spanning tree, or another rule")
-        self._total = self.schedule.total if decisions is None else len(decisions.rounds)
-        if self._total not in (self.schedule.total, self.schedule.total + 1):  # one more: what is settled at the end
-            raise ConfigError(f"decisions of {self._total} rounds for {self.schedule.total}; record the same schedule")
-        if decisions is not None and any(fault.absent for fault in self._faults):
-            raise ConfigError("absences are part of recorded decisions; record them with the fault")
-
     def _first_graph(self) -> VectorGraph:
         mixing = self.schedule.round(0).mixings[0]
-        self._mixings = [mixing]
         return VectorGraph.from_matrix(mixing.matrix, self.shares.to(self.settings.dtype), self._device)
 
     def _linear_mixing(self) -> LinearMixing | None:
         mask = self.layout.shared_mask.to(self._device)
         self._shared = None if bool(mask.all()) else mask.to(self.settings.dtype)
         return LinearMixing(self._rule, self._graph, self._shared) if self._rule.needs.linear else None
-
-    def _steps(self, steps: Sequence[int] | None) -> Any:
-        if steps is None:
-            return np.full(self.sites, self.settings.local_steps, dtype=np.int64)
-        each = np.asarray(steps, dtype=np.int64)
-        if each.shape != (self.sites,) or (each < 0).any() or not each.any():
-            raise ConfigError(f"local steps {list(steps)[:8]} for {self.sites} sites; give a number of 0 or more each")
-        return each
-
-
-def _no_oracle(x: Tensor, k: int) -> Any:
-    raise IllegalStep("a site without local steps asks for a gradient")
-
-
-def _model(plan: PlanCode, dtype: torch.dtype, seed: int) -> torch.nn.Module:
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"seed {seed} is not in 0 to 2^63 - 1; choose another")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return plan.model().to(dtype)
-
-
-def _initial(initial: Tensor | bytes | None, module: torch.nn.Module, layout: Layout, sites: int) -> Tensor:
-    if initial is None:
-        return layout.flatten(module)
-    if isinstance(initial, Tensor):
-        if initial.shape not in ((layout.size,), (sites, layout.size)):
-            raise ConfigError(
-                f"initial parameters of shape {tuple(initial.shape)}; give [{layout.size}] or [{sites}, {layout.size}]"
-            )
-        return initial.to(layout.dtype)
-    return model_files.load(bytes(initial), module, layout)
-
-
-def _draws(sampling: str | DeployedKeys, seed: int) -> Draws:
-    if isinstance(sampling, DeployedKeys):
-        return sampling
-    if sampling != "counter":
-        raise ConfigError(f'sampling {sampling!r} is unknown; choose "counter" or give DeployedKeys')
-    return CounterDraws(seed)

@@ -29,8 +29,7 @@ from p2pfl.train.rules import Context, Rule
 from p2pfl.train.threads import dealt, on_threads
 
 WAYS = ("compiled", "eager", "loop")
-CHUNK = 128  # sites; the fastest of 64 to 1,000 for the MLP 64-64-10 with 1 MB of cache per core
-CHUNK_NUMBERS = 1 << 20  # parameters of a chunk at most, so that large models do not fill the memory
+CHUNK_NUMBERS = 780_000  # parameters and inputs of a chunk: 128 sites of the MLP 64-64-10, the fastest of 64 to 1,000
 COMPILE_SECONDS = 30.0  # what compiling is expected to take, before it is known
 TRIALS = 2  # measured calls per way, after one that warms up; the faster one counts
 REASON_LIMIT = 200  # characters of an error that are passed on
@@ -76,10 +75,12 @@ class LocalPhase:
         *,
         way: str = "auto",
         chunk: int | None = None,
+        inputs: int = 0,
         device: str | torch.device = "cpu",
         deployed: bool = False,
     ) -> None:
-        """``way``: "auto", "compiled", "eager" or "loop". ``deployed``: dropout as at deployed sites.
+        """``way``: "auto", "compiled", "eager" or "loop". ``inputs``: numbers in one site's batch. ``deployed``:
+        dropout as at deployed sites.
 
         ConfigError for another way, or a chunk of no sites.
         """
@@ -90,7 +91,7 @@ class LocalPhase:
         self._plan, self._module, self._layout, self._rule = plan, module, layout, rule
         self._way, self._deployed = way, deployed
         self._on_cpu = torch.device(device).type == "cpu"
-        self._size = chunk or max(1, min(CHUNK, CHUNK_NUMBERS // layout.size))
+        self._size = chunk or max(1, CHUNK_NUMBERS // (layout.size + inputs))
         self._threads = torch.get_num_threads() if self._on_cpu else 1
         self._paths: list[Path] = []
         self.execution = Execution("none", "nothing was trained yet", self._size, self._threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -339,3 +340,15 @@ def test_batch_norm_runs_as_one_module_each() -> None:
         assert torch.allclose(value, two.population.private[name], atol=1e-12, rtol=0)
     entry = next(e for e in one.layout.entries if e.private)
     assert float((one.x[0] - one.x[1])[entry.start : entry.stop].abs().max()) > 1e-3
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process can be read on Linux")
+@pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
+def test_memory_of_a_peer_is_below_eight_times_its_parameters(rule: str) -> None:
+    """The peak of a process of its own above what it has with its data: 2,000 peers of 4,810 parameters."""
+    script = Path(__file__).parents[2] / "benchmarks" / "simulator.py"
+    command = [sys.executable, str(script), "--case", "mlp", "2000", "eager", "--rounds", "2", "--rule", rule]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert 1.0 < found["memory"] < 8.0

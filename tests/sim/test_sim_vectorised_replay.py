@@ -167,8 +167,9 @@ def test_decisions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="decisions of 1 rounds for 3"):
         start(Decisions(found.rounds[:1]))
-    with pytest.raises(ConfigError, match="decisions of 0 sites for 5"):
-        start(Decisions(()))
+    with pytest.raises(ConfigError, match="decisions of 1 sites for 5"):
+        one = RecordedRound(np.ones(1, dtype=bool), np.ones(1, dtype=int), (), np.zeros(1), np.zeros(1))
+        start(Decisions((one,) * 3))
     ahead = edge_rows([(0, 1, 2, 0, 0.1, 1)])
     early = RecordedRound(
         *(getattr(found.rounds[0], name) for name in ("active", "steps")), (ahead,), *[np.zeros(SITES)] * 2

@@ -1,0 +1,91 @@
+"""What a simulated run is made of, checked before anything is trained: model, first parameters, draws, local steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from p2pfl.errors import ConfigError, IllegalStep
+from p2pfl.sim.decisions import Decisions
+from p2pfl.sim.vector_faults import VectorFault, check_faults
+from p2pfl.topology import Schedule
+from p2pfl.train import model_files
+from p2pfl.train.layout import Layout
+from p2pfl.train.plan_code import PlanCode
+from p2pfl.train.rules import Rule
+from p2pfl.train.stacked_sampling import CounterDraws, DeployedKeys, Draws
+
+
+def check_run(
+    rule: Rule, layout: Layout, schedule: Schedule, decisions: Decisions | None, faults: Sequence[VectorFault]
+) -> int:
+    """The number of rounds. ConfigError for what does not go together."""
+    sites = len(schedule.nodes)
+    check_faults(faults, sites)
+    linear = rule.needs.linear
+    if not linear and (decisions is not None or faults):
+        raise ConfigError(f"rule {rule.name} is simulated without losses and faults only; choose another rule")
+    if not linear and layout.shared_size != layout.size:
+        raise ConfigError(f"rule {rule.name} shares all parameters; share batch norm too, or use GroupNorm")
+    if not linear and schedule.graph.number_of_edges() != sites - 1:
+        raise ConfigError(f"rule {rule.name} needs a tree; choose a spanning tree, or another rule")
+    if not linear and len(schedule.round(0).mixings) > 1:
+        raise ConfigError(f"rule {rule.name} mixes once per round; choose another topology, or another rule")
+    if decisions is None:
+        return schedule.total
+    total = len(decisions.rounds)
+    if total not in (schedule.total, schedule.total + 1):  # one more: what is settled at the end
+        raise ConfigError(f"decisions of {total} rounds for {schedule.total}; record the same schedule")
+    if any(fault.absent for fault in faults):
+        raise ConfigError("absences are part of recorded decisions; record them with the fault")
+    return total
+
+
+def own_steps(steps: Sequence[int] | None, sites: int, usual: int) -> Any:
+    """Local steps of each site, int64 [n]. ConfigError."""
+    if steps is None:
+        return np.full(sites, usual, dtype=np.int64)
+    each = np.asarray(steps, dtype=np.int64)
+    if each.shape != (sites,) or (each < 0).any() or not each.any():
+        raise ConfigError(f"local steps {list(steps)[:8]} for {sites} sites; give a number of 0 or more each")
+    return each
+
+
+def no_oracle(x: Tensor, k: int) -> Any:
+    """Of sites that take no step."""
+    raise IllegalStep("a site without local steps asks for a gradient")
+
+
+def drawn_model(plan: PlanCode, dtype: torch.dtype, seed: int) -> torch.nn.Module:
+    """The plan's module with the parameters of this seed. ConfigError, PlanError."""
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed {seed} is not in 0 to 2^63 - 1; choose another")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return plan.model().to(dtype)
+
+
+def first_vectors(initial: Tensor | bytes | None, module: torch.nn.Module, layout: Layout, sites: int) -> Tensor:
+    """[P] or [n, P]; buffers of a file go into the module. ConfigError, MalformedMessage."""
+    if initial is None:
+        return layout.flatten(module)
+    if isinstance(initial, Tensor):
+        if initial.shape not in ((layout.size,), (sites, layout.size)):
+            raise ConfigError(
+                f"initial parameters of shape {tuple(initial.shape)}; give [{layout.size}] or [{sites}, {layout.size}]"
+            )
+        return initial.to(layout.dtype)
+    return model_files.load(bytes(initial), module, layout)
+
+
+def draws_of(sampling: str | DeployedKeys, seed: int) -> Draws:
+    """Where batches come from. ConfigError."""
+    if isinstance(sampling, DeployedKeys):
+        return sampling
+    if sampling != "counter":
+        raise ConfigError(f'sampling {sampling!r} is unknown; choose "counter" or give DeployedKeys')
+    return CounterDraws(seed)
