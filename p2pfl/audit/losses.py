@@ -20,7 +20,10 @@ CLOCKS = 24 * 3600 * 1000
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """One declared loss; ``since`` is the entry that opened its epoch, ``size`` the largest head that was lost."""
+    """One declared loss; ``since`` is the entry that opened its epoch, ``size`` the largest head that was lost.
+
+    ``lost`` are all heads that it names: epoch, size and root (32 bytes).
+    """
 
     entry: int
     since: int
@@ -28,6 +31,13 @@ class Loss:
     kept: int
     size: int
     time: int
+    lost: tuple[tuple[int, int, bytes], ...]
+
+    def covers(self, epoch: int, size: int, root: bytes) -> bool:
+        """Whether a checkpoint is among what was declared lost, by the rule that witnesses judge with (growth.py)."""
+        return size > self.kept and any(
+            before == epoch and (most > size or (most, head) == (size, root)) for before, most, head in self.lost
+        )
 
     def may_have_taken(self, time: int) -> bool:
         """Whether something of a time on another hospital's clock (Unix milliseconds) may be among what was lost."""
@@ -52,11 +62,11 @@ def read_loss(position: int, time: int, body: Mapping[str, Any], earlier: list[L
     epoch, kept, lost = body.get("epoch"), body.get("kept"), body.get("lost")
     if type(epoch) is not int or type(kept) is not int or not 0 <= kept <= position or not isinstance(lost, list):
         return None
-    sizes = [row[1] for row in lost if isinstance(row, list) and len(row) == 3 and type(row[1]) is int]
-    if not sizes or len(sizes) != len(lost):
+    heads = [tuple(row) for row in lost if isinstance(row, list) and [type(item) for item in row] == [int, int, bytes]]
+    if not heads or len(heads) != len(lost):
         return None
     since = min([position, *(loss.since for loss in earlier if loss.epoch == epoch)])
-    return Loss(position, since, epoch, kept, max(sizes), time)
+    return Loss(position, since, epoch, kept, max(size for _, size, _ in heads), time, tuple(heads))
 
 
 def lost_rounds(loss: Loss, first: int, closed: int, away: bool, begun: list[tuple[int, int]]) -> LostRounds | None:

@@ -15,7 +15,7 @@ from p2pfl.audit.beginnings import LOSS
 from p2pfl.audit.closings import Closings
 from p2pfl.audit.facts import Delta, LogFacts, Place, RunFacts
 from p2pfl.audit.findings import Finding, Reconciliation, Sort
-from p2pfl.audit.histories import compare_histories
+from p2pfl.audit.histories import compare_histories, one_consortium
 from p2pfl.audit.losses import WINDOW
 from p2pfl.audit.sayings import say_of_logs
 from p2pfl.errors import ConfigError
@@ -27,12 +27,13 @@ WEIGHT_TOLERANCE = 1e-9
 
 
 def reconcile(logs: Iterable[LogFacts]) -> Reconciliation:
-    """Compare logs of one consortium, each verified before. Raises ConfigError for two logs of one peer."""
+    """Compare logs, each verified before. Raises ConfigError for two logs of one peer, or of two consortia."""
     by_peer: dict[str, LogFacts] = {}
     for log in logs:
         if log.peer in by_peer:
             raise ConfigError(f"two of the given logs are of {log.peer}; give the newer one alone")
         by_peer[log.peer] = log
+    one_consortium(by_peer.values())
     outcome = Reconciliation(parts={peer: log.part for peer, log in by_peer.items() if log.part is not None})
     say_of_logs(by_peer, outcome)
     compare_histories(by_peer, outcome)

@@ -48,6 +48,8 @@ def export(
     """
     path = find_log(place).path
     with open_part(path, start, end) as part:
+        if part.damaged:
+            note(f"{part.damaged} damaged rows of {path.with_name('witness.db')} were left out; restore a backup of it")
         if form is Form.TLOG:
             if output is None:
                 raise ConfigError("tiles are a folder of files; name a new one with -o")
