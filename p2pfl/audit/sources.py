@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2pfl.audit.cosigned import Cosigned, Witnessed, check_cosigned
-from p2pfl.audit.export import open_part
+from p2pfl.audit.export import COLUMNS, open_part
 from p2pfl.audit.exported import is_export, read_exported, read_header, verify_export
 from p2pfl.audit.facts import LogFacts
 from p2pfl.audit.format import Entry
@@ -24,6 +24,20 @@ from p2pfl.errors import RemoteError, StoreError
 def is_source(path: Path) -> bool:
     """Whether a file or folder holds a log itself, as a home does not."""
     return path.is_file() or is_tiled(path)
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file begins like an export in CSV, of which nothing can be verified."""
+    try:
+        with path.open("rb") as file:
+            return file.readline(256).rstrip() == ",".join(COLUMNS).encode()
+    except OSError:
+        return False
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether a folder has tiles and no checkpoint, which is written last."""
+    return (path / "tile").is_dir() and not is_tiled(path)
 
 
 def is_database(path: Path) -> bool:

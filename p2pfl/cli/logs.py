@@ -15,8 +15,10 @@ from p2pfl.audit import (
     LogFacts,
     Verification,
     gather_source,
+    is_cut_off,
     is_database,
     is_source,
+    is_table,
     read_source,
     roots_source,
     verify_source,
@@ -57,9 +59,15 @@ class NamedLog:
 
 def find_log(place: Path) -> NamedLog:
     """The log in a home folder, in a file, or in a folder of tiles. Raises ConfigError."""
+    if is_table(place):
+        raise ConfigError(f"{place} is an export in csv, which is for reading alone; export the log again as json")
     if is_source(place):
         return NamedLog(place, None, None, {})
+    if is_cut_off(place):
+        raise ConfigError(f"the tiles in {place} have no checkpoint: their export was cut off; export the log again")
     home = open_home(place)
+    if home.audit.is_file() and not is_database(home.audit):
+        raise ConfigError(f"{home.audit} is an export and no log of this home; restore the home from a backup")
     peer, origin, names = home.member().peer_id, None, {}
     with contextlib.suppress(ConfigError):  # a log is checked without a charter, too: it can then say no wrong name
         charter = home.charter()
