@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -82,6 +82,8 @@ class Reconciliation:
     histories: dict[str, History] = field(default_factory=dict)  # of each log that was given as a whole
     unwitnessed: list[str] = field(default_factory=list)  # of those: none of the others holds a checkpoint of it
     unseen: list[tuple[str, int]] = field(default_factory=list)  # (peer, entry): losses that no holder was told of
+    # entries that a log lacks and its declared losses explain, by the log: each once, whoever mirrors it
+    excused: defaultdict[str, set[tuple[object, ...]]] = field(default_factory=lambda: defaultdict(set))
     forks: list[Fork] = field(default_factory=list)
 
     @property

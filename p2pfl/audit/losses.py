@@ -7,7 +7,7 @@ say when: the last one that the kept part began, and the first one that was begu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,11 @@ WINDOW = 16
 
 CLOCKS = 24 * 3600 * 1000
 """Milliseconds by which two hospitals' clocks may differ where nothing but time says what a loss can have taken."""
+
+
+UNSEEN = 64
+"""Entries that may have been lost behind the largest checkpoint that anybody holds of them: some rounds' worth, for
+what a site sends carries its newest checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,11 @@ def read_loss(position: int, time: int, body: Mapping[str, Any], earlier: list[L
         return None
     since = min([position, *(loss.since for loss in earlier if loss.epoch == epoch)])
     return Loss(position, since, epoch, kept, max(size for _, size, _ in heads), time, tuple(heads))
+
+
+def most_lost(losses: Iterable[Loss]) -> int:
+    """How many entries these declarations can explain, by the sizes that they name."""
+    return sum(max(0, loss.size - loss.kept) + UNSEEN for loss in losses)
 
 
 def lost_rounds(loss: Loss, first: int, closed: int, away: bool, begun: list[tuple[int, int]]) -> LostRounds | None:
