@@ -33,8 +33,9 @@ def compare_histories(logs: Mapping[str, LogFacts], outcome: Reconciliation) -> 
     """Compare all checkpoints with each other, and each log with those of it that the others hold."""
     held: defaultdict[str, list[Held]] = defaultdict(list)
     for holder, brought in sorted(logs.items()):
-        for note in brought.held:
-            held[note.log].append((holder, note))
+        for note in dict.fromkeys(brought.held):
+            if note.log != holder:  # nobody is a witness of itself
+                held[note.log].append((holder, note))
     for owner in sorted({*held, *logs}):
         log = logs.get(owner)
         _forks([*held[owner], *((owner, note) for note in (log.shown if log is not None else ()))], outcome)
@@ -82,7 +83,7 @@ class _History:
         if self._beyond:
             outcome.parts[peer] = (0, self._log.entries - 1, max(self._beyond.values()))
             outcome.cut[peer] = tuple(self._beyond)
-        elif not self._history.agreed:
+        elif not self._history.agreed and not self._found:
             outcome.unwitnessed.append(peer)
 
     def _compare(self, holder: str, note: HeldNote) -> None:
@@ -99,8 +100,8 @@ class _History:
         elif later:
             text = (
                 f"holds a signed checkpoint of {note.size} entries, epoch {note.epoch}, that is neither in the log "
-                "given nor covered by its declared loss; link both sites, then copy again: an honest owner declares "
-                "it, another one leaves evidence; of the log of"
+                "given nor covered by the loss it declares (link both sites, then copy again: who has lost it "
+                "declares it, who has not leaves evidence); it is of the log of"
             )
             self._find(holder, Sort.UNEXPLAINED, text, (log.peer, later[-1].entry))
         elif note.size > log.entries or note.epoch > (log.epoch or 0):

@@ -92,7 +92,7 @@ def _lines(outcome: Reconciliation, given: GivenLogs) -> Iterator[str]:
         here = "does not have them" if peer in {log.peer for log in logs} else "is not here"
         yield f"not judged   {times} statements about {_name(peer, names)}, whose log {here}"
     for peer in outcome.unwitnessed:
-        yield f"NOT JUDGED   the history of {_name(peer, names)}: no other log given holds a checkpoint of it"
+        yield f"NOT JUDGED   the history of {_name(peer, names)}: no other log given holds a checkpoint that is in it"
     for run in ("", *outcome.runs):
         found = [finding for finding in outcome.findings if finding.run == run]
         if found and run:
@@ -112,7 +112,7 @@ def _said(outcome: Reconciliation, names: Mapping[str, str]) -> Iterator[str]:
         line = f"NOT JUDGED   {_name(peer, names)} gave entries {first} to {last} of {size}"
         if peer in outcome.cut:
             holders = ", ".join(_name(holder, names) for holder in outcome.cut[peer])
-            yield f"{line} or more, by its signed checkpoints that {holders} hold: it was cut, or is older: copy again"
+            yield f"{line} or more, as checkpoints that {holders} hold show: it was cut, or is older; copy again"
         else:
             yield f"{line}: the rest was not looked at"
     for peer, entry in outcome.unseen:
