@@ -104,7 +104,7 @@ class _History:
                 "declares it, who has not leaves evidence); it is of the log of"
             )
             self._find(holder, Sort.UNEXPLAINED, text, (log.peer, later[-1].entry))
-        elif note.size > log.entries or note.epoch > (log.epoch or 0):
+        elif (note.epoch, note.size) > (log.epoch or 0, log.entries):  # a later epoch begins with a declared loss
             self._beyond[holder] = max(note.size, self._beyond.get(holder, 0))
         else:
             text = f"holds a signed checkpoint of {note.size} entries, which are not the first ones of the log given of"

@@ -9,7 +9,7 @@ import pytest
 from cli_logs import NOW, data, holds, name_of, write
 from cli_worlds import do
 
-from p2pfl.audit import AuditLog, NewEntry
+from p2pfl.audit import AuditLog, NewEntry, gather_source, reconcile
 from p2pfl.audit.held import roots_at
 from p2pfl.crypto import sha256
 from p2pfl.crypto.proofs import root_of_hashes
@@ -142,6 +142,25 @@ def test_histories_that_no_witness_saw_are_not_clean(world: Path, capsys: pytest
     assert done.code == 3 and done.out.count("NOT JUDGED   the history of lille: ") == 1
     holds(world, "rouen", lille)
     assert do(capsys, "audit", "reconcile", "lille", "rouen").code == 0
+
+
+def test_a_later_epoch_without_a_declared_loss_is_no_excuse(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shorter, and signed under epoch 1: witnesses would take that as evidence, and it is not an older copy."""
+    holds(world, "rouen", write(world, "lille", "one", "two", "three"))
+    holds(world, "lille", write(world, "rouen"))
+    write(world, "lille", epoch=NewEntry("data_registered", {**data("x").body, "epoch": 1}))
+    done = do(capsys, "audit", "reconcile", "lille", "rouen")
+    assert done.code == 1 and "CONTRADICTORY rouen holds a signed checkpoint of 5 entries" in done.out
+
+
+def test_a_log_is_no_witness_of_itself(world: Path) -> None:
+    """An export may bring anything that verifies, its own checkpoints and copies of them too."""
+    write(world, "lille", "one")
+    log = gather_source(world / "lille" / "audit.db")
+    log.held = [*log.shown, *log.shown]
+    log.roots = {note.size: note.root for note in log.shown}
+    outcome = reconcile([log])
+    assert outcome.unwitnessed == [log.peer] and outcome.histories[log.peer].agreed == 0 and not outcome.clean
 
 
 def test_a_rewritten_log_that_is_shorter_than_the_newest_checkpoints_still_meets_older_ones(

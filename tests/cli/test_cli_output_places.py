@@ -71,6 +71,7 @@ def test_what_is_no_log_is_named_for_what_it_is(world: Path, capsys: pytest.Capt
     holds(world, "rouen", write(world, "lille"))
     assert do(capsys, "audit", "export", "lille", "--format", "csv", "-o", "table.csv").code == 0
     assert "is an export in csv" in do(capsys, "audit", verb, "table.csv").sentence()
+    assert "is no log itself" in do(capsys, "audit", "prove", "table.csv", "1").sentence()
     assert do(capsys, "audit", "export", "lille", "--format", "tlog", "-o", "tiles").code == 0
     (world / "tiles" / "checkpoint").unlink()
     assert "their export was cut off" in do(capsys, "audit", verb, "tiles").sentence()
