@@ -39,6 +39,7 @@ from p2pfl.audit.show import as_dict, describe, directive_lines
 from p2pfl.audit.sources import (
     epoch_source,
     gather_source,
+    gather_sources,
     is_cut_off,
     is_database,
     is_source,
@@ -111,6 +112,7 @@ __all__ = [
     "erase_texts",
     "gather",
     "gather_source",
+    "gather_sources",
     "is_cut_off",
     "is_database",
     "is_source",

@@ -92,6 +92,8 @@ class _History:
         covering = [loss for loss in later if loss.covers(note.epoch, note.size, note.root)]
         if log.roots.get(note.size) == note.root:
             self._history.agree(holder, note.size)
+        elif note.size <= log.entries and note.size not in log.roots:  # the caller gave no roots: `gather_sources` does
+            self._outcome.not_judged[note.log] += 1
         elif covering:
             self._outcome.explained[("checkpoints of another end of a log", "it declared the loss of that end")] += 1
             place = (log.peer, covering[0].entry)

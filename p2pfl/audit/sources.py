@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,3 +146,17 @@ def gather_source(path: Path, expected_peer: str | None = None, expected_origin:
     facts.held = notes_or_refusal(path, found.held)
     facts.shown = notes_or_refusal(path, (found.checkpoint, *(item.note for item in found.cosigned)))
     return facts
+
+
+def gather_sources(sources: Iterable[tuple[Path, str | None, str | None]]) -> list[LogFacts]:
+    """`gather_source` for logs that are compared with each other: each path, with the expected peer and origin if any.
+
+    Each whole log also gets its roots at the sizes of which the others hold checkpoints. Raises StoreError.
+    """
+    given = list(sources)
+    logs = [gather_source(path, peer, origin) for path, peer, origin in given]
+    for (path, _, _), log in zip(given, logs, strict=True):
+        if log.part is None:
+            held = {note.size for other in logs for note in other.held if note.log == log.peer}
+            log.roots = roots_source(path, {size for size in held if size <= log.entries})
+    return logs

@@ -14,13 +14,12 @@ from p2pfl.audit import (
     Entry,
     LogFacts,
     Verification,
-    gather_source,
+    gather_sources,
     is_cut_off,
     is_database,
     is_source,
     is_table,
     read_source,
-    roots_source,
     verify_source,
 )
 from p2pfl.cli.proofs import owner_of, whole_charter
@@ -51,10 +50,6 @@ class NamedLog:
     def entries(self, start: int = 0, kind: str | None = None) -> Iterator[Entry]:
         """The entries from a position on, of one kind or of all, oldest first; checks nothing."""
         return read_source(self.path, start, kind)
-
-    def facts(self) -> LogFacts:
-        """What it says of each run, after checking the whole log. Raises StoreError if it does not hold."""
-        return gather_source(self.path, self.peer, self.origin)
 
 
 def find_log(place: Path) -> NamedLog:
@@ -104,11 +99,7 @@ def read_logs(places: list[Path], charter_file: Path | None) -> GivenLogs:
     """Verify and read each log. Raises StoreError for one that does not hold, ConfigError for a stranger's."""
     charter = None if charter_file is None else whole_charter(charter_file)
     named = [find_log(place) for place in places]
-    logs = [item.facts() for item in named]
-    for item, log in zip(named, logs, strict=True):
-        if log.part is None:
-            held = [note.size for other in logs for note in other.held if note.log == log.peer]
-            log.roots = roots_source(item.path, {size for size in held if size <= log.entries})
+    logs = gather_sources((item.path, item.peer, item.origin) for item in named)
     if charter is not None:
         for log in logs:
             owner_of(log.origin, log.peer, charter)

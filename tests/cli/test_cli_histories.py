@@ -9,7 +9,7 @@ import pytest
 from cli_logs import NOW, data, holds, name_of, write
 from cli_worlds import do
 
-from p2pfl.audit import AuditLog, NewEntry, gather_source, reconcile
+from p2pfl.audit import AuditLog, NewEntry, gather_source, gather_sources, reconcile
 from p2pfl.audit.held import roots_at
 from p2pfl.crypto import sha256
 from p2pfl.crypto.proofs import root_of_hashes
@@ -161,6 +161,15 @@ def test_a_log_is_no_witness_of_itself(world: Path) -> None:
     log.roots = {note.size: note.root for note in log.shown}
     outcome = reconcile([log])
     assert outcome.unwitnessed == [log.peer] and outcome.histories[log.peer].agreed == 0 and not outcome.clean
+
+
+def test_a_log_whose_roots_were_not_read_is_not_judged(world: Path) -> None:
+    holds(world, "rouen", write(world, "lille", "one"))
+    holds(world, "lille", write(world, "rouen"))
+    paths = [world / name / "audit.db" for name in ("lille", "rouen")]
+    outcome = reconcile([gather_source(path) for path in paths])
+    assert not outcome.findings and len(outcome.unwitnessed) == 2 and outcome.not_judged.total() == 2
+    assert reconcile(gather_sources((path, None, None) for path in paths)).verdict == "clean"
 
 
 def test_a_rewritten_log_that_is_shorter_than_the_newest_checkpoints_still_meets_older_ones(
