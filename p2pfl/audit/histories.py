@@ -33,7 +33,8 @@ def compare_histories(logs: Mapping[str, LogFacts], outcome: Reconciliation) -> 
     """Compare all checkpoints with each other, and each log with those of it that the others hold."""
     held: defaultdict[str, list[Held]] = defaultdict(list)
     for holder, brought in sorted(logs.items()):
-        for note in dict.fromkeys(brought.held):
+        # one checkpoint counts once, whatever else is written on its note
+        for note in {(note.origin, note.epoch, note.size, note.root): note for note in brought.held}.values():
             if note.log != holder:  # nobody is a witness of itself
                 held[note.log].append((holder, note))
     for owner in sorted({*held, *logs}):
@@ -58,7 +59,10 @@ def _forks(rows: Iterable[Held], outcome: Reconciliation) -> None:
             continue
         (one, first), (other, second) = list(sizes[size].values())[:2]
         text = f"has another signed checkpoint of {size} entries than"
-        outcome.findings.append(Finding(Sort.CONTRADICTORY, "", None, one, other, text, about=first.log))
+        if one == other:
+            text = f"has two different signed checkpoints of {size} entries"
+        than = None if one == other else other
+        outcome.findings.append(Finding(Sort.CONTRADICTORY, "", None, one, than, text, about=first.log))
         outcome.forks.append(Fork(first.log, first.origin, (first.note, second.note)))
 
 

@@ -52,6 +52,17 @@ def test_two_witnesses_were_shown_different_histories(
     assert "--evidence" in do(capsys, "audit", "reconcile", *places).err
 
 
+def test_one_witness_was_shown_both(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has checked one of them, and seen the other elsewhere; its log alone is given."""
+    owner = open_home(world / "lille").identity(None)
+    write(world, "rouen")
+    holds(world, "rouen", write(world, "lille", "one"))
+    sees(world, "rouen", owner, signed(owner, 3, bytes(32)), 3)
+    done = do(capsys, "audit", "reconcile", "rouen", "--charter", "signed.charter")
+    assert done.code == 1
+    assert "rouen has two different signed checkpoints of 3 entries, both of the log of lille" in done.out
+
+
 @pytest.mark.parametrize("form", ["home", "part"])
 def test_a_log_whose_newest_checkpoint_is_not_the_one_shown(
     world: Path, capsys: pytest.CaptureFixture[str], form: str
