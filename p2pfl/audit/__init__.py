@@ -18,7 +18,7 @@ from p2pfl.audit.erasing import Erased, erase_texts
 from p2pfl.audit.evidence import EVIDENCE_LIMIT, Evidence, check_evidence, read_evidence
 from p2pfl.audit.export import COLUMNS, Part, csv_lines, json_lines, moment, open_part
 from p2pfl.audit.facts import LogFacts, Mixing, RunFacts
-from p2pfl.audit.findings import Finding, Notice, Reconciliation, Sort
+from p2pfl.audit.findings import Finding, Fork, History, Notice, Reconciliation, Sort
 from p2pfl.audit.format import (
     MAX_BODY,
     MAX_DOCUMENT,
@@ -30,7 +30,7 @@ from p2pfl.audit.format import (
     entry_from_data,
 )
 from p2pfl.audit.gathering import gather
-from p2pfl.audit.growth import CLAIMS, MAX_LOST, Answer, Judged, LogMisbehaviour, compare_notes, judge
+from p2pfl.audit.growth import CLAIMS, FORK, MAX_LOST, Answer, Judged, LogMisbehaviour, compare_notes, judge
 from p2pfl.audit.kinds import NOTES, Kind, KindNote
 from p2pfl.audit.lineage import Lineage, lineage
 from p2pfl.audit.log import AuditLog
@@ -39,8 +39,12 @@ from p2pfl.audit.show import as_dict, describe, directive_lines
 from p2pfl.audit.sources import (
     epoch_source,
     gather_source,
+    gather_sources,
+    is_cut_off,
     is_database,
     is_source,
+    is_table,
+    part_source,
     read_source,
     roots_source,
     verify_source,
@@ -57,6 +61,7 @@ __all__ = [
     "COLUMNS",
     "COSIGNED_LIMIT",
     "EVIDENCE_LIMIT",
+    "FORK",
     "MAX_BODY",
     "MAX_DOCUMENT",
     "MAX_DOCUMENTS",
@@ -70,8 +75,10 @@ __all__ = [
     "Erased",
     "Evidence",
     "Finding",
+    "Fork",
     "Head",
     "HeldHead",
+    "History",
     "Judged",
     "Kind",
     "KindNote",
@@ -105,13 +112,17 @@ __all__ = [
     "erase_texts",
     "gather",
     "gather_source",
+    "gather_sources",
+    "is_cut_off",
     "is_database",
     "is_source",
+    "is_table",
     "json_lines",
     "judge",
     "lineage",
     "moment",
     "open_part",
+    "part_source",
     "prove_entry",
     "read_entries",
     "read_evidence",

@@ -33,6 +33,11 @@ class OneRun:
     def _explain(self, what: str, why: str) -> None:
         self.outcome.explained[(what, why)] += 1
 
+    def _explain_by_loss(self, what: str, peer: str, *entry: object) -> None:
+        """One entry, named by what it is, that the log of ``peer`` lacks; how many there are is compared in the end."""
+        self._explain(what, LOSS)
+        self.outcome.excused[peer].add((self.run, *entry))
+
 
 class Beginnings(OneRun):
     """Start records, the signatures under them, and the approvals in them."""
@@ -53,7 +58,7 @@ class Beginnings(OneRun):
                 self.outcome.not_judged[peer] += 1
                 continue
             if any(loss.may_have_taken(self.facts[other].time) for loss in self.logs[peer].losses):
-                self._explain("logs without the run", LOSS)
+                self._explain_by_loss("logs without the run", peer, "run")
                 continue
             text = "names as taking part in the run, of which nothing stands in the log of"
             self._find(Sort.MISSING, None, other, text, peer, (other, entry))
@@ -88,7 +93,7 @@ class Beginnings(OneRun):
         if facts is None:
             self.outcome.not_judged[signer] += 1
         elif facts.signed is None and facts.loss_of_beginning:
-            self._explain("signatures that their log lacks", LOSS)
+            self._explain_by_loss("signatures that their log lacks", signer, "signature")
         elif facts.signed is None and signer in self.whole:
             text = "counts a signature under the start record that is not in the log of"
             self._find(Sort.MISSING, None, peer, text, signer, (peer, entry))
@@ -104,7 +109,7 @@ class Beginnings(OneRun):
             self.outcome.not_judged[peer] += 1
         elif facts.approved is None:
             if facts.loss_of_beginning:
-                self._explain("approvals that their log lacks", LOSS)
+                self._explain_by_loss("approvals that their log lacks", peer, "approval")
             elif peer in self.whole:
                 text = "has a start record with an approval that is not in the log of"
                 self._find(Sort.MISSING, None, first, text, peer, (first, entry))

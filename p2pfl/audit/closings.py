@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from p2pfl.audit.beginnings import LOSS, Beginnings
+from p2pfl.audit.beginnings import Beginnings
 from p2pfl.audit.facts import RunFacts
 from p2pfl.audit.findings import Sort
 from p2pfl.crypto import pack, sha256
@@ -101,7 +101,7 @@ class Closings(Beginnings):
             text = f"heard a closing statement with another {', '.join(different)} than stands in the log of"
             self._find(Sort.CONTRADICTORY, None, peer, text, signer, (peer, entry), (signer, facts.closed_entry))
         elif facts.loss_of_end:
-            self._explain("closing statements that their log lost", LOSS)
+            self._explain_by_loss("closing statements that their log lost", signer, "closing")
         elif signer not in self.whole:
             self.outcome.not_judged[signer] += 1
         else:

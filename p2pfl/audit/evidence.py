@@ -24,7 +24,10 @@ _FIELDS = {"format": str, "claim": str, "owner": str, "origin": str, "notes": li
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What contradicts what. ``found`` has ``by`` (a peer id) and ``at`` (Unix milliseconds)."""
+    """What contradicts what.
+
+    ``found`` has ``by`` (a peer id, or the command that compared) and ``at`` (Unix milliseconds).
+    """
 
     claim: str
     owner: str

@@ -55,6 +55,7 @@ class Part:
     first: int
     last: int
     held: tuple[bytes, ...] = ()  # checkpoints of others' logs, from the same store
+    damaged: int = 0  # rows of that store that are no such checkpoint
     cosigned: tuple[Cosigned, ...] = ()  # joined to the newest checkpoint, where a witness store lies beside the log
 
     def texts(self, position: int) -> dict[str, tuple[bytes, str]]:
@@ -90,7 +91,8 @@ def open_part(path: Path | str, start: str | None = None, end: str | None = None
             raise ConfigError(f"the log has {size} entries, and none of them lies between these; check both")
         witnesses = place.with_name("witness.db")
         cosigned = held_cosigned(connection, origin, log, size, witnesses)
-        yield Part(connection, log, origin, size, note, first, last, held_of_others(witnesses, log), cosigned)
+        held = held_of_others(witnesses, log)
+        yield Part(connection, log, origin, size, note, first, last, held.notes, held.damaged, cosigned)
 
 
 def _first(connection: sqlite3.Connection, text: str) -> int:

@@ -171,4 +171,6 @@ class LogFacts:
     said: list[tuple[int, str, Mapping[str, Any]]] = field(default_factory=list)  # of other logs: (entry, kind, body)
     unreadable: list[tuple[int, str]] = field(default_factory=list)
     held: list[HeldNote] = field(default_factory=list)  # checkpoints of other logs, as their owners signed them
+    damaged: int = 0  # rows of the store of those that could not be read
+    shown: list[HeldNote] = field(default_factory=list)  # its own: the newest one, and those that came cosigned with it
     roots: Mapping[int, bytes] = field(default_factory=dict)  # of its own tree, at the sizes that others hold

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from p2pfl.audit import store
 from p2pfl.audit.cosigned import split_origin
 from p2pfl.crypto.checkpoints import epoch_of, open_checkpoint
+from p2pfl.crypto.notes import NOTE_LIMIT
 from p2pfl.crypto.proofs import grow, join
 from p2pfl.errors import MalformedMessage, RemoteError, StoreError
 
 OF_EACH = 8
-"""Checkpoints given of one log, the newest checked ones, and those that were only seen."""
+"""Checkpoints given of one log that were checked: half of them the newest, the others spread back to the first. And as
+many of those that were only seen, the newest."""
 
 MOST_HELD = 1024
-"""In one export: of 64 logs."""
+"""In one export: of 64 logs. Where there are more, each has as many as the others."""
 
 HELD_LIMIT = 4 * 1024 * 1024
 """Bytes of a file of them."""
@@ -38,25 +42,75 @@ class HeldNote:
     epoch: int
     size: int
     root: bytes
+    note: bytes
 
 
-def held_of_others(path: Path, own: str) -> tuple[bytes, ...]:
-    """The notes of others' logs in the witness store at ``path``; none where there is no store. Raises StoreError."""
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """The notes of others' logs in a witness store; ``damaged`` is how many of its rows hold no such note."""
+
+    notes: tuple[bytes, ...] = ()
+    damaged: int = 0
+
+
+def held_of_others(path: Path, own: str) -> Holding:
+    """What the witness store at ``path`` holds of other logs than ``own``; nothing where there is no store.
+
+    Of each log some (`OF_EACH`), with their owners' signatures found good. Raises StoreError for a file that cannot be
+    read; a damaged row in it is left out and counted.
+    """
     if not path.is_file():
-        return ()
+        return Holding()
     try:
         with closing(store.connect(path, "mode=rw")) as witnesses:  # a killed writer's journal is rolled back
-            rows = witnesses.execute(
-                "SELECT note FROM (SELECT log, epoch, size, note, row_number() OVER "
-                "(PARTITION BY log ORDER BY epoch DESC, size DESC) AS place FROM heads) "
-                "WHERE place <= ?1 AND log != ?2 "
-                "UNION SELECT note FROM seen WHERE log != ?2 ORDER BY note LIMIT ?3",
-                (OF_EACH, own, MOST_HELD),
-            ).fetchall()
+            checked = witnesses.execute("SELECT log, note FROM heads ORDER BY log, epoch DESC, size DESC").fetchall()
+            seen = witnesses.execute("SELECT log, note FROM seen ORDER BY log, epoch DESC, size DESC").fetchall()
     except sqlite3.Error as error:
         remedy = "restore it from a backup, or move it away to go on without"
         raise StoreError(f"the witness store {path} cannot be read ({error}); {remedy}") from error
-    return tuple(bytes(row[0]) for row in rows)
+    by_log: defaultdict[str, list[bytes]] = defaultdict(list)
+    damaged = 0
+    for table, choose in ((checked, _spread), (seen, _newest)):
+        notes, bad = _of_logs(table, own)
+        damaged += bad
+        for log, found in notes.items():
+            good = [note for note in choose(found) if _is_of(note, log)]
+            damaged += len(choose(found)) - len(good)
+            by_log[log] += [note for note in dict.fromkeys(good) if note not in by_log[log]]
+    in_turn = (note for turn in zip_longest(*by_log.values()) for note in turn if note is not None)
+    return Holding(tuple(islice(in_turn, MOST_HELD)), damaged)
+
+
+def _of_logs(rows: Iterable[tuple[object, object]], own: str) -> tuple[dict[str, list[bytes]], int]:
+    """The notes of each log but the own one, in the order of the rows; and how many rows have no form of ours."""
+    found: defaultdict[str, list[bytes]] = defaultdict(list)
+    damaged = 0
+    for log, note in rows:
+        if type(log) is not str or type(note) is not bytes or len(note) > NOTE_LIMIT:
+            damaged += 1
+        elif log != own:
+            found[log].append(note)
+    return found, damaged
+
+
+def _newest(notes: Sequence[bytes]) -> Sequence[bytes]:
+    return notes[:OF_EACH]
+
+
+def _spread(notes: Sequence[bytes]) -> Sequence[bytes]:
+    """The newest half, which come first, and steps from there to the last: a log that was cut still meets some."""
+    if len(notes) <= OF_EACH:
+        return notes
+    half = OF_EACH // 2
+    steps = (half + (len(notes) - 1 - half) * step // half for step in range(1, half + 1))
+    return [*notes[:half], *(notes[place] for place in steps)]
+
+
+def _is_of(note: bytes, log: str) -> bool:
+    try:
+        return check_held([note])[0].log == log
+    except RemoteError:
+        return False
 
 
 def read_held(value: object) -> tuple[bytes, ...]:
@@ -86,7 +140,7 @@ def check_held(notes: Iterable[bytes]) -> list[HeldNote]:
         _, origin, peer = split_origin(note.partition(b"\n")[0].decode(errors="replace"))
         checkpoint = open_checkpoint(note, origin, peer)
         epoch = epoch_of(checkpoint.origin, origin) or 0
-        found.append(HeldNote(peer, origin, epoch, checkpoint.size, checkpoint.root))
+        found.append(HeldNote(peer, origin, epoch, checkpoint.size, checkpoint.root, note))
     return found
 
 

@@ -7,7 +7,7 @@ say when: the last one that the kept part began, and the first one that was begu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,17 @@ CLOCKS = 24 * 3600 * 1000
 """Milliseconds by which two hospitals' clocks may differ where nothing but time says what a loss can have taken."""
 
 
+UNSEEN = 64
+"""Entries that may have been lost behind the largest checkpoint that anybody holds of them: some rounds' worth, for
+what a site sends carries its newest checkpoint."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """One declared loss; ``since`` is the entry that opened its epoch, ``size`` the largest head that was lost."""
+    """One declared loss; ``since`` is the entry that opened its epoch, ``size`` the largest head that was lost.
+
+    ``lost`` are all heads that it names: epoch, size and root (32 bytes).
+    """
 
     entry: int
     since: int
@@ -28,6 +36,13 @@ class Loss:
     kept: int
     size: int
     time: int
+    lost: tuple[tuple[int, int, bytes], ...]
+
+    def covers(self, epoch: int, size: int, root: bytes) -> bool:
+        """Whether a checkpoint is among what was declared lost, by the rule that witnesses judge with (growth.py)."""
+        return size > self.kept and any(
+            before == epoch and (most > size or (most, head) == (size, root)) for before, most, head in self.lost
+        )
 
     def may_have_taken(self, time: int) -> bool:
         """Whether something of a time on another hospital's clock (Unix milliseconds) may be among what was lost."""
@@ -52,11 +67,16 @@ def read_loss(position: int, time: int, body: Mapping[str, Any], earlier: list[L
     epoch, kept, lost = body.get("epoch"), body.get("kept"), body.get("lost")
     if type(epoch) is not int or type(kept) is not int or not 0 <= kept <= position or not isinstance(lost, list):
         return None
-    sizes = [row[1] for row in lost if isinstance(row, list) and len(row) == 3 and type(row[1]) is int]
-    if not sizes or len(sizes) != len(lost):
+    heads = [tuple(row) for row in lost if isinstance(row, list) and [type(item) for item in row] == [int, int, bytes]]
+    if not heads or len(heads) != len(lost):
         return None
     since = min([position, *(loss.since for loss in earlier if loss.epoch == epoch)])
-    return Loss(position, since, epoch, kept, max(sizes), time)
+    return Loss(position, since, epoch, kept, max(size for _, size, _ in heads), time, tuple(heads))
+
+
+def most_lost(losses: Iterable[Loss]) -> int:
+    """How many entries these declarations can explain, by the sizes that they name."""
+    return sum(max(0, loss.size - loss.kept) + UNSEEN for loss in losses)
 
 
 def lost_rounds(loss: Loss, first: int, closed: int, away: bool, begun: list[tuple[int, int]]) -> LostRounds | None:

@@ -15,8 +15,8 @@ from p2pfl.audit.beginnings import LOSS
 from p2pfl.audit.closings import Closings
 from p2pfl.audit.facts import Delta, LogFacts, Place, RunFacts
 from p2pfl.audit.findings import Finding, Reconciliation, Sort
-from p2pfl.audit.histories import compare_histories
-from p2pfl.audit.losses import WINDOW
+from p2pfl.audit.histories import compare_histories, one_consortium
+from p2pfl.audit.losses import WINDOW, most_lost
 from p2pfl.audit.sayings import say_of_logs
 from p2pfl.errors import ConfigError
 
@@ -27,12 +27,13 @@ WEIGHT_TOLERANCE = 1e-9
 
 
 def reconcile(logs: Iterable[LogFacts]) -> Reconciliation:
-    """Compare logs of one consortium, each verified before. Raises ConfigError for two logs of one peer."""
+    """Compare logs, each verified before. Raises ConfigError for two logs of one peer, or of two consortia."""
     by_peer: dict[str, LogFacts] = {}
     for log in logs:
         if log.peer in by_peer:
             raise ConfigError(f"two of the given logs are of {log.peer}; give the newer one alone")
         by_peer[log.peer] = log
+    one_consortium(by_peer.values())
     outcome = Reconciliation(parts={peer: log.part for peer, log in by_peer.items() if log.part is not None})
     say_of_logs(by_peer, outcome)
     compare_histories(by_peer, outcome)
@@ -43,6 +44,12 @@ def reconcile(logs: Iterable[LogFacts]) -> Reconciliation:
     outcome.runs = sorted({run for log in by_peer.values() for run in log.runs})
     for run in outcome.runs:
         _Run(run, by_peer, outcome).compare()
+    for peer, excused in sorted(outcome.excused.items()):
+        losses = by_peer[peer].losses
+        if len(excused) > most_lost(losses):
+            text = f"lacks {len(excused)} entries that others mirror, which is more than its declared losses name"
+            places = tuple((peer, loss.entry) for loss in losses)
+            outcome.findings.append(Finding(Sort.UNEXPLAINED, "", None, peer, None, text, places))
     return outcome
 
 
@@ -110,7 +117,7 @@ class _Run(Closings):
 
     def _never_sent(self, peer: str, origin: str, delta: Delta) -> None:
         if self.facts[origin].loss_of(delta.round):
-            self._explain("deltas that their origin's log lost", LOSS)
+            self._explain_by_loss("deltas that their origin's log lost", origin, "sent", delta.core)
             return
         if origin not in self.whole:
             self.outcome.not_judged[origin] += 1
@@ -135,7 +142,7 @@ class _Run(Closings):
                     self._not_received(peer, reader, delta)
 
     def _not_received(self, peer: str, reader: str, delta: Delta) -> None:
-        states = {row[3] for _, _, rows in self.facts[reader].caught_up for row in rows}
+        states, lacking = {row[3] for _, _, rows in self.facts[reader].caught_up for row in rows}, reader
         why = "taken as a whole state instead" if delta.core in states else self._why_not(reader, peer, delta.round)
         entry = self.facts[peer].acknowledged.get((reader, delta.core))
         if why == ENDS_THERE and entry is not None:
@@ -144,7 +151,10 @@ class _Run(Closings):
             return
         if why is None and (peer, *delta.place) not in self.facts[reader].mixed and not self._took(peer, reader, delta):
             # it was told that the other end had not mixed, and did not mix either
-            why = self._why_not(peer, reader, delta.round)
+            why, lacking = self._why_not(peer, reader, delta.round), peer
+        if why == LOSS:
+            self._explain_by_loss("deltas not taken", lacking, "received", delta.core)
+            return
         if why is not None:
             self._explain("deltas not taken", why)
             return
@@ -221,6 +231,7 @@ class _Run(Closings):
             return "recorded as bias"
         for peer in (mixer, idle):
             if self.facts[peer].loss_of_received(place[0]):
+                self.outcome.excused[peer].add((self.run, "mixed", place))
                 return "the log of an end declares the loss of entries"
             # what lies further back than the window was settled, or written down as bias, while both were there
             if not self.finished(peer) and place[0] >= self.facts[peer].last_round - 2 * WINDOW:

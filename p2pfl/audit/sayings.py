@@ -15,6 +15,9 @@ from p2pfl.audit.kinds import Kind
 def say_of_logs(logs: Mapping[str, LogFacts], outcome: Reconciliation) -> None:
     """Put into ``outcome`` what each log declares of itself, accuses others of, and has witnessed."""
     for peer, log in sorted(logs.items()):
+        if log.damaged:
+            text = f"has {log.damaged} damaged rows in its witness.db, which were left out"
+            outcome.notices.append(Notice(peer, None, text, None))
         for loss in log.losses:
             others = sorted(other for other in logs if _witnessed(logs[other], peer, loss.epoch, loss.kept))
             by = (

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from p2pfl.audit.cosigned import Witnessed, check_cosigned
-from p2pfl.audit.export import open_part
+from p2pfl.audit.cosigned import Cosigned, Witnessed, check_cosigned
+from p2pfl.audit.export import COLUMNS, open_part
 from p2pfl.audit.exported import is_export, read_exported, read_header, verify_export
 from p2pfl.audit.facts import LogFacts
 from p2pfl.audit.format import Entry
 from p2pfl.audit.gathering import gather
-from p2pfl.audit.held import HeldNote, notes_or_refusal, roots_at
-from p2pfl.audit.store import read_entries
+from p2pfl.audit.held import notes_or_refusal, roots_at
+from p2pfl.audit.store import read_entries, reading_log
 from p2pfl.audit.tiles import is_tiled, log_of, read_cosigned_beside, read_held_beside, read_tiled, verify_tiles
+from p2pfl.audit.tree import newest_head
 from p2pfl.audit.verify import Progress, Verification, verify_log
 from p2pfl.crypto import epoch_of, open_checkpoint
 from p2pfl.errors import RemoteError, StoreError
@@ -22,6 +24,20 @@ from p2pfl.errors import RemoteError, StoreError
 def is_source(path: Path) -> bool:
     """Whether a file or folder holds a log itself, as a home does not."""
     return path.is_file() or is_tiled(path)
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file begins like an export in CSV, of which nothing can be verified."""
+    try:
+        with path.open("rb") as file:
+            return file.readline(256).rstrip() == ",".join(COLUMNS).encode()
+    except OSError:
+        return False
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether a folder has tiles and no checkpoint, which is written last."""
+    return (path / "tile").is_dir() and not is_tiled(path)
 
 
 def is_database(path: Path) -> bool:
@@ -51,38 +67,45 @@ def read_source(path: Path, start: int = 0, kind: str | None = None) -> Iterator
     return (entry for entry in entries if entry.position >= start and kind in (None, entry.kind))
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What lies with the entries of a log in any form; nothing of it is verified."""
+
+    log: str
+    origin: str
+    checkpoint: bytes  # the newest one's note
+    cosigned: tuple[Cosigned, ...]
+    held: tuple[bytes, ...]  # checkpoints of other logs
+    damaged: int = 0  # rows of a witness store that are no such checkpoint
+    part: tuple[int, int, int] | None = None  # of an export of some entries: first, last (included), of how many
+
+
+def beside(path: Path) -> Beside:
+    """Read it. Raises ConfigError or StoreError."""
+    if is_tiled(path):
+        try:
+            return Beside(*log_of(path), read_cosigned_beside(path), read_held_beside(path))
+        except RemoteError as error:
+            raise StoreError(f"the checkpoints beside {path} cannot be read: {error}") from None
+    if is_export(path):
+        header = read_header(path)
+        some = None if header.whole else (header.first, header.last, header.size)
+        return Beside(header.log, header.origin, header.checkpoint, header.cosigned, header.held, part=some)
+    with open_part(path) as part:
+        return Beside(part.log, part.origin, part.note, part.cosigned, part.held, part.damaged)
+
+
 def witnessed_source(path: Path) -> list[Witnessed]:
     """Who has cosigned how much of a log in any form, the most first; empty where nothing of it is known.
 
     Whether they are members is the caller's question. Raises StoreError for what does not hold.
     """
+    found = beside(path)
     try:
-        if is_tiled(path):
-            return read_cosigned_beside(path)
-        if is_export(path):
-            header = read_header(path)
-            log, origin, note, items = header.log, header.origin, header.checkpoint, header.cosigned
-        else:
-            with open_part(path) as part:
-                log, origin, note, items = part.log, part.origin, part.note, part.cosigned
-        return check_cosigned(items, open_checkpoint(note, origin, log), origin, log)
+        newest = open_checkpoint(found.checkpoint, found.origin, found.log)
+        return check_cosigned(found.cosigned, newest, found.origin, found.log)
     except RemoteError as error:
         raise StoreError(f"the cosigned checkpoints of {path} do not hold: {error}") from None
-
-
-def held_source(path: Path) -> list[HeldNote]:
-    """The checkpoints of others' logs that lie with a log in any form. Raises StoreError for what does not hold."""
-    if is_tiled(path):
-        try:
-            notes = read_held_beside(path)
-        except RemoteError as error:
-            raise StoreError(f"the checkpoints of others beside {path} cannot be read: {error}") from None
-    elif is_export(path):
-        notes = read_header(path).held
-    else:
-        with open_part(path) as part:
-            notes = part.held
-    return notes_or_refusal(path, notes)
 
 
 def roots_source(path: Path, sizes: Collection[int]) -> dict[int, bytes]:
@@ -90,6 +113,12 @@ def roots_source(path: Path, sizes: Collection[int]) -> dict[int, bytes]:
     if not sizes:
         return {}
     return roots_at((entry.hash for entry in read_source(path)), sizes)
+
+
+def part_source(path: Path) -> tuple[int, int, int] | None:
+    """First, last (included) and number of all entries, where a log was given in part. Raises StoreError."""
+    header = read_header(path) if is_export(path) else None
+    return None if header is None or header.whole else (header.first, header.last, header.size)
 
 
 def epoch_source(path: Path) -> int:
@@ -100,8 +129,8 @@ def epoch_source(path: Path) -> int:
         header = read_header(path)
         origin, note = header.origin, header.checkpoint
     else:
-        with open_part(path) as part:
-            origin, note = part.origin, part.note
+        with reading_log(path) as connection:
+            _, origin, _, note = newest_head(connection)
     return epoch_of(note.partition(b"\n")[0].decode(errors="replace"), origin) or 0
 
 
@@ -110,9 +139,24 @@ def gather_source(path: Path, expected_peer: str | None = None, expected_origin:
     verification = verify_source(path, expected_peer, expected_origin)
     if not verification.ok:
         raise StoreError(f"the log in {path} does not hold ({verification.problem}); compare it only once it does")
-    header = read_header(path) if is_export(path) else None
-    facts = gather(verification.peer_id, read_source(path), whole=header is None or header.whole)
-    facts.origin, facts.epoch, facts.held = verification.origin, epoch_source(path), held_source(path)
-    if header is not None and not header.whole:
-        facts.part = header.first, header.last, header.size
+    found = beside(path)
+    facts = gather(verification.peer_id, read_source(path), whole=found.part is None)
+    facts.origin, facts.epoch, facts.part = verification.origin, epoch_source(path), found.part
+    facts.damaged = found.damaged
+    facts.held = notes_or_refusal(path, found.held)
+    facts.shown = notes_or_refusal(path, (found.checkpoint, *(item.note for item in found.cosigned)))
     return facts
+
+
+def gather_sources(sources: Iterable[tuple[Path, str | None, str | None]]) -> list[LogFacts]:
+    """`gather_source` for logs that are compared with each other: each path, with the expected peer and origin if any.
+
+    Each whole log also gets its roots at the sizes of which the others hold checkpoints. Raises StoreError.
+    """
+    given = list(sources)
+    logs = [gather_source(path, peer, origin) for path, peer, origin in given]
+    for (path, _, _), log in zip(given, logs, strict=True):
+        if log.part is None:
+            held = {note.size for other in logs for note in other.held if note.log == log.peer}
+            log.roots = roots_source(path, {size for size in held if size <= log.entries})
+    return logs

@@ -189,6 +189,8 @@ def reading_log(path: Path) -> Iterator[sqlite3.Connection]:
                 raise StoreError(f"{path} is not an audit log: {problem}; check the path")
             yield connection
     except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB and not path.name.startswith("audit.db"):
+            raise StoreError(f"{path} is no log itself (an export of one?); name the home, or its audit.db") from error
         raise StoreError(f"the audit log {path} cannot be read ({error}); run p2pfl audit verify") from error
 
 

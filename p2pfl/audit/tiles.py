@@ -15,7 +15,7 @@ from pathlib import Path
 
 from p2pfl.audit.cosigned import (
     COSIGNED_LIMIT,
-    Witnessed,
+    Cosigned,
     check_cosigned,
     decode_cosigned,
     encode_cosigned,
@@ -138,21 +138,17 @@ def verify_tiles(folder: Path, expected_peer: str | None = None, expected_origin
             raise StoreError("checkpoint: the entries are not those that it was signed over")
         tiles.end()
         root = checkpoint.root
-        read_cosigned_beside(folder)
+        check_cosigned(read_cosigned_beside(folder), checkpoint, origin, log)
         check_held(read_held_beside(folder))
     except (RemoteError, StoreError, OSError) as error:
         problem = str(error)
     return Verification(problem is None, entries, int(problem is None), root.hex(), origin[:200], log[:200], problem)
 
 
-def read_cosigned_beside(folder: Path) -> list[Witnessed]:
-    """Who has cosigned how much of the log, as `check_cosigned` has it. Raises RemoteError or StoreError."""
+def read_cosigned_beside(folder: Path) -> tuple[Cosigned, ...]:
+    """The cosigned checkpoints that came with it; nothing is verified. Raises RemoteError or StoreError."""
     path = folder / COSIGNED
-    if not path.exists():
-        return []
-    log, origin, _ = log_of(folder)
-    _, items = decode_cosigned(_read(path, COSIGNED_LIMIT).decode(errors="replace"))
-    return check_cosigned(items, _checkpoint(folder), origin, log)
+    return decode_cosigned(_read(path, COSIGNED_LIMIT).decode(errors="replace"))[1] if path.exists() else ()
 
 
 def read_held_beside(folder: Path) -> tuple[bytes, ...]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from p2pfl.audit import Kind, as_dict, describe, epoch_source, witnessed_source
+from p2pfl.audit import Kind, Witnessed, as_dict, describe, epoch_source, part_source, witnessed_source
 from p2pfl.cli.cosigned import check_checkpoint, checkpoint, witness_facts, witness_lines
 from p2pfl.cli.erase import erase
 from p2pfl.cli.evidence import check as check_evidence
@@ -19,7 +19,7 @@ from p2pfl.cli.logs import find_log
 from p2pfl.cli.output import note, show
 from p2pfl.cli.proofs import check_proof, owner_of, prove, whole_charter
 from p2pfl.cli.reconcile import reconcile_logs
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, StoreError
 from p2pfl.governance import fingerprint
 
 app = typer.Typer(no_args_is_help=True)
@@ -58,7 +58,11 @@ def verify(
     ]
     if outcome.torn:
         lines.append(f"torn end     {outcome.torn}")
-    found, names = witnessed_source(log.path) if outcome.ok else [], log.names
+    part = part_source(log.path) if outcome.ok else None
+    if part is not None:
+        lines.append(f"part         entries {part[0]} to {part[1]} of {part[2]}: of the others it says nothing")
+    found, untold = _witnesses(log.path) if outcome.ok else ([], None)
+    names = log.names
     epoch = epoch_source(log.path) if outcome.ok else None
     if epoch:
         lines.append(f"epoch        {epoch}: it lost its end so often, and says so in its entries epoch_opened")
@@ -69,11 +73,23 @@ def verify(
         names = {str(member.peer_id): member.name for member in charter.members}
         lines.append(f"member       {owner_of(outcome.origin, outcome.peer_id, charter).name}")
         lines.append(f"charter      {fingerprint(charter)}")
-    if outcome.ok:
-        lines += witness_lines(found, names, of_charter=charter_file is not None)
-    show({**asdict(outcome), "epoch": epoch, "cosigned": witness_facts(found, names)}, as_json, lines)
+    if untold:
+        lines.append(f"not told     who cosigned it: {untold}")
+    elif outcome.ok:
+        lines += witness_lines(found, names, of_charter=charter_file is not None, part=part)
+    first, last, size = part or (0, outcome.entries - 1, outcome.entries)
+    value = {**asdict(outcome), "first": first, "last": last, "size": size, "epoch": epoch, "untold": untold}
+    show({**value, "cosigned": witness_facts(found, names)}, as_json, lines)
     if not outcome.ok:
         raise typer.Exit(1)
+
+
+def _witnesses(path: Path) -> tuple[list[Witnessed], str | None]:
+    """Who has cosigned it, or why that cannot be told: what lies beside a log is no part of it."""
+    try:
+        return witnessed_source(path), None
+    except StoreError as error:
+        return [], str(error)
 
 
 @app.command("show")

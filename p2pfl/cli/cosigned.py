@@ -87,8 +87,17 @@ def witness_facts(found: Sequence[Witnessed], names: Mapping[str, str]) -> list[
     ]
 
 
-def witness_lines(found: Sequence[Witnessed], names: Mapping[str, str], *, of_charter: bool) -> list[str]:
-    """For people. ``of_charter``: the names are all members', so that somebody else does not count."""
+def witness_lines(
+    found: Sequence[Witnessed],
+    names: Mapping[str, str],
+    *,
+    of_charter: bool,
+    part: tuple[int, int, int] | None = None,
+) -> list[str]:
+    """For people. ``of_charter``: the names are all members', so that somebody else does not count.
+
+    ``part`` is first, last and number of all entries, where not all were given: none of the others is named.
+    """
     lines = []
     for row in found:
         if of_charter and row.witness not in names:
@@ -96,8 +105,11 @@ def witness_lines(found: Sequence[Witnessed], names: Mapping[str, str], *, of_ch
             continue
         moment = datetime.fromtimestamp(row.time, UTC)
         epoch = f" of epoch {row.epoch}" if row.epoch else ""
+        which = f"up to entry {row.size - 1}"
+        if part is not None:
+            which = f"up to entry {min(row.size - 1, part[1])}" if row.size > part[0] else "none of these entries"
         who = names.get(row.witness, row.witness)
-        lines.append(f"cosigned     by {who} up to entry {row.size - 1}{epoch}, at {moment:%Y-%m-%d %H:%M:%SZ}")
+        lines.append(f"cosigned     by {who} {which}{epoch}, at {moment:%Y-%m-%d %H:%M:%SZ}")
     if of_charter and not any(row.witness in names for row in found):
         lines.append("cosigned     by nobody")
     return lines

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +11,7 @@ import typer
 
 from p2pfl.audit import csv_lines, json_lines, open_part, write_tiles
 from p2pfl.cli.logs import find_log
-from p2pfl.cli.output import note
+from p2pfl.cli.output import note, write_result
 from p2pfl.errors import ConfigError
 
 TOLD_EVERY = 100_000
@@ -48,6 +46,8 @@ def export(
     """
     path = find_log(place).path
     with open_part(path, start, end) as part:
+        if part.damaged:
+            note(f"{part.damaged} damaged rows of {path.with_name('witness.db')} were left out; restore a backup of it")
         if form is Form.TLOG:
             if output is None:
                 raise ConfigError("tiles are a folder of files; name a new one with -o")
@@ -57,7 +57,7 @@ def export(
             if output is None:
                 sys.stdout.writelines(lines)
             else:
-                _write(output, lines)
+                write_result(output, lines)
     if output is not None:
         check = "" if form is Form.CSV else f"; anybody checks it with `p2pfl audit verify {output}`"
         note(f"wrote {part.last - part.first} entries to {output}{check}")
@@ -66,18 +66,3 @@ def export(
 def _told(done: int, total: int) -> None:
     if done % TOLD_EVERY == 0 and done < total:
         note(f"{done} of {total} entries")
-
-
-def _write(path: Path, lines: Iterator[str]) -> None:
-    """Line by line into a file beside it, which then takes its name: whole, or as it was before."""
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{path} exists and is no file; choose another name")
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.new")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="") as file:
-            file.writelines(lines)
-        temporary.replace(path)
-    except OSError as error:
-        raise ConfigError(f"couldn't write {path}: {error.strerror}; choose another place") from error
-    finally:
-        temporary.unlink(missing_ok=True)

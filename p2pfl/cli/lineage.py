@@ -45,7 +45,8 @@ def show_lineage(
 
     Every log is verified first, and compared with the others as `p2pfl audit reconcile` does; each statement names its
     entry. Where deltas were kept (in the homes given, or in --deltas), the mixing is computed again from them, and
-    compared bit for bit. Exit code 1 if that departs or the logs contradict each other, 3 if one was given in part.
+    compared bit for bit. Exit code 1 if that departs or the logs contradict each other, 3 if not all of them could
+    be judged.
 
     Example: p2pfl audit lineage model.safetensors homes/lille homes/caen
     Example: p2pfl audit lineage model.safetensors lille.jsonl caen.jsonl --deltas lille-kept --deltas caen-kept

@@ -14,11 +14,12 @@ from p2pfl.audit import (
     Entry,
     LogFacts,
     Verification,
-    gather_source,
+    gather_sources,
+    is_cut_off,
     is_database,
     is_source,
+    is_table,
     read_source,
-    roots_source,
     verify_source,
 )
 from p2pfl.cli.proofs import owner_of, whole_charter
@@ -50,16 +51,18 @@ class NamedLog:
         """The entries from a position on, of one kind or of all, oldest first; checks nothing."""
         return read_source(self.path, start, kind)
 
-    def facts(self) -> LogFacts:
-        """What it says of each run, after checking the whole log. Raises StoreError if it does not hold."""
-        return gather_source(self.path, self.peer, self.origin)
-
 
 def find_log(place: Path) -> NamedLog:
     """The log in a home folder, in a file, or in a folder of tiles. Raises ConfigError."""
+    if is_table(place):
+        raise ConfigError(f"{place} is an export in csv, which is for reading alone; export the log again as json")
     if is_source(place):
         return NamedLog(place, None, None, {})
+    if is_cut_off(place):
+        raise ConfigError(f"the tiles in {place} have no checkpoint: their export was cut off; export the log again")
     home = open_home(place)
+    if home.audit.is_file() and not is_database(home.audit):
+        raise ConfigError(f"{home.audit} is an export and no log of this home; restore the home from a backup")
     peer, origin, names = home.member().peer_id, None, {}
     with contextlib.suppress(ConfigError):  # a log is checked without a charter, too: it can then say no wrong name
         charter = home.charter()
@@ -96,11 +99,7 @@ def read_logs(places: list[Path], charter_file: Path | None) -> GivenLogs:
     """Verify and read each log. Raises StoreError for one that does not hold, ConfigError for a stranger's."""
     charter = None if charter_file is None else whole_charter(charter_file)
     named = [find_log(place) for place in places]
-    logs = [item.facts() for item in named]
-    for item, log in zip(named, logs, strict=True):
-        if log.part is None:
-            held = [note.size for other in logs for note in other.held if note.log == log.peer]
-            log.roots = roots_source(item.path, {size for size in held if size <= log.entries})
+    logs = gather_sources((item.path, item.peer, item.origin) for item in named)
     if charter is not None:
         for log in logs:
             owner_of(log.origin, log.peer, charter)

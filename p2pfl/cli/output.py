@@ -34,6 +34,10 @@ _EMPTY_LOOKING = frozenset(
 )  # fmt: skip
 
 
+_DATABASES = ("audit.db", "witness.db")
+_SQLITE = b"SQLite format 3\0"
+
+
 def visible(text: str) -> str:
     """The text with control, bidirectional and invisible characters as escapes such as \\x1b or \\u202e."""
     return "".join(
@@ -127,17 +131,23 @@ def _first_line(text: str, where: str) -> str:
     return line
 
 
-def write_result(path: Path, data: bytes) -> None:
-    """Write a file the user named: whole, or as it was before. Raises ConfigError in plain words."""
+def write_result(path: Path, data: bytes | Iterable[str]) -> None:
+    """Write a file the user named, at once or line by line: whole, or as it was before.
+
+    Raises ConfigError in plain words; also where that would replace a file of a home, or any database.
+    """
     try:
         target = path.resolve() if path.is_symlink() else path
         if target.exists() and not target.is_file():
+            if not isinstance(data, bytes):
+                raise ConfigError(f"{path} exists and is no file; choose another name")
             target.write_bytes(data)  # /dev/stdout and the like
             return
+        _refuse_own(path, target.resolve())
         temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.new")
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                file.writelines([data] if isinstance(data, bytes) else (line.encode() for line in data))
             if target.exists():
                 temporary.chmod(target.stat().st_mode & 0o777)
             temporary.replace(target)
@@ -146,3 +156,15 @@ def write_result(path: Path, data: bytes) -> None:
     except OSError as error:
         reason = os.strerror(errno.EISDIR) if path.is_dir() else error.strerror
         raise ConfigError(f"couldn't write {path}: {reason}; choose another place") from error
+
+
+def _refuse_own(path: Path, target: Path) -> None:
+    """A home's key, log or charter cannot be made again: whatever is in a home, no result replaces it."""
+    home = next((folder for folder in target.parents if os.path.lexists(folder / "home.toml")), None)
+    if home is not None and (target.exists() or target.name.startswith(_DATABASES)):
+        raise ConfigError(f"{path} is a file of the home {home}, which no result may replace; choose another place")
+    bare = target.with_name(target.name.removesuffix("-wal").removesuffix("-shm").removesuffix("-journal"))
+    if bare.is_file():
+        with bare.open("rb") as file:
+            if file.read(len(_SQLITE)) == _SQLITE:
+                raise ConfigError(f"{path} is a database or belongs to one, such as a log; choose another place")

@@ -77,9 +77,19 @@ def test_exports_say_who_has_cosigned_them(
     shutil.rmtree(home)
     done = do(capsys, "audit", "verify", "out", "--charter", "signed.charter")
     assert done.code == 0, done.err
-    assert "cosigned     by rouen up to entry 120" in done.out and "not counted" in done.out
+    last = 40 if "--to" in part else 120
+    assert f"cosigned     by rouen up to entry {last}," in done.out and "not counted" in done.out
+    assert ("part         entries 30 to 40 of 170: " in done.out) == ("--to" in part)
     facts = json.loads(do(capsys, "audit", "verify", "out", "--json").out)
     assert [row["size"] for row in facts["cosigned"]] == [150, 121]
+    assert [facts[name] for name in ("first", "last", "size")] == ([30, 40, 170] if "--to" in part else [0, 169, 170])
+
+
+def test_of_a_part_behind_what_was_cosigned_nothing_is(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert do(capsys, "audit", "export", "lille", "--from", "121", "--to", "160", "-o", "out").code == 0
+    done = do(capsys, "audit", "verify", "out", "--charter", "signed.charter")
+    assert done.code == 0 and "cosigned     by rouen none of these entries, at 2023" in done.out
+    assert "entries 121 to 160 of 170" in done.out and "entry 120" not in done.out
 
 
 def test_the_home_itself_says_it_too_and_a_log_without_witnesses_says_nobody(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from p2pfl.audit import NOTES, AuditLog, Kind, NewEntry, gather_source, lineage, read_entries, reconcile
+from p2pfl.audit import NOTES, AuditLog, Kind, NewEntry, gather_source, gather_sources, lineage, read_entries, reconcile
 from p2pfl.crypto import sha256
 from p2pfl.peer import open_home
 
@@ -197,7 +197,7 @@ def test_the_erasure_of_the_page(walked: tuple[Path, dict[str, str]]) -> None:
     assert p2pfl(folder, "audit", "verify", "homes/lille").returncode == 0
     shown = p2pfl(folder, "audit", "show", "homes/lille").stdout
     assert "link down" in shown and "(erased)" in shown and "free text of" in shown
-    logs = [gather_source(folder / f"{name}.jsonl") for name in NAMES[1:]]
-    assert reconcile([gather_source(folder / "homes" / "lille" / "audit.db"), *logs]).clean
+    places = [folder / "homes" / "lille" / "audit.db", *(folder / f"{name}.jsonl" for name in NAMES[1:])]
+    assert reconcile(gather_sources((place, None, None) for place in places)).clean
     again = p2pfl(folder, *shlex.split(line)[1:])
     assert again.returncode == 1 and "none of these entries" in again.stderr
