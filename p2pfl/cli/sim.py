@@ -194,7 +194,7 @@ def _compare_results(folders: Sequence[Path], out: Path | None, as_json: bool) -
 
 
 def _print(groups: dict[str, list[SimResult]], as_json: bool) -> None:
-    from p2pfl.sim import summary_rows
+    from p2pfl.sim import summary_rows, warnings_of
 
     if as_json:
         show([result.summary() for results in groups.values() for result in results], True, ())
@@ -203,6 +203,8 @@ def _print(groups: dict[str, list[SimResult]], as_json: bool) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_cell(row.get(name)) for name in columns] for row in rows]
     show_table(rows, False, columns, cells)
+    for said in warnings_of(groups):
+        note(said)
 
 
 def _cell(value: Any) -> str:

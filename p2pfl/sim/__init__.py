@@ -26,7 +26,7 @@ from p2pfl.sim.faults import (
 )
 from p2pfl.sim.links import LinkModel
 from p2pfl.sim.members import Equivocate, LieAboutEdges, Member, Replay, Withhold
-from p2pfl.sim.report import summary_rows, write_report
+from p2pfl.sim.report import summary_rows, warnings_of, write_report
 from p2pfl.sim.results import SimResult
 from p2pfl.sim.scenario import Scenario, read_scenario, read_variation, varied
 from p2pfl.sim.simulate import simulate
@@ -80,5 +80,6 @@ __all__ = [
     "summary_rows",
     "sweep",
     "varied",
+    "warnings_of",
     "write_report",
 ]

@@ -187,7 +187,8 @@ def _facts(simulation: Simulation, run: VectorisedRun, judge: Judge, pace: Pace)
         "faults": [fault.model_dump() for fault in simulation.faults], "evaluate": simulation.evaluate.model_dump(),
         "metric": judge.metric, "evaluated_on": "test" if examples.test else "training examples",
         "execution": str(run.execution), "execution_facts": execution, "device": simulation.device,
-        "threads": torch.get_num_threads(), "clock": pace.name, "machine": machine(),
+        "threads": torch.get_num_threads(), "clock": pace.name, "patience_ends_in_round": pace.missed,
+        "machine": machine(),
     }  # fmt: skip
 
 

@@ -22,7 +22,8 @@ from p2pfl.train.layout import Layout
 if TYPE_CHECKING:
     from p2pfl.sim.simulate import Simulation
 
-MOST_MACHINES = 256  # peers x peers messages per round: beyond, a run takes longer than learning
+MOST_MACHINES = 64  # sites hear each other's heartbeats: beyond, a run takes longer than its learning
+HEARTBEATS = 1000  # sites up to which the model counts heartbeats' part of the uplinks
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Pace:
     decisions: Decisions | None = None
     seconds: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     bytes: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    missed: int | None = None
+    """The first round in which real peers' patience would have ended: from there on the model waits, they would not."""
 
     def totals(self, t: int) -> dict[str, float]:
         """When the last site ended round ``t``, and what all have sent by then."""
@@ -95,7 +98,14 @@ def content_bytes(simulation: Simulation) -> int:
 
 
 def _modelled(simulation: Simulation, links: Any, compute: Any) -> Pace:
-    timing = Timing(simulation.schedule, links, compute, content_bytes(simulation), simulation.seed)
+    few = simulation.parts.peers <= HEARTBEATS
+    timing = Timing(
+        simulation.schedule, links, compute, content_bytes(simulation), simulation.seed,
+        deadline=simulation.plan.settings.training.deadline, heartbeats=few,
+    )  # fmt: skip
     rounds = list(timing)
-    seconds, sent = np.array([row.seconds for row in rounds]), np.array([row.bytes for row in rounds])
-    return Pace("model", simulation.schedule, None, seconds, sent)
+    seconds = np.array([row.seconds for row in rounds])
+    # floods grow with the square of the consortium, and beyond some hundred sites nobody would flood so
+    sent = np.array([row.bytes if few else row.content + row.announcements for row in rounds])
+    missed = next((row.round for row in rounds if row.missed), None)
+    return Pace("model", simulation.schedule, None, seconds, sent, missed)

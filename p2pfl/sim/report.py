@@ -103,12 +103,26 @@ def cell(value: Any) -> str:
     return str(value)
 
 
-def _warnings(groups: Groups) -> list[str]:
+def warnings_of(groups: Groups) -> list[str]:
+    """What somebody who reads the figures must know first."""
+    said = []
     stopped = [name for name, results in groups.items() if any(result.interrupted for result in results)]
-    if not stopped:
-        return []
-    names = html.escape(", ".join(stopped))
-    return [f'<p class="warning">Interrupted before the last round: {names}. The figures are those up to there.</p>']
+    if stopped:
+        said.append(f"Interrupted before the last round: {', '.join(stopped)}. The figures are those up to there.")
+    for name, results in groups.items():
+        ends = [end for result in results if (end := result.facts.get("patience_ends_in_round")) is not None]
+        if ends:
+            said.append(
+                f"{name}: from round {min(ends)} on deployed peers would not have waited so long for each other as the "
+                'timing model does; for what they would have done, write clock = "machines".'
+            )
+        fell = sorted({text for result in results for text in result.facts["execution_facts"]["fell_back"]})
+        said += [f"{name}: {text}" for text in fell]
+    return said
+
+
+def _warnings(groups: Groups) -> list[str]:
+    return [f'<p class="warning">{html.escape(text)}</p>' for text in warnings_of(groups)]
 
 
 def _charts(groups: Groups) -> str:
