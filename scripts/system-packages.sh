@@ -11,6 +11,7 @@ command -v dbus-daemon >/dev/null 2>&1 || missing+=(dbus)
 command -v avahi-daemon >/dev/null 2>&1 || missing+=(avahi-daemon) # multicast DNS, started by the tests alone
 command -v avahi-browse >/dev/null 2>&1 || missing+=(avahi-utils)
 command -v strace >/dev/null 2>&1 || missing+=(strace) # what reaches the disk before the network
+command -v c++ >/dev/null 2>&1 || missing+=(g++) # torch.compile of simulations; without it they run eagerly and say so
 command -v node >/dev/null 2>&1 || missing+=(nodejs) # its packages: scripts/counterparts.sh
 command -v npm >/dev/null 2>&1 || missing+=(npm)
 command -v go >/dev/null 2>&1 || missing+=(golang-go)
