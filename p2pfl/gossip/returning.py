@@ -58,7 +58,7 @@ class Returning:
         """The run begins by what is on this disk alone, after a restart: an older disk, for all that is known here.
 
         The neighbours may have what this key has signed since. Nothing is signed before they had the time to tell,
-        whoever else is linked. Those that began before us told nobody, or told it before we could hear it: they are asked.
+        whoever else is linked. Those whose link came up before the run began there have not told: they are asked.
         """
         context = self.context
         self.stage, context.asked = "begun", False
@@ -121,7 +121,7 @@ class Returning:
         if peer not in self.rounds.ledgers:
             return
         if peer not in self.told_to:
-            self.tell(peer)  # its link came up before the run began here, and it waits for our word
+            self.tell(peer)  # the link came up before the run began here; it was restarted, and waits for our word
         self._learn(peer, standing)
         self.told.add(peer)
         self.go_on_when_told()
