@@ -104,8 +104,9 @@ def rewrite(home: Path, entries: int) -> None:
         log.append([NewEntry("refused", {"reason": f"nothing happened {n}"}) for n in range(entries - 1)], first.time)
 
 
-Say = Callable[[PeerId, bytes, bytes], bytes]
-"""What a dishonest owner answers a witness: (who asks, held note, to which note) -> envelope. May raise Refusal."""
+Say = Callable[[PeerId, bytes, bytes], bytes | None]
+"""What a dishonest owner answers a witness: (who asks, held note, to which note) -> envelope; None: it hangs up. May
+raise Refusal."""
 
 
 def lie(peer: p2pfl.Peer, log: AuditLog | None = None) -> Say:
@@ -121,6 +122,14 @@ def lie(peer: p2pfl.Peer, log: AuditLog | None = None) -> Say:
     return say
 
 
+async def hang_up(peer: p2pfl.Peer, on: str) -> bytes:
+    """End the link to whoever has just asked, and answer nothing."""
+    link = peer._host._table.get(PeerId(on))
+    assert link is not None
+    await link.connection.close()
+    return await asyncio.Event().wait() and b""  # the link's end cancels this
+
+
 def dishonest(peer: p2pfl.Peer, say: Say) -> None:
     """This peer asks nobody what they hold of its log, and answers for it as ``say`` does."""
     peer._own_heads.cleared.set()
@@ -128,7 +137,8 @@ def dishonest(peer: p2pfl.Peer, say: Say) -> None:
     async def handler(witness: PeerId, data: bytes) -> bytes:
         question = unpack(data, what="question", limit=200_000)
         if question["ask"] == "grow":
-            return say(witness, question["held"], question["to"])
+            answer = say(witness, question["held"], question["to"])
+            return await hang_up(peer, witness) if answer is None else answer
         return pack([]) if question["ask"] == "held" else b""
 
     peer._host.handle(WITNESS, handler)
