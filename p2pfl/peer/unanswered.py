@@ -1,8 +1,8 @@
 """Questions of a witness that were not answered: an owner that leaves too many of them open is named.
 
-Two counts for each owner. Over a live link a few are enough. A question that ended with its link is nobody's fault, unless
-it is so each time: both ends look alike from here, so it takes more of them, and only a check that was answered to its
-end, with all that was seen elsewhere, begins that count anew. Links that come and go do not.
+Two counts for each owner. Over a live link a few are enough. A question that ended with its link is nobody's fault,
+unless it is so each time: who ended it cannot be seen from here. So it takes more of them, and only a check that was
+answered to its end, with all that was seen elsewhere, begins that count anew. Links that come and go do not.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from typing import Any
 
 from p2pfl.audit import (
     LogMisbehaviour,
-    NewEntry,
     WitnessStore,
     compare_notes,
 )

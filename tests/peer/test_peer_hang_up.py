@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import pytest
 from test_peer_witness_evasion import head_of, kinds, two_logs
 from test_peer_witnesses import (
     Say,
