@@ -191,6 +191,11 @@ class Hearing:
         for data in (*early.values(), *filter(None, [self.directives.early])):
             self.statement(ev.StatementReceived(self.context.now, self.context.me, data))
 
+    def early_words(self) -> None:
+        """Standings that came before the run began here, heard like those that come now."""
+        for peer, data in sorted(self.early_standings.items()):
+            self.statement(ev.StatementReceived(self.context.now, peer, data))
+
     def _hear_shared(self, sender: PeerId, data: bytes) -> None:
         """A directive that a neighbour passes on with its standing; the proposer is to blame for what it says."""
         try:

@@ -223,6 +223,7 @@ class Machine:
     def _link_down(self, event: ev.LinkDown) -> None:
         context = self.context
         context.linked.discard(event.peer)
+        self.returning.told_to.discard(event.peer)
         self.adopting.unlinked(event.peer)
         if context.start is None or event.peer not in self.rounds.ledgers or context.state is State.DONE:
             return
@@ -398,11 +399,13 @@ class Machine:
         self.presence.begin()
         context.commit("begun", stage="begun")
         self.hearing.early_statements()
-        for peer in sorted(self.hearing.early_standings):
+        early = self.hearing.early_standings
+        for peer in sorted(early):
             self.returning.tell(peer)  # it was restarted, and waits for our word
-        if self._restarted and not context.linked and context.state is State.PROPOSING:
+        if self._restarted and context.state is State.PROPOSING and not early.keys() >= self.rounds.ledgers.keys():
             self.returning.wait_for_words()
-        if context.state is State.PROPOSING and not self.returning.signed_before(self.hearing.early_standings):
+            self.hearing.early_words()
+        elif context.state is State.PROPOSING and not self.returning.signed_before(early):
             self.returning.join()
         self.hearing.early_announcements()
 

@@ -39,7 +39,8 @@ class Returning:
     closing: ClosingPart
     directives: Directives
     stage: str | None = None  # of the stored state; None: this machine was never restarted, or is back
-    told: set[PeerId] = field(default_factory=set)
+    told: set[PeerId] = field(default_factory=set)  # neighbours that told their standing over the present link
+    told_to: set[PeerId] = field(default_factory=set)  # members that were told ours over the present link
     counting: bool = False  # the neighbours' time to tell has begun
     given: dict[PeerId, tuple[Digest, int]] = field(default_factory=dict)  # what was given, and how often
     compared: dict[PeerId, tuple[int, int]] = field(default_factory=dict)  # for which version told, and how often
@@ -56,11 +57,16 @@ class Returning:
     def wait_for_words(self) -> None:
         """The run begins by what is on this disk alone, after a restart: an older disk, for all that is known here.
 
-        The neighbours may have what this key has signed since. Nothing is signed before they had the time to tell.
+        The neighbours may have what this key has signed since. Nothing is signed before they had the time to tell,
+        whoever else is linked. Those whose link came up before the run began there have not told: they are asked.
         """
-        self.stage, self.context.asked = "begun", False
-        self.context.state = State.CATCHING_UP
-        self.context.set_timer("standing", ALONE)
+        context = self.context
+        self.stage, context.asked = "begun", False
+        context.state = State.CATCHING_UP
+        self.counting = bool(context.linked)
+        context.set_timer("standing", PATIENCE if self.counting else ALONE)
+        for peer in sorted(context.linked.intersection(self.rounds.ledgers)):
+            self.tell(peer)
 
     def linked(self) -> None:
         """A link is up after a restart: from now on the neighbours have their time to tell."""
@@ -78,6 +84,7 @@ class Returning:
         """A link to a member came up: where we are, and the newest words of its own that we have."""
         context = self.context
         if context.roster.member(peer) is not None:
+            self.told_to.add(peer)
             newest = self.deliveries.newest.get(peer, (0, b""))[1]
             own_word = self.closing.envelopes.get(peer, b"")
             standing = Standing(
@@ -113,6 +120,8 @@ class Returning:
         self._share_closings(peer, standing.closings)
         if peer not in self.rounds.ledgers:
             return
+        if peer not in self.told_to:
+            self.tell(peer)  # the link came up before the run began here; it was restarted, and waits for our word
         self._learn(peer, standing)
         self.told.add(peer)
         self.go_on_when_told()

@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from p2pfl.audit import (
     LogMisbehaviour,
-    NewEntry,
     WitnessStore,
     compare_notes,
 )
@@ -41,12 +40,12 @@ from p2pfl.peer.evidence_sharing import EvidenceSharing
 from p2pfl.peer.log_checks import ANSWER_TIME, LogChecks
 from p2pfl.peer.own_heads import HELD, KEEP, WITNESS, OwnHeads
 from p2pfl.peer.sightings import Place, Sightings
+from p2pfl.peer.unanswered import Unanswered
 from p2pfl.types import PeerId, Roster
 
 HEAD = "/p2pfl/head/1"
 
 PACE = 10.0  # seconds between two questions to one neighbour; a shorter round is checked with the next one
-MISSES = 3  # questions without a usable answer, over a live link, until the neighbour is named
 REQUEST_LIMIT = 200_000  # bytes: two notes of 64 KiB
 NOTE_BYTES = 16 * 1024  # of a checkpoint told by others, cosignatures included
 QUESTIONS_PER_HOUR = 3600  # answered for each neighbour
@@ -73,8 +72,8 @@ class Witnessing:
         self._identity, self._consortium, self._host, self._store, self._own = identity, consortium, host, store, own
         self._roster, self._commit, self._spawn, self._told = roster, commit, spawn, told
         self.pace = PACE
-        self.withheld: dict[PeerId, str] = {}
-        """Members that are linked and do not show that their log has grown, and why."""
+        self._unanswered = Unanswered(store, commit, told)
+        self.withheld = self._unanswered.withheld
         self._alarms = Alarms(identity.peer_id, consortium, store, folder, commit, told)
         self.accused = self._alarms.accused
         self._sharing = EvidenceSharing(host, consortium, self._alarms, roster=roster, spawn=spawn)
@@ -85,7 +84,6 @@ class Witnessing:
         self._told_own = b""
         self._busy: dict[PeerId, bool] = {}  # a check is under way; True: another one is wanted behind it
         self._next: dict[PeerId, float] = {}
-        self._misses: Counter[PeerId] = Counter()
         self._relayed: dict[tuple[PeerId, PeerId], deque[float]] = {}
         self._held: dict[PeerId, Place] = {}  # the newest in the store, once it was read
         self._heads: defaultdict[PeerId, Pace] = defaultdict(lambda: Pace(HEADS_PER_HOUR))
@@ -244,16 +242,23 @@ class Witnessing:
             while owner in self._host.links and owner not in self.accused:
                 self._busy[owner] = False
                 await asyncio.sleep(max(0.0, self._next.get(owner, 0.0) - loop.time()))
+                link = self._host.links.get(owner)
+                if link is None:
+                    return  # not asked: that is made up for as soon as it is linked again
                 try:
                     await self._check_once(owner)
                 except LogMisbehaviour as shown:
                     await self._alarms.sound(shown)
                 except (RemoteError, LinkError, Refusal) as error:
-                    await self._missed(owner, str(error))
+                    now = self._host.links.get(owner)
+                    same = now is not None and now.since == link.since
+                    if same or not isinstance(error, LinkError):
+                        await self._unanswered.missed(owner, str(error))
+                    else:
+                        await self._unanswered.cut_off(owner)
                     self._busy[owner] = True
                 else:
-                    self._misses.pop(owner, None)
-                    self.withheld.pop(owner, None)
+                    self._unanswered.ended_well(owner)
                 self._next[owner] = loop.time() + self.pace
                 if not self._busy[owner]:
                     return
@@ -266,23 +271,12 @@ class Witnessing:
         except IllegalStep:  # another check was quicker
             self._busy[owner] = True
             return
+        self._unanswered.answered(owner)
         if new is None:
             return
         self._tell(owner, new.note)
         item = cosign(self._identity, self._consortium, new.note, int(time.time())).encode()
         await self._host.request(owner, WITNESS, pack({"ask": KEEP, "item": item}), timeout=ANSWER_TIME)
-
-    async def _missed(self, owner: PeerId, why: str) -> None:
-        if owner not in self._host.links:
-            return  # not its fault
-        self._misses[owner] += 1
-        if self._misses[owner] < MISSES or owner in self.withheld:
-            return
-        held = self._store.newest(owner)
-        body = {"peer": owner, "asked": self._misses[owner], "size": held.size if held else 0, "reason": why[:400]}
-        await self._commit(NewEntry("head_withheld", body))
-        self.withheld[owner] = why
-        self._told("head withheld", {"peer": owner, "reason": why})
 
     # --- what people ask
 

@@ -42,7 +42,7 @@ def start_machine(
         roster,
         proposal,
         sequence=found.sequence,
-        restored=restored,
+        restored=None if disk.proposed_at is None else restored,  # the proposal has only just come
         verify=verify,
         argument_problem=argument_problem,
         tolerance=tolerance,

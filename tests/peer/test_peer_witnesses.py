@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,19 @@ from hospitals import free_port
 from test_peer_restart import three_homes
 
 import p2pfl
-from p2pfl.audit import Answer, AuditLog, Evidence, NewEntry, WitnessStore, check_evidence, read_entries, read_evidence
-from p2pfl.crypto import log_origin, pack, read_log_proof, unpack
+from p2pfl.audit import (
+    Answer,
+    AuditLog,
+    Evidence,
+    LogMisbehaviour,
+    NewEntry,
+    WitnessStore,
+    check_evidence,
+    judge,
+    read_entries,
+    read_evidence,
+)
+from p2pfl.crypto import cosign, log_origin, pack, read_log_proof, unpack
 from p2pfl.crypto.notes import read_note
 from p2pfl.errors import Refusal, RemoteError
 from p2pfl.gossip.messages import decode_announcement, open_cover
@@ -104,8 +116,9 @@ def rewrite(home: Path, entries: int) -> None:
         log.append([NewEntry("refused", {"reason": f"nothing happened {n}"}) for n in range(entries - 1)], first.time)
 
 
-Say = Callable[[PeerId, bytes, bytes], bytes]
-"""What a dishonest owner answers a witness: (who asks, held note, to which note) -> envelope. May raise Refusal."""
+Say = Callable[[PeerId, bytes, bytes], bytes | None]
+"""What a dishonest owner answers a witness: (who asks, held note, to which note) -> envelope; None: it hangs up. May
+raise Refusal."""
 
 
 def lie(peer: p2pfl.Peer, log: AuditLog | None = None) -> Say:
@@ -121,6 +134,14 @@ def lie(peer: p2pfl.Peer, log: AuditLog | None = None) -> Say:
     return say
 
 
+async def hang_up(peer: p2pfl.Peer, on: str) -> bytes:
+    """End the link to whoever has just asked, and answer nothing."""
+    link = peer._host._table.get(PeerId(on))
+    assert link is not None
+    await link.connection.close()
+    return await asyncio.Event().wait() and b""  # the link's end cancels this
+
+
 def dishonest(peer: p2pfl.Peer, say: Say) -> None:
     """This peer asks nobody what they hold of its log, and answers for it as ``say`` does."""
     peer._own_heads.cleared.set()
@@ -128,7 +149,8 @@ def dishonest(peer: p2pfl.Peer, say: Say) -> None:
     async def handler(witness: PeerId, data: bytes) -> bytes:
         question = unpack(data, what="question", limit=200_000)
         if question["ask"] == "grow":
-            return say(witness, question["held"], question["to"])
+            answer = say(witness, question["held"], question["to"])
+            return await hang_up(peer, witness) if answer is None else answer
         return pack([]) if question["ask"] == "held" else b""
 
     peer._host.handle(WITNESS, handler)
@@ -483,16 +505,67 @@ async def test_told_evidence_that_shows_nothing_accuses_nobody(tmp_path: Path) -
             assert not peer.witnessing.accused and not evidence_of(home) and peer.failure is None
 
 
-async def test_one_colluding_neighbour_does_not_help(tmp_path: Path) -> None:
+def collude(peer: p2pfl.Peer, owner: p2pfl.Peer) -> None:
+    """A witness that vouches for whatever the owner shows, tells it to the others, and knows of no evidence."""
+    check = peer.witnessing._check_once
+
+    async def vouch(asked: PeerId) -> None:
+        if asked != owner.peer_id:
+            await check(asked)
+            return
+        question = pack({"ask": "grow", "held": b"", "to": b""})  # nothing that the answer would have to follow from
+        data = await peer._host.request(owner.peer_id, WITNESS, question, timeout=5)
+        note = judge(data, b"", log_origin(NAME, owner.peer_id), owner.peer_id).note
+        await owner._own_heads.keep(peer.peer_id, cosign(peer._identity, NAME, note, int(time.time())).encode())
+        peer.witnessing._tell(owner.peer_id, owner._own_heads.witnessed)
+
+    async def look_away(shown: LogMisbehaviour, sender: PeerId | None = None) -> None:
+        pass
+
+    peer.witnessing._check_once = vouch  # type: ignore[method-assign]
+    peer.witnessing._alarms.sound = look_away  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("says", ["a lie", "nothing"])
+async def test_one_colluding_neighbour_does_not_help(tmp_path: Path, says: str) -> None:
+    """The rewritten log has a real cosignature, by a neighbour that tells it to the other one as its own finding."""
     homes = found(tmp_path)
     network = MemoryNetwork()
     held = await history(homes, network)
     rewrite(homes[0], held + 5)
-    async with up(*homes[1:], network=network) as (colluding, honest):
-        colluding.witnessing.accused[PeerId(peer_id(homes[0]))] = "looks away"
-        async with up_dishonest(homes[0], network, lie) as evil:
-            await until(lambda: row(honest, evil)["alarm"])
-    assert convicts(homes[2], homes[2] / "charter", peer_id(homes[0])) == "growth"
+    async with contextlib.AsyncExitStack() as stack:
+        (colluding,) = await stack.enter_async_context(up(homes[1], network=network))
+        accomplice = colluding.peer_id
+
+        def to_others(peer: p2pfl.Peer) -> Say:
+            collude(colluding, peer)
+            lies = lie(peer)
+
+            def say(witness: PeerId, held: bytes, to: bytes) -> bytes | None:
+                if witness != accomplice and says == "nothing":
+                    raise Refusal("ask my other neighbour")
+                return lies(witness, held, to)
+
+            return say
+
+        evil = await stack.enter_async_context(up_dishonest(homes[0], network, to_others))
+        await until(lambda: int(evil._own_heads.witnessed.split(b"\n")[1]) > held)
+        names = [line.name for line in read_note(evil._own_heads.witnessed).signatures]
+        assert f"{log_origin(NAME, accomplice)}/witness" in names, "a cosignature on the rewritten log"
+        (honest,) = await stack.enter_async_context(up(homes[2], network=network))
+        await until(lambda: row(honest, evil)["alarm" if says == "a lie" else "withheld"])
+        told = [item for item in honest.witnessing._sightings._store.seen() if item.log == evil.peer_id]
+        while accomplice not in {item.teller for item in told}:
+            colluding.witnessing._tell(evil.peer_id, evil._own_heads.witnessed)
+            await asyncio.sleep(0.01)
+            told = [item for item in honest.witnessing._sightings._store.seen() if item.log == evil.peer_id]
+        assert row(honest, evil)["held"] == held, "whatever the other one vouches for"
+        assert row(colluding, evil)["alarm"] is None
+    if says == "a lie":
+        assert convicts(homes[2], homes[2] / "charter", peer_id(homes[0])) == "growth"
+    else:
+        (entry,) = read_entries(homes[2] / "audit.db", kind="head_withheld")
+        assert (entry.body["peer"], entry.body["size"]) == (peer_id(homes[0]), held)
     assert not evidence_of(homes[1])
 
 
