@@ -27,6 +27,7 @@ from p2pfl.topology import Schedule
 from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.rules import check_combination
 from p2pfl.train.settings import Settings, read_settings
+from p2pfl.train.stacking_check import stacking_problem
 from p2pfl.types import PeerId
 
 Progress = Callable[[int, int], None]
@@ -150,7 +151,7 @@ def prepare(
             raise ConfigError('absent sites are simulated with clock = "model"; write that, or make the site slow')
     return Simulation(
         plan, code, settings, examples, parts, schedule, spec, shares, seed, weights, time, faults, evaluate,
-        device, execution, name or plan.settings.plan.name, check_plan(code, settings, examples, parts),
+        device, execution, name or plan.settings.plan.name, check_plan(code, settings, examples, parts, execution),
     )  # fmt: skip
 
 
@@ -165,18 +166,30 @@ def tensors(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Batch:
     return tuple(found)
 
 
-def check_plan(code: PlanCode, settings: Settings, examples: Examples, parts: Parts) -> tuple[str, ...]:
-    """One loss of one batch of the first site, so that a plan that does not fit the data is told now; remarks."""
+def check_plan(code: PlanCode, settings: Settings, examples: Examples, parts: Parts, execution: str) -> tuple[str, ...]:
+    """One loss of one batch of the first site, so that a plan that does not fit the data is told now; remarks.
+
+    Raises ConfigError also for a plan that cannot run for many sites at once where that was asked for.
+    """
     rows = parts.rows[0][: settings.batch_size]
     batch = tensors([array[rows] for array in examples.train], settings.dtype)
     module = code.model().to(settings.dtype)
     losses = code.loss(module, batch)
     if not bool(torch.isfinite(losses).all()):
         raise ConfigError("the first loss is not a finite number; check the data's values and the plan's model()")
+    remarks = []
+    problem = None if execution == "loop" else stacking_problem(code, settings, batch)
+    if problem is not None and execution != "auto":
+        raise ConfigError(
+            f'the plan does not run for many sites at once ({problem}); write execution = "loop", or a loss that '
+            "neither reads values (item(), if) nor changes tensors in place"
+        )
+    if problem is not None:
+        remarks.append(f"the plan does not run for many sites at once ({problem}): it trains one after the other")
     few = min(len(rows) for rows in parts.rows)
     if few < settings.batch_size:
-        return (f"the smallest site has {few} examples, fewer than a batch of {settings.batch_size}: it takes all",)
-    return ()
+        remarks.append(f"the smallest site has {few} examples, fewer than a batch of {settings.batch_size}")
+    return tuple(remarks)
 
 
 def examples_of(data: Any, plan: Plan) -> Examples:

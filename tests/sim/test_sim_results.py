@@ -154,6 +154,18 @@ def test_what_does_not_fit_is_refused(plan: Path, arguments: dict[str, object], 
         simulate(plan, blobs(), **({"peers": 4} | arguments))  # type: ignore[arg-type]
 
 
+def test_a_plan_that_cannot_run_for_many_sites_is_told_before_it_trains(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "plan")
+    source = (plan / "plan.py").read_text()
+    (plan / "plan.py").write_text(
+        source.replace("    return nn.functional", "    batch[0].sum().item()\n    return nn.functional")
+    )
+    with pytest.raises(ConfigError, match="does not run for many sites at once"):
+        simulate(plan, blobs(), peers=4, rounds=2, execution="eager")
+    loop = simulate(plan, blobs(), peers=4, rounds=2, execution="loop")
+    assert loop.facts["execution_facts"]["chosen"] == "loop"
+
+
 @pytest.mark.parametrize("data", [5, (1, 2, 3), {"tran": ()}, "missing.csv"])
 def test_data_of_no_known_form(plan: Path, data: object) -> None:
     with pytest.raises(P2PFLError):
