@@ -4,7 +4,7 @@ The work: 5 local steps of batch 20 per round, 100 examples per peer, then mixin
 D-PSGD; sampling and mixing are part of every figure. Models: the MLP 64-64-10, logistic regression of 64 inputs, a
 small CNN on inputs of MNIST's shape. Random numbers stand in for data: the time does not depend on them.
 
-    python benchmarks/simulator.py [--quick] [--only mlp] [--device cuda] [--json]
+    python benchmarks/simulator.py [--quick] [--only mlp] [--device cuda] [--rivals DIR] [--json]
     python benchmarks/simulator.py --case mlp 10000 compiled [--rounds 20]
 
 Each case runs in a process of its own. Its first round is warm-up (compiling) and is told apart. "memory" is what the
@@ -56,6 +56,7 @@ CASES = [
 STEPS, BATCH, EXAMPLES, DEGREE = 5, 20, 100, 8
 POOL = 1_000_000  # different examples at most; further peers hold the same ones again
 SECONDS = 6.0  # measured per case, at least two rounds
+RIVAL_PEERS = 1000
 SMALL = 128  # peers of the run that fills caches before memory is looked at
 
 
@@ -68,6 +69,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--rule", default="dpsgd")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--rivals", type=Path, help="folder for the rivals' own virtual environments; measure them, too"
+    )
     parser.add_argument("--json", action="store_true")
     wanted = parser.parse_args()
     if wanted.case:
@@ -83,7 +87,40 @@ def main() -> None:
         done = subprocess.run([*command, "--rule", wanted.rule], stdout=subprocess.PIPE, text=True, check=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
         print(f"{model}, {peers} peers, {way}: {found[-1]['peer_rounds']:.0f}/s", file=sys.stderr)
-    print(json.dumps({"machine": machine(), "cases": found}, indent=2) if wanted.json else table(found))
+    rivals = beside(wanted.rivals) if wanted.rivals else []
+    result = {"machine": machine(), "cases": found, "rivals": rivals, "ratios": ratios(found, rivals)}
+    print(json.dumps(result, indent=2) if wanted.json else "\n\n".join([table(found), *rival_tables(found, rivals)]))
+
+
+def beside(folder: Path) -> list[dict[str, Any]]:
+    """The rivals on the same work, in the same run."""
+    import rival_rounds
+
+    return [rival_rounds.measure(rival, folder, RIVAL_PEERS) for rival in rival_rounds.RIVALS]
+
+
+def ratios(found: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How many times a rival's peer-rounds per second each way makes, same model and number of peers."""
+    same = [case for case in found if (case["model"], case["peers"]) == ("mlp", RIVAL_PEERS)]
+    return [
+        {"way": case["way"], "rival": rival["name"], "ratio": case["peer_rounds"] / rival["peer_rounds"]}
+        for rival in rivals
+        for case in same
+    ]
+
+
+def rival_tables(found: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> list[str]:
+    """The rivals as text; nothing if none was measured."""
+    import figures
+
+    if not rivals:
+        return []
+    speeds = [[rival["name"], rival["peers"], rival["peer_rounds"]] for rival in rivals]
+    times = [[f"{row['way']} / {row['rival']}", row["ratio"]] for row in ratios(found, rivals)]
+    return [
+        figures.table("rivals, MLP, the better of one thread and all", ["rival", "peers", "peer-rounds/s"], speeds),
+        figures.table(f"ratios at {RIVAL_PEERS} peers", ["ways", "times"], times),
+    ]
 
 
 def measure(model: str, peers: int, way: str, rounds: int | None, device: str, rule: str = "dpsgd") -> dict[str, Any]:
