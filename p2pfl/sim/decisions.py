@@ -59,6 +59,7 @@ class RecordedRound:
     seconds: np.ndarray  # float64 [n]: simulated time at which each site ended the round
     bytes: np.ndarray  # float64 [n]: bytes that each site sent in the round, as the machines sent them
     adopted: np.ndarray = field(default_factory=no_adoptions)  # rows of ADOPTED
+    floods: np.ndarray | None = None  # float64 [n]: of ``bytes``, in what everybody sends on; None: not told apart
 
     def __post_init__(self) -> None:
         """ConfigError for arrays that do not fit together."""

@@ -32,6 +32,7 @@ class Note(NamedTuple):
     taken_back: tuple[Tag, ...] = ()
     last: bool = False
     amount: float = 0.0  # local steps, or the weight of the own parameters
+    flooded: int = 0  # of ``sent``: in heartbeats and other statements that everybody sends on
 
 
 class Page(NamedTuple):
@@ -48,6 +49,7 @@ class Journal:
     newest: Page | None = None
     saved: dict[str, Page | None] = field(default_factory=dict)
     before: int | None = None  # bytes sent when the run began here
+    flooded_before: int = 0  # of them, in what is flooded
 
     def add(self, note: Note) -> None:
         """One more."""
@@ -70,10 +72,11 @@ class Sheet:
         total = len(mixings)
         self.steps = [0] * total  # local steps, 0: did not train
         self.seconds = [float("nan")] * total
-        self.bytes = [0] * total
+        self.bytes, self.floods = [0] * total, [0] * total
         self.edges: list[list[list[tuple[Any, ...]]]] = [[[] for _ in range(count)] for count in mixings]
         self.adopted: list[list[tuple[Any, ...]]] = [[] for _ in range(total)]
         self.before = self.sent = journal.before or 0
+        self.flooded = journal.flooded_before
         self._weights: dict[Tag, float] = {}
         self._open: list[tuple[int, Took]] = []  # (step, edge) of the round in work
         self._carried: list[Took] = []  # mixed in rounds that were left, and not in the parameters yet
@@ -111,7 +114,8 @@ class Sheet:
         self.edges[t][-1] += [self._row((*tag, self._weights[tag]), -1) for tag in note.taken_back]
         self._open, self._carried = [], []
         self.bytes[t] += note.sent - self.sent
-        self.sent = note.sent
+        self.floods[t] += note.flooded - self.flooded
+        self.sent, self.flooded = note.sent, note.flooded
 
     def _leave(self, round_: int) -> None:
         """Another round begins: what was mixed in one that was never ended counts with the next that is."""
@@ -144,4 +148,5 @@ def recorded_round(sheets: Sequence[Sheet], t: int) -> RecordedRound:
         seconds=np.array([sheet.seconds[t] for sheet in sheets]),
         bytes=np.array([sheet.bytes[t] for sheet in sheets], dtype=np.float64),
         adopted=np.array([row for sheet in sheets for row in sheet.adopted[t]], dtype=ADOPTED),
+        floods=np.array([sheet.floods[t] for sheet in sheets], dtype=np.float64),
     )

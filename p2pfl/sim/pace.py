@@ -28,13 +28,15 @@ HEARTBEATS = 1000  # sites up to which the model counts heartbeats' part of the 
 
 @dataclass
 class Pace:
-    """Seconds and bytes by round, [rounds, n]; empty where time is not simulated."""
+    """Seconds and bytes (without heartbeats) by round, [rounds, n]; empty where time is not simulated."""
 
     name: str
     schedule: Schedule
     decisions: Decisions | None = None
     seconds: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     bytes: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    floods: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    """Bytes of heartbeats; not a number beyond HEARTBEATS sites: they grow with the square of the consortium."""
     missed: int | None = None
     """The first round in which real peers' patience would have ended: from there on the model waits, they would not."""
 
@@ -42,17 +44,19 @@ class Pace:
         """When the last site ended round ``t``, and what all have sent by then."""
         if t >= len(self.seconds):
             return {}
-        return {"seconds": float(self.seconds[t].max()), "bytes": float(self.bytes[: t + 1].sum())}
+        sent, flooded = float(self.bytes[: t + 1].sum()), float(self.floods[: t + 1].sum())
+        return {"seconds": float(self.seconds[t].max()), "bytes": sent, "heartbeat_bytes": flooded}
 
     def start(self) -> dict[str, float]:
         """Before the first round."""
-        return {"seconds": 0.0, "bytes": 0.0} if len(self.seconds) else {}
+        return {"seconds": 0.0, "bytes": 0.0, "heartbeat_bytes": 0.0} if len(self.seconds) else {}
 
     def of_sites(self, t: int) -> Columns:
         """The same for each site."""
         if not 0 <= t < len(self.seconds):
             return {}
-        return {"seconds": self.seconds[t], "bytes": self.bytes[: t + 1].sum(axis=0)}
+        sent, flooded = self.bytes[: t + 1].sum(axis=0), self.floods[: t + 1].sum(axis=0)
+        return {"seconds": self.seconds[t], "bytes": sent, "heartbeat_bytes": flooded}
 
 
 def pace_of(simulation: Simulation) -> Pace:
@@ -72,10 +76,9 @@ def pace_of(simulation: Simulation) -> Pace:
         deadline=simulation.plan.settings.training.deadline,
     )  # fmt: skip
     rounds = recording.decisions.rounds
-    return Pace(
-        "machines", recording.schedule, recording.decisions, np.array([row.seconds for row in rounds]),
-        np.array([row.bytes for row in rounds]),
-    )  # fmt: skip
+    seconds, sent = np.array([row.seconds for row in rounds]), np.array([row.bytes for row in rounds])
+    floods = np.array([row.floods for row in rounds])
+    return Pace("machines", recording.schedule, recording.decisions, seconds, sent - floods, floods)
 
 
 def check_time(time: TimeTable, peers: int, seed: int) -> tuple[LinkModel, ComputeModel]:
@@ -105,7 +108,7 @@ def _modelled(simulation: Simulation, links: Any, compute: Any) -> Pace:
     )  # fmt: skip
     rounds = list(timing)
     seconds = np.array([row.seconds for row in rounds])
-    # floods grow with the square of the consortium, and beyond some hundred sites nobody would flood so
-    sent = np.array([row.bytes if few else row.content + row.announcements for row in rounds])
+    sent = np.array([row.content + row.announcements for row in rounds])
+    floods = np.array([row.floods for row in rounds]) if few else np.full_like(sent, np.nan)
     missed = next((row.round for row in rounds if row.missed), None)
-    return Pace("model", simulation.schedule, None, seconds, sent, missed)
+    return Pace("model", simulation.schedule, None, seconds, sent, floods, missed)

@@ -41,6 +41,11 @@ def world_sent(world: VirtualConsortium, number: int) -> int:
     return sum(world.network.sent_bytes[number, kind] for kind in KINDS)
 
 
+def world_flooded(world: VirtualConsortium, number: int) -> int:
+    """Bytes of them in heartbeats and other statements that everybody sends on."""
+    return world.network.sent_bytes[number, "flood"]
+
+
 class _Recorder:
     """The journals of one world, and who signed what where."""
 
@@ -65,6 +70,7 @@ class RecordedTraining(StubTraining):
         self._journal.newest = None
         if any(run) and self._journal.before is None:
             self._journal.before = world_sent(self._recorder.world, self.site)
+            self._journal.flooded_before = world_flooded(self._recorder.world, self.site)
         return super().begin(initial, run, key, share)
 
     def train(
@@ -115,7 +121,8 @@ class RecordedTraining(StubTraining):
 
     def _note(self, kind: str, round_: int, step: int, **facts: Any) -> None:
         world = self._recorder.world
-        self._journal.add(Note(kind, round_, step, world.now, world_sent(world, self.site), **facts))
+        flooded = world_flooded(world, self.site)
+        self._journal.add(Note(kind, round_, step, world.now, world_sent(world, self.site), flooded=flooded, **facts))
 
     def save_bytes(self) -> bytes:
         """Mark the place in the notes."""

@@ -36,10 +36,10 @@ class SimResult:
     """One simulated run.
 
     ``rounds``: columns over rounds: ``round`` (from 1; 0 is the start), ``training`` (closing rounds only mix),
-    ``train_loss``, ``distance`` (sqrt(sum_i pi_i |x_i - x_bar|^2)), ``seconds`` (simulated, since the start, when
-    the last site ended the round) and ``bytes`` (sent by all sites since the start); and, in the rounds that were
-    evaluated, each figure of the plan for the ``mean_model``, the ``worst_site``, the ``best_site`` and as mean over
-    ``sites``. Not a number where nothing was evaluated.
+    ``train_loss``, ``seconds`` (simulated, since the start, when the last site ended the round), ``bytes`` (sent by all
+    sites since the start) and ``heartbeat_bytes`` (of heartbeats, not among them); and, in the rounds that were
+    evaluated, ``distance`` (sqrt(sum_i pi_i |x_i - x_bar|^2)) and each figure of the plan for the ``mean_model``, the
+    ``worst_site``, the ``best_site`` and as mean over ``sites``. Not a number where nothing was evaluated.
 
     ``sites``: columns over sites at the end: ``site``, ``examples``, ``neighbours``, ``seconds``, ``bytes``, and their
     figures. ``edges`` [E, 2] of the union graph. ``facts``: everything that decides the numbers, and what ran.

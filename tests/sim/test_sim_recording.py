@@ -173,6 +173,8 @@ def test_seconds_and_bytes_are_those_of_the_links_and_the_work() -> None:
     assert ((lasted > 13.0) & (lasted < 13.2)).all()
     assert ((sent > 3e6) & (sent < 3.1e6)).all()
     assert (recording.sent["content"] == 5 * 3e6).all()
+    floods = np.array([round_.floods for round_ in recording.decisions.rounds])
+    assert (floods > 0).any() and (floods <= sent).all() and (floods.sum(axis=0) <= recording.sent["flood"]).all()
     np.testing.assert_array_equal(
         sum(recording.sent.values()), recording.before + sent.sum(axis=0) + recording.after, "every byte is somewhere"
     )
