@@ -41,7 +41,7 @@ def conduct(simulation: Simulation, progress: Progress | None) -> SimResult:
             facts = run.step()
             cost["training"] += facts.seconds["local"]
             cost["mixing"] += facts.seconds["mixing"]
-            rows.append({"round": t + 1, "training": facts.training, "train_loss": facts.loss, **pace.totals(t)})
+            rows.append({"round": t + 1, "training": facts.training, "train_loss": facts.loss, **pace.advance(t)})
             if judge.is_due(t):
                 rows[-1].update(judge.row())
             if progress is not None:
@@ -51,7 +51,7 @@ def conduct(simulation: Simulation, progress: Progress | None) -> SimResult:
         with contextlib.suppress(KeyboardInterrupt):  # what was reached is judged, unless somebody insists
             if rows and not judge.is_judged(rows[-1]):
                 rows[-1].update(judge.row())
-    sites = _sites(simulation, judge, pace, len(rows) - 1)
+    sites = _sites(simulation, judge, pace)
     facts_ = _facts(simulation, run, judge, pace)
     x = run.x.detach().cpu().numpy()
     columns, edges = _columns(rows), _edges(simulation)
@@ -152,14 +152,14 @@ def _columns(rows: list[dict[str, Any]]) -> Columns:
     return table
 
 
-def _sites(simulation: Simulation, judge: Judge, pace: Pace, rounds: int) -> Columns:
+def _sites(simulation: Simulation, judge: Judge, pace: Pace) -> Columns:
     nodes = simulation.schedule.nodes
     return {
         "site": np.arange(len(nodes)),
         "examples": np.array([len(rows) for rows in simulation.parts.rows]),
         "share": simulation.shares,
         "neighbours": np.array([simulation.schedule.graph.degree[node] for node in nodes]),
-        **pace.of_sites(rounds - 1),
+        **pace.of_sites(),
         **judge.of_sites(len(nodes)),
     }
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,37 +26,50 @@ MOST_MACHINES = 64  # sites hear each other's heartbeats: beyond, a run takes lo
 HEARTBEATS = 1000  # sites up to which the model counts heartbeats' part of the uplinks
 
 
-@dataclass
+class Step(NamedTuple):
+    """One round: when each site ended it, and the bytes that it sent in it; float64 [n] each."""
+
+    seconds: Any
+    sent: Any  # without heartbeats
+    floods: Any  # of heartbeats; not a number beyond HEARTBEATS sites
+    missed: bool = False  # somebody's patience would have ended
+
+
 class Pace:
-    """Seconds and bytes (without heartbeats) by round, [rounds, n]; empty where time is not simulated."""
+    """Seconds and bytes up to the round that was advanced to; none where time is not simulated."""
 
-    name: str
-    schedule: Schedule
-    decisions: Decisions | None = None
-    seconds: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
-    bytes: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
-    floods: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
-    """Bytes of heartbeats; not a number beyond HEARTBEATS sites: they grow with the square of the consortium."""
-    missed: int | None = None
-    """The first round in which real peers' patience would have ended: from there on the model waits, they would not."""
-
-    def totals(self, t: int) -> dict[str, float]:
-        """When the last site ended round ``t``, and what all have sent by then."""
-        if t >= len(self.seconds):
-            return {}
-        sent, flooded = float(self.bytes[: t + 1].sum()), float(self.floods[: t + 1].sum())
-        return {"seconds": float(self.seconds[t].max()), "bytes": sent, "heartbeat_bytes": flooded}
+    def __init__(
+        self, name: str, schedule: Schedule, steps: Iterable[Step] = (), decisions: Decisions | None = None
+    ) -> None:
+        self.name, self.schedule, self.decisions = name, schedule, decisions
+        self._steps = iter(steps)
+        self._seconds: Any = None
+        self._sent: Any = 0.0
+        self._floods: Any = 0.0
+        self.missed: int | None = None
+        """The first round in which deployed peers would not have waited for each other as the model does."""
 
     def start(self) -> dict[str, float]:
         """Before the first round."""
-        return {"seconds": 0.0, "bytes": 0.0, "heartbeat_bytes": 0.0} if len(self.seconds) else {}
+        return {} if self.name == "none" else {"seconds": 0.0, "bytes": 0.0, "heartbeat_bytes": 0.0}
 
-    def of_sites(self, t: int) -> Columns:
-        """The same for each site."""
-        if not 0 <= t < len(self.seconds):
+    def advance(self, t: int) -> dict[str, float]:
+        """Round ``t``, the next one: when the last site ended it, and what all have sent by then."""
+        step = next(self._steps, None)
+        if step is None:
             return {}
-        sent, flooded = self.bytes[: t + 1].sum(axis=0), self.floods[: t + 1].sum(axis=0)
-        return {"seconds": self.seconds[t], "bytes": sent, "heartbeat_bytes": flooded}
+        self._seconds = step.seconds
+        self._sent, self._floods = self._sent + step.sent, self._floods + step.floods
+        if step.missed and self.missed is None:
+            self.missed = t
+        sent, floods = float(self._sent.sum()), float(self._floods.sum())
+        return {"seconds": float(step.seconds.max()), "bytes": sent, "heartbeat_bytes": floods}
+
+    def of_sites(self) -> Columns:
+        """The same for each site."""
+        if self._seconds is None:
+            return {}
+        return {"seconds": self._seconds, "bytes": self._sent, "heartbeat_bytes": self._floods}
 
 
 def pace_of(simulation: Simulation) -> Pace:
@@ -75,10 +88,8 @@ def pace_of(simulation: Simulation) -> Pace:
         local_steps=simulation.settings.local_steps, staleness=time.staleness,
         deadline=simulation.plan.settings.training.deadline,
     )  # fmt: skip
-    rounds = recording.decisions.rounds
-    seconds, sent = np.array([row.seconds for row in rounds]), np.array([row.bytes for row in rounds])
-    floods = np.array([row.floods for row in rounds])
-    return Pace("machines", recording.schedule, recording.decisions, seconds, sent - floods, floods)
+    steps = (Step(row.seconds, row.bytes - row.floods, row.floods) for row in recording.decisions.rounds)
+    return Pace("machines", recording.schedule, steps, recording.decisions)
 
 
 def check_time(time: TimeTable, peers: int, seed: int) -> tuple[LinkModel, ComputeModel]:
@@ -106,9 +117,9 @@ def _modelled(simulation: Simulation, links: Any, compute: Any) -> Pace:
         simulation.schedule, links, compute, content_bytes(simulation), simulation.seed,
         deadline=simulation.plan.settings.training.deadline, heartbeats=few,
     )  # fmt: skip
-    rounds = list(timing)
-    seconds = np.array([row.seconds for row in rounds])
-    sent = np.array([row.content + row.announcements for row in rounds])
-    floods = np.array([row.floods for row in rounds]) if few else np.full_like(sent, np.nan)
-    missed = next((row.round for row in rounds if row.missed), None)
-    return Pace("model", simulation.schedule, None, seconds, sent, floods, missed)
+    nothing = np.full(simulation.parts.peers, np.nan)
+    steps = (
+        Step(row.seconds, row.content + row.announcements, row.floods if few else nothing, bool(row.missed))
+        for row in timing
+    )
+    return Pace("model", simulation.schedule, steps)
