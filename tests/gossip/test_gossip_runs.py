@@ -54,7 +54,11 @@ def test_four_machines_run_to_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rule", "steps", "topology", "rate", "rounds"),
-    [("kgt", 4, "ring", 0.1, 400), ("kgt", 4, "full", 0.1, 300), ("dpsgd", 1, "full", 0.5, 150)],
+    [
+        ("kgt", 4, "ring", 0.1, 400),
+        pytest.param("kgt", 4, "full", 0.1, 300, marks=pytest.mark.slow),
+        ("dpsgd", 1, "full", 0.5, 150),
+    ],
 )
 def test_weighted_optimum_is_reached_to_1e_12(
     tmp_path: Path, rule: str, steps: int, topology: str, rate: float, rounds: int
@@ -80,8 +84,8 @@ def test_the_full_graph_gives_everybody_the_same_bits(tmp_path: Path) -> None:
     ("share_lost", "seed", "rounds"),
     [
         (0.05, 0, 300),
-        (0.05, 1, 300),
-        (0.15, 1, 400),
+        pytest.param(0.05, 1, 300, marks=pytest.mark.slow),
+        pytest.param(0.15, 1, 400, marks=pytest.mark.slow),
         pytest.param(0.3, 0, 800, marks=pytest.mark.slow),
     ],
 )

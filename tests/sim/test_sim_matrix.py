@@ -52,10 +52,11 @@ def _all_good(results: list[Played]) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_every_fault_in_every_state() -> None:
-    """One graph for each pair of fault and state, taking turns."""
-    chosen = cases(range(1))
-    _all_good(played([case for number, case in enumerate(chosen) if (number // 3 + number) % 3 == 0]))
+def test_every_fault_in_some_states() -> None:
+    """One graph for every third pair of fault and state, taking turns; the slow set plays all pairs on all graphs."""
+    chosen = [case for number, case in enumerate(cases(range(1))) if (number // 3 + number) % 9 == 0]
+    assert {case.fault for case in chosen} == {case.fault for case in cases(range(1))}
+    _all_good(played(chosen))
 
 
 @pytest.mark.slow

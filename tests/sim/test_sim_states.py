@@ -187,6 +187,7 @@ def test_two_sites_return_while_messages_are_lost(seed: int) -> None:
     np.testing.assert_allclose(moved(world), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_fault_matrix_where_every_skipped_round_counts() -> None:
     """With ``catch_up_rounds`` 1 nearly every return takes states: the invariants of the matrix hold as well."""
