@@ -13,15 +13,15 @@ import torch
 from p2pfl.errors import ConfigError
 from p2pfl.sim.evaluation import Evaluation, Evaluator
 from p2pfl.sim.pace import Pace, pace_of
+from p2pfl.sim.preparing import EVALUATIONS, Progress, machine, stopwatch, tensors
 from p2pfl.sim.profiles import chosen_sites
 from p2pfl.sim.results import LOWER_IS_BETTER, Columns, SimResult
 from p2pfl.sim.scenario import FaultTable
-from p2pfl.sim.simulate import EVALUATIONS, Progress, machine, stopwatch, tensors
 from p2pfl.sim.vector_faults import Absent, Noise, Scaled, VectorFault
 from p2pfl.sim.vectorised import VectorisedRun
 
 if TYPE_CHECKING:
-    from p2pfl.sim.simulate import Simulation
+    from p2pfl.sim.preparing import Simulation
 
 MOST_EDGES_KEPT = 2_000_000  # of the graph, in a result
 

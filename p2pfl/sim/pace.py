@@ -20,7 +20,7 @@ from p2pfl.topology import Schedule
 from p2pfl.train.layout import Layout
 
 if TYPE_CHECKING:
-    from p2pfl.sim.simulate import Simulation
+    from p2pfl.sim.preparing import Simulation
 
 MOST_MACHINES = 64  # sites hear each other's heartbeats: beyond, a run takes longer than its learning
 HEARTBEATS = 1000  # sites up to which the model counts heartbeats' part of the uplinks

@@ -21,9 +21,9 @@ from p2pfl.errors import ConfigError
 from p2pfl.figures import to_svg
 from p2pfl.files import write_atomic
 from p2pfl.governance import Plan, plan_from_files, read_plan
+from p2pfl.sim.preparing import Simulation, prepare
 from p2pfl.sim.results import SimResult
 from p2pfl.sim.scenario import Scenario
-from p2pfl.sim.simulate import Simulation, prepare
 from p2pfl.sim.sweeps import Cell, Watch
 
 Shipped = tuple[bytes, bytes, Examples]
@@ -81,7 +81,7 @@ class Inputs:
         return inputs
 
     def _through_the_plan(self, scenario: Scenario) -> Examples:
-        from p2pfl.sim.simulate import examples_of_plan
+        from p2pfl.sim.preparing import examples_of_plan
 
         path = scenario.data.get("path")
         if not isinstance(path, str) or set(scenario.data) != {"kind", "path"}:
