@@ -74,6 +74,7 @@ async def train(folder: Path) -> tuple[dict[str, str], dict[str, dict[str, str]]
     return {name: report["digest"] for name, report in reports.items()}, links
 
 
+@pytest.mark.slow
 async def test_the_same_parameters_over_webrtc_and_over_tcp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the proposer's nonce is the one thing of a run that is drawn anew
     monkeypatch.setattr("p2pfl.peer.runs.secrets", SimpleNamespace(token_bytes=bytes))

@@ -37,6 +37,7 @@ def link_of(hospital: Hospital) -> dict[str, object]:
     return {key: member[key] for key in ("link", "path", "introducer")}
 
 
+@pytest.mark.slow
 def test_a_link_carried_by_hand_and_a_run_over_it(tmp_path: Path, pair: tuple[Hospital, Hospital]) -> None:
     lille, caen = pair
     offer, answer = tmp_path / "offer.txt", tmp_path / "answer.txt"
