@@ -22,8 +22,8 @@ def timed(backend: str, scenario: Any, seeds: int, workers: int, folder: Path) -
     inputs = Inputs()
     cells = cells_of(scenario, {}, range(seeds), inputs.digest)
     began = time.perf_counter()
-    groups = sweep(cells, folder / backend, backend_named(backend, inputs, address=None, workers=workers), resume=False)
-    return time.perf_counter() - began, groups
+    done = sweep(cells, folder / backend, backend_named(backend, inputs, address=None, workers=workers), resume=False)
+    return time.perf_counter() - began, done.groups
 
 
 def measure(path: Path, seeds: int, workers: int) -> dict[str, Any]:

@@ -104,10 +104,11 @@ def run(name: str, out: Path, resume: bool) -> list[dict[str, Any]]:
     for cell in {cell.setting: cell for cell in cells}.values():
         prepared(cell, inputs)
     command = f"python sims/studies.py {name}"
-    groups = sweep(
+    done = sweep(
         cells, out / name, backend_named("here", inputs, address=None, workers=1), resume=resume, command=command,
         title=study.question,
     )  # fmt: skip
+    groups = done.groups
     rows = summary_rows(groups)
     (HERE / "studies").mkdir(exist_ok=True)
     seconds = sum(sum(result.cost.values()) for results in groups.values() for result in results)

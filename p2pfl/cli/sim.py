@@ -162,17 +162,21 @@ def _study(
         return
     with _progress(as_json) as watch:
         title = scenarios[0].scenario.description if len(names) == 1 else " or ".join(names)
-        groups = sweep(
+        done = sweep(
             cells, folder, where, resume=resume, watch=watch, title=title or names[0],
             command=shlex.join(["p2pfl", *sys.argv[1:]]),
         )  # fmt: skip
-    ended = sum(not result.interrupted for results in groups.values() for result in results)
-    if groups:
-        _print(groups, as_json)
+    ended = sum(not result.interrupted for results in done.groups.values() for result in results)
+    if done.groups:
+        _print(done.groups, as_json)
         note(f"results and report.html are in {folder}")
-    if ended < len(cells):
+    for which, why in done.failed.items():
+        note(f"error: {which}: {why}")
+    if ended + len(done.failed) < len(cells):
         note(f"{ended} of {len(cells)} runs are complete; the same command with --resume makes the others")
         raise typer.Exit(INTERRUPTED)
+    if done.failed:
+        raise typer.Exit(1)
 
 
 def _seeds(scenario: Scenario, count: int | None) -> list[int]:

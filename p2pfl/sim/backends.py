@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from p2pfl.errors import ConfigError, LocalError, P2PFLError
+from p2pfl.errors import ConfigError, DataError, LocalError, P2PFLError, PlanError
 from p2pfl.extras import optional
 from p2pfl.sim.results import SimResult, write_files
 from p2pfl.sim.scenario import check_scenario
@@ -22,6 +22,9 @@ from p2pfl.sim.study import Inputs, run_cell
 from p2pfl.sim.sweeps import Backend, Cell, Watch
 
 RAY_ADDRESS = "P2PFL_RAY_ADDRESS"
+FAILURES = (ConfigError, DataError, PlanError)  # of one run; the others go on
+Outcome = SimResult | P2PFLError
+
 WAIT_SECONDS = 1.0  # between looks at the cluster, so that Ctrl-C is heard
 
 
@@ -31,12 +34,16 @@ class Here:
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
 
-    def run(self, cells: Sequence[Cell], watch: Watch | None) -> Iterator[tuple[Cell, SimResult]]:
+    def run(self, cells: Sequence[Cell], watch: Watch | None) -> Iterator[tuple[Cell, Outcome]]:
         """Run the cells in order; an interrupted one is the last."""
         for done, cell in enumerate(cells):
             if watch is not None:
                 watch.cell(cell, done, len(cells))
-            result = run_cell(cell, self._inputs, watch)
+            try:
+                result = run_cell(cell, self._inputs, watch)
+            except FAILURES as error:
+                yield cell, error
+                continue
             yield cell, result
             if result.interrupted:
                 return
@@ -56,7 +63,7 @@ class OnRay:
         self._inputs, self._address, self._workers = inputs, address, workers
         self._threads = threads or torch.get_num_threads()
 
-    def run(self, cells: Sequence[Cell], watch: Watch | None) -> Iterator[tuple[Cell, SimResult]]:
+    def run(self, cells: Sequence[Cell], watch: Watch | None) -> Iterator[tuple[Cell, Outcome]]:
         """Run the cells, each as soon as there is a free place; they come back in the order in which they end."""
         ray = _ray()
         started = self._start(ray)
@@ -94,7 +101,7 @@ class OnRay:
             raise LocalError(f"no Ray cluster at {self._address or 'this machine'} ({error}); check --ray") from error
         return True
 
-    def _collect(self, ray: Any, waiting: dict[Any, Cell], watch: Watch | None) -> Iterator[tuple[Cell, SimResult]]:
+    def _collect(self, ray: Any, waiting: dict[Any, Cell], watch: Watch | None) -> Iterator[tuple[Cell, Outcome]]:
         cells = len(waiting)
         while waiting:
             ended, _ = ray.wait(list(waiting), num_returns=1, timeout=WAIT_SECONDS)
@@ -134,11 +141,13 @@ def _run_remotely(plain: dict[str, Any], shipped: Any, threads: int) -> dict[str
     return run_cell(cell, Inputs.of_shipped(scenario, shipped), None).files()
 
 
-def _result(ray: Any, reference: Any, cell: Cell) -> SimResult:
+def _result(ray: Any, reference: Any, cell: Cell) -> Outcome:
     try:
         files = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause = getattr(error, "cause", None)
+        if isinstance(cause, FAILURES):
+            return cause
         if isinstance(cause, P2PFLError):
             raise cause from error
         raise LocalError(f"{cell.setting}, seed {cell.seed}, failed on the cluster: {cause or error}") from error

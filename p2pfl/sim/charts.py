@@ -122,17 +122,16 @@ def layout(graph: nx.Graph) -> dict[Any, Any]:
 def _draw(axis: Axes, groups: Groups, over: str, column: str) -> None:
     label, unit = AXES[over]
     for name, results in groups.items():
-        lines = [line for result in results if (line := _line(result, over, column.format(result.metric))) is not None]
-        if not lines:
+        lines = [line for result in results if (line := _line(result, over, column.format(result.metric)))]
+        shared = sorted(set.intersection(*map(set, lines))) if lines else []
+        if not shared:
             continue
-        grid = max(lines, key=lambda line: len(line[0]))[0] / unit
-        values = np.array([np.interp(grid, x / unit, y, left=np.nan, right=np.nan) for x, y in lines])
-        known = np.isfinite(values).any(axis=0)
-        grid, values = grid[known], values[:, known]
-        (drawn,) = axis.plot(grid, np.nanmean(values, axis=0), label=name, marker="." if len(grid) < 30 else None)
+        # seeds end the same round at different times: both axes are means over the same rounds of all of them
+        x = np.mean([[line[round_][0] for round_ in shared] for line in lines], axis=0) / unit
+        y = np.array([[line[round_][1] for round_ in shared] for line in lines])
+        (drawn,) = axis.plot(x, y.mean(axis=0), label=name, marker="." if len(x) < 30 else None)
         if len(lines) > 1:
-            low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
-            axis.fill_between(grid, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
+            axis.fill_between(x, y.min(axis=0), y.max(axis=0), color=drawn.get_color(), alpha=0.2, linewidth=0)
     axis.set_xlabel(label)
     axis.grid(alpha=0.3)
     if len(groups) > 1 and axis.get_lines():
@@ -141,12 +140,13 @@ def _draw(axis: Axes, groups: Groups, over: str, column: str) -> None:
         axis.text(0.5, 0.5, "not simulated", ha="center", va="center", transform=axis.transAxes)
 
 
-def _line(result: SimResult, over: str, column: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _line(result: SimResult, over: str, column: str) -> dict[int, tuple[float, float]]:
+    """The point of each round that has both."""
     if over not in result.rounds or column not in result.rounds:
-        return None
+        return {}
     x, y = result.rounds[over].astype(np.float64), result.rounds[column].astype(np.float64)
-    known = np.isfinite(x) & np.isfinite(y)
-    return (x[known], y[known]) if known.any() else None
+    known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    return {int(result.rounds["round"][at]): (float(x[at]), float(y[at])) for at in known}
 
 
 def _metric(groups: Groups) -> str:

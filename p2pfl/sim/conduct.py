@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 
 from p2pfl.errors import ConfigError
 from p2pfl.sim.evaluation import Evaluation, Evaluator
+from p2pfl.sim.interrupts import Interrupts
 from p2pfl.sim.pace import Pace, pace_of
 from p2pfl.sim.preparing import EVALUATIONS, Progress, machine, stopwatch, tensors
 from p2pfl.sim.profiles import chosen_sites
@@ -27,7 +27,7 @@ MOST_EDGES_KEPT = 2_000_000  # of the graph, in a result
 
 
 def conduct(simulation: Simulation, progress: Progress | None) -> SimResult:
-    """Run it. An interrupt ends it with what there is."""
+    """Run it. An interrupt ends it after the round that has begun, with what there is; before that it is raised."""
     lap = stopwatch()
     pace = pace_of(simulation)
     run = engine(simulation, pace)
@@ -35,27 +35,40 @@ def conduct(simulation: Simulation, progress: Progress | None) -> SimResult:
     cost = {"set-up": lap(), "training": 0.0, "mixing": 0.0}
     rows: list[dict[str, Any]] = []
     interrupted = False
-    try:
-        rows.append({"round": 0, "training": False, **pace.start(), **judge.row()})
-        for t in range(pace.schedule.total):
-            facts = run.step()
-            cost["training"] += facts.seconds["local"]
-            cost["mixing"] += facts.seconds["mixing"]
-            rows.append({"round": t + 1, "training": facts.training, "train_loss": facts.loss, **pace.advance(t)})
-            if judge.is_due(t):
-                rows[-1].update(judge.row())
-            if progress is not None:
-                progress(t + 1, pace.schedule.total)
-    except KeyboardInterrupt:
-        interrupted = True
-        with contextlib.suppress(KeyboardInterrupt):  # what was reached is judged, unless somebody insists
-            if rows and not judge.is_judged(rows[-1]):
+    with Interrupts() as interrupts:
+        try:
+            with interrupts.held():
+                rows.append({"round": 0, "training": False, **pace.start(), **judge.row()})
+            while not run.done:
+                with interrupts.held():
+                    _round(run, pace, judge, rows, cost)
+                if progress is not None:
+                    progress(min(run.round, pace.schedule.total), pace.schedule.total)
+        except KeyboardInterrupt:
+            if not rows:
+                raise
+            interrupted = True
+            if not judge.is_judged(rows[-1]):
                 rows[-1].update(judge.row())
     sites = _sites(simulation, judge, pace)
-    facts_ = _facts(simulation, run, judge, pace)
+    facts = _facts(simulation, run, judge, pace)
     x = run.x.detach().cpu().numpy()
     columns, edges = _columns(rows), _edges(simulation)
-    return SimResult(facts_, columns, sites, edges, {**cost, "evaluation": judge.seconds}, interrupted, x)
+    return SimResult(facts, columns, sites, edges, {**cost, "evaluation": judge.seconds}, interrupted, x)
+
+
+def _round(run: VectorisedRun, pace: Pace, judge: Judge, rows: list[dict[str, Any]], cost: dict[str, float]) -> None:
+    """One round and its row. What is settled after the last round of the schedule belongs to that one."""
+    t = run.round
+    facts = run.step()
+    cost["training"] += facts.seconds["local"]
+    cost["mixing"] += facts.seconds["mixing"]
+    if t < pace.schedule.total:
+        rows.append({"round": t + 1, "training": facts.training, "train_loss": facts.loss, **pace.advance(t)})
+    else:
+        rows[-1].update(pace.advance(t))
+    if judge.is_due(t) or run.done:
+        rows[-1].update(judge.row())
 
 
 class Judge:
@@ -64,8 +77,7 @@ class Judge:
     def __init__(self, simulation: Simulation, run: VectorisedRun) -> None:
         self._run, wanted = run, simulation.evaluate.sites
         arrays = simulation.examples.test or simulation.examples.train
-        self._total = simulation.schedule.total
-        self._every = simulation.evaluate.every or max(1, self._total // EVALUATIONS)
+        self._every = simulation.evaluate.every or max(1, simulation.schedule.total // EVALUATIONS)
         sample = {"all": None, "none": 0}[wanted] if isinstance(wanted, str) else wanted
         test = tensors(arrays, simulation.settings.dtype)
         self._some = Evaluator(simulation.code, run, test, sample=sample, seed=simulation.seed)
@@ -74,8 +86,8 @@ class Judge:
         self.at_end: Evaluation | None = None
 
     def is_due(self, t: int) -> bool:
-        """Whether round ``t`` is one of those that are evaluated."""
-        return (t + 1) % self._every == 0 or t + 1 == self._total
+        """Whether round ``t`` is one of those that are evaluated; the last one always is."""
+        return (t + 1) % self._every == 0
 
     def is_judged(self, row: dict[str, Any]) -> bool:
         """Whether a round was evaluated."""
@@ -188,6 +200,7 @@ def _facts(simulation: Simulation, run: VectorisedRun, judge: Judge, pace: Pace)
         "metric": judge.metric, "evaluated_on": "test" if examples.test else "training examples",
         "execution": str(run.execution), "execution_facts": execution, "device": simulation.device,
         "threads": torch.get_num_threads(), "clock": pace.name, "patience_ends_in_round": pace.missed,
+        "edges_mixed": pace.mixed_share,
         "machine": machine(),
     }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from p2pfl.sim.compute import ComputeModel
 from p2pfl.sim.decisions import Decisions
 from p2pfl.sim.links import LinkModel
 from p2pfl.sim.profiles import with_profiles
-from p2pfl.sim.recording import record
+from p2pfl.sim.recording import Recording, record
 from p2pfl.sim.results import Columns
 from p2pfl.sim.scenario import TimeTable
 from p2pfl.sim.timing import Timing
@@ -33,6 +33,8 @@ class Step(NamedTuple):
     sent: Any  # without heartbeats
     floods: Any  # of heartbeats; not a number beyond HEARTBEATS sites
     missed: bool = False  # somebody's patience would have ended
+    mixed: int = 0  # edges that were mixed, where machines decided
+    wanted: int = 0  # edges that the schedule has
 
 
 class Pace:
@@ -48,6 +50,7 @@ class Pace:
         self._floods: Any = 0.0
         self.missed: int | None = None
         """The first round in which deployed peers would not have waited for each other as the model does."""
+        self._mixed = self._wanted = 0
 
     def start(self) -> dict[str, float]:
         """Before the first round."""
@@ -62,8 +65,14 @@ class Pace:
         self._sent, self._floods = self._sent + step.sent, self._floods + step.floods
         if step.missed and self.missed is None:
             self.missed = t
+        self._mixed, self._wanted = self._mixed + step.mixed, self._wanted + step.wanted
         sent, floods = float(self._sent.sum()), float(self._floods.sum())
         return {"seconds": float(step.seconds.max()), "bytes": sent, "heartbeat_bytes": floods}
+
+    @property
+    def mixed_share(self) -> float | None:
+        """Which share of the schedule's edges machines mixed; None where no machines decided."""
+        return self._mixed / self._wanted if self._wanted else None
 
     def of_sites(self) -> Columns:
         """The same for each site."""
@@ -88,8 +97,18 @@ def pace_of(simulation: Simulation) -> Pace:
         local_steps=simulation.settings.local_steps, staleness=time.staleness,
         deadline=simulation.plan.settings.training.deadline,
     )  # fmt: skip
-    steps = (Step(row.seconds, row.bytes - row.floods, row.floods) for row in recording.decisions.rounds)
-    return Pace("machines", recording.schedule, steps, recording.decisions)
+    return Pace("machines", recording.schedule, _recorded(recording), recording.decisions)
+
+
+def _recorded(recording: Recording) -> Iterator[Step]:
+    for t, row in enumerate(recording.decisions.rounds):
+        floods = np.zeros(len(row.bytes)) if row.floods is None else row.floods
+        mixed = sum(int(edges["sign"].sum()) for edges in row.edges)
+        wanted = 0
+        if t < recording.schedule.total:
+            matrices = [mixing.matrix for mixing in recording.schedule.round(t).mixings]
+            wanted = sum(int(matrix.nnz) - int((matrix.diagonal() != 0).sum()) for matrix in matrices)
+        yield Step(row.seconds, row.bytes - floods, floods, mixed=mixed, wanted=wanted)
 
 
 def check_time(time: TimeTable, peers: int, seed: int) -> tuple[LinkModel, ComputeModel]:

@@ -98,8 +98,8 @@ def prepare(
         chosen_sites(f"fault {fault.kind}", fault.sites, peers, seed)
     if time is not None:
         check_time(time, peers, seed)
-        if time.clock == "machines" and any(fault.kind == "absent" for fault in faults):
-            raise ConfigError('absent sites are simulated with clock = "model"; write that, or make the site slow')
+        if any(fault.kind == "absent" for fault in faults):
+            raise ConfigError("absent sites are not timed: leave [time] out, or make the site slow in its profiles")
     return Simulation(
         plan, code, settings, examples, parts, schedule, spec, shares, seed, weights, time, faults, evaluate,
         device, execution, name or plan.settings.plan.name, check_plan(code, settings, examples, parts, execution),

@@ -19,6 +19,7 @@ from p2pfl.sim.results import SimResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MIXED_ENOUGH = 0.95  # of the edges; below, the result is about absences, not about the graph
 MOST_GRAPHS = 6  # on one page; the others are in their own results
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -115,6 +116,12 @@ def warnings_of(groups: Groups) -> list[str]:
             said.append(
                 f"{name}: from round {min(ends)} on deployed peers would not have waited so long for each other as the "
                 'timing model does; for what they would have done, write clock = "machines".'
+            )
+        shares = [share for result in results if (share := result.facts.get("edges_mixed")) is not None]
+        if shares and min(shares) < MIXED_ENOUGH:
+            said.append(
+                f"{name}: only {100 * min(shares):.0f} % of the graph's deltas were mixed: rounds take longer than the "
+                "plan's deadline lets neighbours wait; raise the plan's deadline, or simulate shorter rounds."
             )
         fell = sorted({text for result in results for text in result.facts["execution_facts"]["fell_back"]})
         said += [f"{name}: {text}" for text in fell]

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, P2PFLError, StoreError
 from p2pfl.files import write_atomic
 from p2pfl.sim.report import write_report
 from p2pfl.sim.results import FACTS, FORMAT, ROUNDS, SITES, Columns, SimResult, parquet_bytes
@@ -65,9 +65,9 @@ class Watch(Protocol):
 
 
 class Backend(Protocol):
-    """Where cells run. Yields them in any order as they end; stops by itself after an interrupted one."""
+    """Where cells run. Yields them as they end, or the error that ended one; stops after an interrupted one."""
 
-    def run(self, cells: Sequence[Cell], watch: Watch | None) -> Iterator[tuple[Cell, SimResult]]:
+    def run(self, cells: Sequence[Cell], watch: Watch | None) -> Iterator[tuple[Cell, SimResult | P2PFLError]]:
         """Run the cells."""
 
 
@@ -93,67 +93,129 @@ def cells_of(
     return cells
 
 
+@dataclass
+class Sweep:
+    """What a sweep came to."""
+
+    groups: Groups
+    """The results by setting: whole ones, and one that was interrupted."""
+    failed: dict[str, str]
+    """Why a run ended with an error (training diverged), by setting and seed."""
+    waiting: int
+    """Runs that have no result yet."""
+
+
 def sweep(
     cells: Sequence[Cell], folder: Path, backend: Backend, *, resume: bool, command: str = "", title: str = "",
     watch: Watch | None = None,
-) -> Groups:  # fmt: skip
-    """Run what is not there yet, write tables and report; the results by setting.
+) -> Sweep:  # fmt: skip
+    """Run what is not there yet; tables and report are written however it ends.
 
-    After an interrupted cell the tables hold what there is. ConfigError if the folder holds another sweep, or results
+    A run that fails does not keep the others from running. ConfigError if the folder holds another sweep, or results
     without ``resume``; StoreError.
     """
-    known = _known(cells, folder, resume)
-    found = {cell.key: SimResult.load(folder / CELLS / cell.key) for cell in cells if cell.key in known}
+    found = _stored(cells, folder, resume)
+    state = _State(cells, folder, title, command, found)
+    state.write()  # that the folder can be written is known before anything is trained
     waiting = list({cell.key: cell for cell in cells if cell.key not in found}.values())
-    for cell, result in backend.run(waiting, watch):
-        result.facts["setting"] = cell.setting
-        if not result.interrupted:
-            result.save(folder / CELLS / cell.key)
-        found[cell.key] = result
-    groups: Groups = {}
-    for cell in cells:
-        if cell.key in found:
-            groups.setdefault(cell.setting, []).append(found[cell.key])
-    if groups:
-        write_tables(cells, found, folder, title=title, command=command)
-        write_report(groups, folder / REPORT, title=title, command=command)
-    return groups
+    try:
+        for cell, outcome in backend.run(waiting, watch):
+            state.take(cell, outcome)
+    except KeyboardInterrupt:
+        pass  # what was made is there; the caller sees what waits
+    finally:
+        state.finish()
+    return Sweep(state.groups(), dict(state.failed), sum(cell.key not in found for cell in cells) - len(state.failed))
 
 
-def _known(cells: Sequence[Cell], folder: Path, resume: bool) -> set[str]:
-    """The keys of the cells that are there, after checking that the folder may be used."""
-    stored = {place.parent.name for place in folder.glob(f"{CELLS}/*/{FACTS}")}
+class _State:
+    """What there is of a sweep, in memory and on disk."""
+
+    def __init__(
+        self, cells: Sequence[Cell], folder: Path, title: str, command: str, found: dict[str, SimResult]
+    ) -> None:
+        self._cells, self._folder, self._found = cells, folder, found
+        self._title, self._command = title, command
+        self.failed: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
+
+    def take(self, cell: Cell, outcome: SimResult | P2PFLError) -> None:
+        """One run has ended."""
+        if isinstance(outcome, P2PFLError):
+            self.failed[f"{cell.setting}, seed {cell.seed}"] = self._reasons[cell.key] = str(outcome)
+            return
+        outcome.facts["setting"] = cell.setting
+        outcome.save(self._folder / CELLS / cell.key)
+        self._found[cell.key] = outcome
+
+    def groups(self) -> Groups:
+        """Results by setting, in the order of the cells."""
+        groups: Groups = {}
+        for cell in self._cells:
+            if cell.key in self._found:
+                groups.setdefault(cell.setting, []).append(self._found[cell.key])
+        return groups
+
+    def finish(self) -> None:
+        """State, tables and report."""
+        self.write()
+        groups = self.groups()
+        if groups:
+            there = [cell for cell in self._cells if cell.key in self._found]
+            for name, table in ((ROUNDS, "rounds"), (SITES, "sites")):
+                parts = [labelled(cell, getattr(self._found[cell.key], table)) for cell in there]
+                write_atomic(self._folder / name, parquet_bytes(joined(parts)), private=False)
+            write_report(groups, self._folder / REPORT, title=self._title, command=self._command)
+
+    def write(self) -> None:
+        """``sweep.json``."""
+        rows = [
+            {
+                "setting": cell.setting, "changes": dict(cell.changes), "seed": cell.seed, "key": cell.key,
+                "state": self._of(cell.key), **({"why": why} if (why := self._reasons.get(cell.key)) else {}),
+            }
+            for cell in self._cells
+        ]  # fmt: skip
+        facts = {"format": FORMAT, "title": self._title, "command": self._command, "cells": rows}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"couldn't make {self._folder}: {error.strerror}; give another --out") from error
+        write_atomic(self._folder / SWEEP, json.dumps(facts, indent=1, default=str).encode(), private=False)
+
+    def _of(self, key: str) -> str:
+        if key in self._reasons:
+            return "failed"
+        result = self._found.get(key)
+        if result is None:
+            return "waiting"
+        return "interrupted" if result.interrupted else "done"
+
+
+def _stored(cells: Sequence[Cell], folder: Path, resume: bool) -> dict[str, SimResult]:
+    """The whole results of these cells that are there, after checking that the folder may be used."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder with --out")
+    stored = {place.parent.name for place in folder.glob(f"{CELLS}/*/{FACTS}")}
     if not stored and folder.is_dir() and any(folder.iterdir()) and not (folder / SWEEP).exists():
         raise ConfigError(f"{folder} holds something else; give an empty or a new folder with --out")
     if stored and not resume:
         raise ConfigError(f"{folder} holds {len(stored)} results already; go on with --resume, or give another --out")
-    return stored & {cell.key for cell in cells}
-
-
-def write_tables(
-    cells: Sequence[Cell], found: Mapping[str, SimResult], folder: Path, *, title: str, command: str
-) -> None:
-    """``sweep.json`` and the joined tables of all cells that there are."""
-    there = [cell for cell in cells if cell.key in found]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, table in ((ROUNDS, "rounds"), (SITES, "sites")):
-        parts = [labelled(cell, getattr(found[cell.key], table)) for cell in there]
-        write_atomic(folder / name, parquet_bytes(joined(parts)), private=False)
-    rows = [
-        {"setting": cell.setting, "changes": dict(cell.changes), "seed": cell.seed, "key": cell.key, "state": state}
-        for cell in cells
-        for state in (_state(found.get(cell.key)),)
-    ]
-    facts = {"format": FORMAT, "title": title, "command": command, "cells": rows}
-    write_atomic(folder / SWEEP, json.dumps(facts, indent=1, default=str).encode(), private=False)
-
-
-def _state(result: SimResult | None) -> str:
-    if result is None:
-        return "waiting"
-    return "interrupted" if result.interrupted else "done"
+    others = stored - {cell.key for cell in cells}
+    if others:
+        raise ConfigError(
+            f"{folder} holds {len(others)} results of other runs (another scenario, plan, data or fewer seeds now); "
+            "give another --out"
+        )
+    found = {}
+    for key in stored:
+        try:
+            result = SimResult.load(folder / CELLS / key)
+        except ConfigError:
+            continue  # cut or damaged: it is made again
+        if not result.interrupted:
+            found[key] = result
+    return found
 
 
 def labelled(cell: Cell, columns: Columns) -> Columns:

@@ -60,6 +60,8 @@ def read_settings(values: Mapping[str, Any], *, peers: bool = True) -> Settings:
     rate = values["learning_rate"]
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not (math.isfinite(rate) and rate > 0):
         raise ConfigError(f"training setting learning_rate is {rate!r}; write a positive number such as 0.1")
+    if rate > torch.finfo(DTYPES[values.get("dtype", "float32")]).max:
+        raise ConfigError(f"training setting learning_rate is {rate!r}, more than the run's numbers hold; lower it")
     optimiser = _optimiser(values.get("optimiser", {"name": "sgd"}))
     rule = rule_named(str(values["rule"]), optimiser)
     staleness = values.get("staleness", 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from sim_worlds import blobs, write_plan
 import p2pfl
 from p2pfl.data import dirichlet
 from p2pfl.errors import ConfigError, P2PFLError
-from p2pfl.sim import SimResult, simulate
+from p2pfl.sim import SimResult, charts, simulate, warnings_of
+from p2pfl.sim.vector_mixing import LinearMixing
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +184,69 @@ def test_data_in_other_forms(plan: Path) -> None:
         np.testing.assert_array_equal(one.parameters, other.parameters)
     alone = simulate(plan, (x, y), peers=4, rounds=2, execution="eager")
     assert alone.facts["evaluated_on"] == "training examples"
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_machines_decide_and_what_is_settled_at_the_end_counts(plan: Path, staleness: int) -> None:
+    """All recorded rounds are learnt from, also the one in which late edges are settled; the last row is after it."""
+    time = {"clock": "machines", "seconds": 5.0, "staleness": staleness, "profiles": {"slow": 1}}
+    result = simulate(plan, blobs(), peers=5, rounds=6, closing_rounds=0, time=time, execution="eager")
+    assert result.rounds["round"].tolist() == list(range(7))
+    assert result.facts["clock"] == "machines" and 0 < result.facts["edges_mixed"] <= 1
+    assert result.parameters is not None
+    shares = result.sites["share"]
+    mean = shares @ result.parameters
+    distance = np.sqrt((shares * np.square(result.parameters - mean).sum(axis=1)).sum())
+    assert result.rounds["distance"][-1] == pytest.approx(distance, rel=1e-4)
+    assert result.rounds["seconds"][-1] == result.sites["seconds"].max()
+    assert result.rounds["bytes"][-1] == pytest.approx(result.sites["bytes"].sum())
+
+
+def test_rounds_longer_than_the_deadline_are_told(plan: Path) -> None:
+    time = {"clock": "machines", "seconds": 300.0}  # the plan's deadline is 30 s
+    result = simulate(plan, blobs(), peers=5, rounds=8, closing_rounds=2, time=time, execution="eager")
+    assert result.facts["edges_mixed"] < 0.95
+    (said,) = warnings_of({"long": [result]})
+    assert "deadline" in said
+
+
+def test_a_line_is_the_mean_of_all_seeds_at_each_round(plan: Path) -> None:
+    results = [
+        simulate(
+            plan,
+            blobs(),
+            peers=4,
+            rounds=4,
+            seed=seed,
+            time={"seconds": 30.0},
+            evaluate={"every": 1},
+            execution="eager",
+        )
+        for seed in range(3)
+    ]
+    ends = [result.rounds["seconds"][-1] / 3600 for result in results]
+    assert len(set(ends)) == 3
+    line = charts.metric_chart({"ring": results}, "seconds").axes[0].get_lines()[0]
+    assert line.get_xdata()[-1] == pytest.approx(np.mean(ends))
+    assert line.get_ydata()[-1] == pytest.approx(np.mean([result.final()["mean_model_accuracy"] for result in results]))
+
+
+def test_an_interrupt_inside_a_round_waits_for_its_end(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of the last row are those of a round that was: the same as without the interrupt."""
+    whole = simulate(plan, blobs(), peers=4, rounds=6, evaluate={"every": 6}, execution="eager")
+    step = LinearMixing.round
+
+    def struck(self: LinearMixing, *arguments: object, **more: object) -> object:
+        if arguments[2].round == 2:  # type: ignore[attr-defined]
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LinearMixing, "round", struck)
+    result = simulate(plan, blobs(), peers=4, rounds=6, evaluate={"every": 1}, execution="eager")
+    assert result.interrupted and result.rounds["round"].tolist() == [0, 1, 2, 3]
+    monkeypatch.undo()
+    three = simulate(plan, blobs(), peers=4, rounds=3, closing_rounds=0, evaluate={"every": 1}, execution="eager")
+    np.testing.assert_array_equal(result.parameters, three.parameters)
+    assert result.rounds["mean_model_loss"][-1] == three.rounds["mean_model_loss"][-1]
+    assert whole.rounds["train_loss"][3] == result.rounds["train_loss"][3]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

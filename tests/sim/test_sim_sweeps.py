@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from sim_worlds import write_scenario
 
-from p2pfl.errors import ConfigError
+from p2pfl.errors import ConfigError, StoreError
 from p2pfl.sim import Cell, Inputs, SimResult, backend_named, cells_of, load_groups, read_scenario, sweep, varied
 from p2pfl.sim.backends import Here
+from p2pfl.sim.pace import pace_of
 from p2pfl.sim.results import read_parquet
 
 
@@ -40,7 +41,9 @@ def cells(tmp_path: Path) -> tuple[list[Cell], Inputs]:
 
 def test_a_sweep_and_its_tables(cells: tuple[list[Cell], Inputs], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    groups = sweep(cells[0], out, Counted(cells[1]), resume=False, title="Ring or full", command="p2pfl sim sweep")
+    made = sweep(cells[0], out, Counted(cells[1]), resume=False, title="Ring or full", command="p2pfl sim sweep")
+    groups = made.groups
+    assert (made.failed, made.waiting) == ({}, 0)
     assert {name: len(results) for name, results in groups.items()} == {"topology=ring": 2, "topology=full": 2}
     table = read_parquet(out / "rounds.parquet")
     assert set(table["topology"]) == {"ring", "full"} and set(table["seed"]) == {0, 1}
@@ -58,7 +61,7 @@ def test_a_sweep_and_its_tables(cells: tuple[list[Cell], Inputs], tmp_path: Path
 
 
 def test_full_mixes_better_than_a_ring(cells: tuple[list[Cell], Inputs], tmp_path: Path) -> None:
-    groups = sweep(cells[0], tmp_path / "out", Counted(cells[1]), resume=False)
+    groups = sweep(cells[0], tmp_path / "out", Counted(cells[1]), resume=False).groups
     for ring, full in zip(groups["topology=ring"], groups["topology=full"], strict=True):
         assert full.rounds["distance"][-1] < 0.1 * ring.rounds["distance"][-1]
 
@@ -66,13 +69,14 @@ def test_full_mixes_better_than_a_ring(cells: tuple[list[Cell], Inputs], tmp_pat
 def test_resumed_after_an_interrupt_nothing_is_made_twice(cells: tuple[list[Cell], Inputs], tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = Counted(cells[1], stop_after=2)
-    groups = sweep(cells[0], out, first, resume=False)
-    assert len(first.ran) == 3 and sum(map(len, groups.values())) == 3
+    made = sweep(cells[0], out, first, resume=False)
+    assert len(first.ran) == 3 and sum(map(len, made.groups.values())) == 3 and made.waiting == 1
+    assert [result.interrupted for results in load_groups(out).values() for result in results] == [False, False, True]
     state = [row["state"] for row in json.loads((out / "sweep.json").read_text())["cells"]]
     assert state == ["done", "done", "interrupted", "waiting"]
     assert "Interrupted before the last round" in (out / "report.html").read_text()
     second = Counted(cells[1])
-    groups = sweep(cells[0], out, second, resume=True)
+    groups = sweep(cells[0], out, second, resume=True).groups
     assert second.ran == [cell.key for cell in cells[0][2:]]
     assert sum(map(len, groups.values())) == 4
     third = Counted(cells[1])
@@ -97,6 +101,61 @@ def test_folders_that_are_not_used(cells: tuple[list[Cell], Inputs], tmp_path: P
     assert (other / "thesis.txt").read_text() == "mine"
 
 
+def test_another_sweep_in_the_folder_is_not_replaced(cells: tuple[list[Cell], Inputs], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sweep(cells[0][:2], out, Counted(cells[1]), resume=False)
+    with pytest.raises(ConfigError, match="results of other runs"):
+        sweep(cells[0][1:], out, Counted(cells[1]), resume=True)
+    more = Counted(cells[1])
+    sweep(cells[0], out, more, resume=True)
+    assert more.ran == [cell.key for cell in cells[0][2:]], "more seeds or settings are the same sweep, grown"
+
+
+def test_a_damaged_result_is_made_again(cells: tuple[list[Cell], Inputs], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sweep(cells[0], out, Counted(cells[1]), resume=False)
+    (out / "cells" / cells[0][1].key / "rounds.parquet").write_bytes(b"PAR1")
+    again = Counted(cells[1])
+    sweep(cells[0], out, again, resume=True)
+    assert again.ran == [cells[0][1].key]
+
+
+def test_a_run_that_diverges_does_not_end_the_sweep(tmp_path: Path) -> None:
+    inputs, out = Inputs(), tmp_path / "out"
+    scenario = read_scenario(write_scenario(tmp_path))
+    cells = cells_of(scenario, {"learning_rate": [0.1, 1e38, 0.2]}, [0], inputs.digest)
+    made = sweep(cells, out, Here(inputs), resume=False)
+    assert list(made.groups) == ["learning_rate=0.1", "learning_rate=0.2"] and made.waiting == 0
+    assert "diverged" in made.failed["learning_rate=1e+38, seed 0"]
+    assert [row["state"] for row in json.loads((out / "sweep.json").read_text())["cells"]] == ["done", "failed", "done"]
+    again = sweep(cells, out, Here(inputs), resume=True)
+    assert list(again.groups) == list(made.groups) and again.failed == made.failed
+
+
+def test_an_interrupt_before_the_first_round_leaves_the_others(
+    cells: tuple[list[Cell], Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def interrupted(simulation: object) -> object:
+        calls.append(simulation)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return pace_of(simulation)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("p2pfl.sim.conduct.pace_of", interrupted)
+    made = sweep(cells[0], tmp_path / "out", Here(cells[1]), resume=False)
+    assert made.waiting == 2 and sum(map(len, made.groups.values())) == 2
+    assert (tmp_path / "out" / "report.html").is_file() and len(load_groups(tmp_path / "out")) == 1
+
+
+def test_where_nothing_can_be_written_nothing_is_trained(cells: tuple[list[Cell], Inputs], tmp_path: Path) -> None:
+    counted = Counted(cells[1])
+    with pytest.raises(StoreError):
+        sweep(cells[0], Path("/proc/p2pfl/out"), counted, resume=False)
+    assert counted.ran == []
+
+
 def test_unknown_backends(cells: tuple[list[Cell], Inputs]) -> None:
     with pytest.raises(ConfigError, match="here or ray"):
         backend_named("spark", cells[1], address=None, workers=2)
@@ -109,9 +168,9 @@ def test_ray_gives_the_same_numbers(cells: tuple[list[Cell], Inputs], tmp_path: 
     pytest.importorskip("ray")
     fixed = varied(cells[0][0].scenario, {"execution": "eager"})  # "auto" measures, and the ways differ in rounding
     many = cells_of(fixed, {"topology": ["ring", "full"]}, [0, 1], cells[1].digest)
-    here = sweep(many, tmp_path / "here", Here(cells[1]), resume=False)
+    here = sweep(many, tmp_path / "here", Here(cells[1]), resume=False).groups
     ray = backend_named("ray", cells[1], address=None, workers=2)
-    there = sweep(many, tmp_path / "ray", ray, resume=False)
+    there = sweep(many, tmp_path / "ray", ray, resume=False).groups
     assert list(here) == list(there)
     for name in here:
         for one, other in zip(here[name], there[name], strict=True):
