@@ -16,6 +16,7 @@ import torch
 from p2pfl.data import Examples, Partition, Parts, from_arrays
 from p2pfl.errors import ConfigError
 from p2pfl.governance import Plan
+from p2pfl.sim.checks import check_simulation
 from p2pfl.sim.pace import check_time
 from p2pfl.sim.profiles import chosen_sites
 from p2pfl.sim.results import SimResult
@@ -100,10 +101,12 @@ def prepare(
         check_time(time, peers, seed)
         if time.clock == "machines" and any(fault.kind == "absent" for fault in faults):
             raise ConfigError('absent sites are simulated with clock = "model"; write that, or make the site slow')
-    return Simulation(
+    simulation = Simulation(
         plan, code, settings, examples, parts, schedule, spec, shares, seed, weights, time, faults, evaluate,
         device, execution, name or plan.settings.plan.name, check_plan(code, settings, examples, parts, execution),
     )  # fmt: skip
+    check_simulation(simulation)
+    return simulation
 
 
 def tensors(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Batch:
@@ -178,7 +181,7 @@ def _check_device(device: str) -> None:
     except RuntimeError as error:
         raise ConfigError(f"unknown device {device[:40]!r}; write cpu, cuda or cuda:1") from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("there is no CUDA device here; leave --device out, or use a machine with one")
+        raise ConfigError('there is no CUDA device here; write device = "cpu", or use a machine with one')
 
 
 def machine() -> dict[str, str]:

@@ -54,6 +54,11 @@ BAD = {
     "unknown fault": (("[topology]", '[[fault]]\nkind = "late"\nsites = 1\n[topology]'), "fault.0.kind is 'late'"),
     "staleness of the model": (("[topology]", "[time]\nstaleness = 2\n[topology]"), "machines"),
     "unknown profile": (("[topology]", '[time]\nprofiles = { fats = 1 }\n[topology]'), "fats"),
+    "fault that ends before it begins": (
+        ("[topology]", '[[fault]]\nkind = "lying"\nsites = [1]\nfirst = 3\nlast = 2\n[topology]'), "a fault ends in round 2"),
+    "faults under a rule without them": (
+        ('"ring"', '"chain"\n[training]\nrule = "relaysgd"\n[[fault]]\nkind = "lying"\nsites = [1]'), "without losses and faults"),
+    "uplinks full of heartbeats": (("[topology]", "[time]\nbandwidth = 100.0\n[topology]"), "give more bandwidth"),
     "not TOML": (("[scenario]", "[scenario"), "not valid TOML"),
 }  # fmt: skip
 
@@ -70,6 +75,18 @@ def test_bad_scenarios_end_in_one_sentence(name: str, tmp_path: Path) -> None:
             prepared(cell, inputs)
     assert wanted in str(refused.value), str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_batch_norm_beside_few_examples_is_told_before_it_trains(tmp_path: Path) -> None:
+    path = write_scenario(tmp_path, SCENARIO.replace("peers = 6", 'peers = 30\nexecution = "eager"'))
+    code = tmp_path / "plan" / "plan.py"
+    code.write_text(code.read_text().replace("nn.Tanh()", "nn.BatchNorm1d(8)"))
+    with (tmp_path / "plan" / "plan.toml").open("a") as settings:
+        settings.write('batch_norm = "private"\n')
+    read, inputs = read_scenario(path), Inputs()
+    (cell,) = cells_of(read, {}, [0], inputs.digest)
+    with pytest.raises(P2PFLError, match="batch norm"):
+        prepared(cell, inputs)
 
 
 def test_variations(scenario: Path) -> None:
