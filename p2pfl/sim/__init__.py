@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from p2pfl.sim.backends import backend_named
+    from p2pfl.sim.checks import check_folder, check_libraries
     from p2pfl.sim.clock import Clock, TooManyEvents
     from p2pfl.sim.compute import ComputeModel
     from p2pfl.sim.faults import (
@@ -77,6 +78,8 @@ _HOMES = {
     "Withhold": "p2pfl.sim.members",
     "backend_named": "p2pfl.sim.backends",
     "cells_of": "p2pfl.sim.sweeps",
+    "check_folder": "p2pfl.sim.checks",
+    "check_libraries": "p2pfl.sim.checks",
     "holdings_of": "p2pfl.sim.study",
     "load_groups": "p2pfl.sim.sweeps",
     "prepared": "p2pfl.sim.study",
@@ -125,6 +128,8 @@ __all__ = [
     "Withhold",
     "backend_named",
     "cells_of",
+    "check_folder",
+    "check_libraries",
     "holdings_of",
     "load_groups",
     "prepared",

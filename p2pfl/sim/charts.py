@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import numpy as np
 
-from p2pfl.figures import new_figure
+from p2pfl.figures import literal, new_figure
 from p2pfl.sim.results import SimResult
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def draw_graph(axis: Axes, result: SimResult) -> None:
     colours = np.full(sites, np.nan) if column is None else column
     drawn = axis.scatter(points[:, 0], points[:, 1], c=colours, cmap="viridis", s=40, zorder=2, plotnonfinite=True)
     if np.isfinite(colours).any():
-        axis.figure.colorbar(drawn, ax=axis, label=f"{result.metric} of the site")
+        axis.figure.colorbar(drawn, ax=axis, label=literal(f"{result.metric} of the site"))
 
 
 def layout(graph: nx.Graph) -> dict[Any, Any]:
@@ -129,7 +129,9 @@ def _draw(axis: Axes, groups: Groups, over: str, column: str) -> None:
         values = np.array([np.interp(grid, x / unit, y, left=np.nan, right=np.nan) for x, y in lines])
         known = np.isfinite(values).any(axis=0)
         grid, values = grid[known], values[:, known]
-        (drawn,) = axis.plot(grid, np.nanmean(values, axis=0), label=name, marker="." if len(grid) < 30 else None)
+        (drawn,) = axis.plot(
+            grid, np.nanmean(values, axis=0), label=literal(name), marker="." if len(grid) < 30 else None
+        )
         if len(lines) > 1:
             low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
             axis.fill_between(grid, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
@@ -150,4 +152,4 @@ def _line(result: SimResult, over: str, column: str) -> tuple[np.ndarray, np.nda
 
 
 def _metric(groups: Groups) -> str:
-    return next(iter(groups.values()))[0].metric
+    return literal(next(iter(groups.values()))[0].metric)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
@@ -163,7 +164,7 @@ def examples_of(data: Any, plan: Plan) -> Examples:
 
 def examples_of_plan(plan: Plan, path: Path) -> Examples:
     """What the plan's own load() reads from a file. Raises PlanError or DataError."""
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, no error for a name too long
         raise ConfigError(f"{path} does not exist; check the name")
     parts = PlanCode(plan.source).load(str(path), torch.float64)
     found = {part: tuple(tensor.numpy() for tensor in batch) for part, batch in parts.items()}

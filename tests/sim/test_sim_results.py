@@ -13,7 +13,9 @@ from sim_worlds import blobs, write_plan
 import p2pfl
 from p2pfl.data import dirichlet
 from p2pfl.errors import ConfigError, P2PFLError
+from p2pfl.figures import to_svg
 from p2pfl.sim import SimResult, simulate
+from p2pfl.sim.charts import metric_chart, overview
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,12 @@ def test_a_plot(result: SimResult) -> None:
     np.testing.assert_allclose(
         drawn, result.rounds["mean_model_accuracy"][np.isfinite(result.rounds["mean_model_accuracy"])]
     )
+
+
+def test_names_with_dollars_are_drawn_as_they_are(result: SimResult) -> None:
+    groups = {r"a$\y$": [result], "$b": [result]}
+    assert r"a$\y$" in to_svg(overview(groups)).replace("<!-- ", "")
+    assert to_svg(metric_chart(groups, "round"))
 
 
 def test_an_interrupt_leaves_what_there_is(plan: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ BAD = {
     "peers missing": (("peers = 6\n", ""), "scenario.peers is missing"),
     "no rounds": (("rounds = 6", "rounds = 0"), "scenario.rounds is 0"),
     "no seeds": (("seeds = 2", "seeds = []"), "number of seeds"),
+    "far too many seeds": (("seeds = 2", "seeds = 100000000000"), "at most 1000"),
     "a seed twice": (("seeds = 2", "seeds = [1, 1]"), "different ones"),
     "data without kind": (('kind = "csv"', 'knd = "csv"'), "give it a kind"),
     "unknown data": (('kind = "csv"', 'kind = "xls"'), "unknown kind of data 'xls'; choose one of csv"),
@@ -98,6 +100,20 @@ def test_variations(scenario: Path) -> None:
     cells = cells_of(read, {"topology": ["ring", "full"], "peers": [4, 8]}, [0, 1, 2], lambda scenario: "same")
     assert len(cells) == 12 and len({cell.key for cell in cells}) == 12
     assert [cell.setting for cell in cells[:4]] == ["topology=ring, peers=4"] * 3 + ["topology=ring, peers=8"]
+
+
+def test_the_order_of_variations_decides_nothing(scenario: Path) -> None:
+    read = read_scenario(scenario)
+    changes = {"degree": 3, "topology": "regular", "topology.seed": 0}
+    for names in itertools.permutations(changes):
+        assert varied(read, {name: changes[name] for name in names}).topology == {
+            "kind": "regular", "degree": 3, "seed": 0,
+        }  # fmt: skip
+
+
+def test_no_evaluated_sites_are_none(scenario: Path) -> None:
+    scenario.write_text(SCENARIO + "[evaluate]\nsites = 0\n")
+    assert read_scenario(scenario).evaluate.sites == "none"
 
 
 @pytest.mark.parametrize(
