@@ -188,7 +188,7 @@ def _study(
 
 
 def _seeds(scenario: Scenario, count: int | None) -> list[int]:
-    from p2pfl.sim.scenario import MOST_SEEDS
+    from p2pfl.sim import MOST_SEEDS
 
     if count is not None and count > MOST_SEEDS:
         raise ConfigError(f"{count} seeds are more than {MOST_SEEDS}; give fewer")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from p2pfl.sim.members import Equivocate, LieAboutEdges, Member, Replay, Withhold
     from p2pfl.sim.report import summary_rows, warnings_of, write_report
     from p2pfl.sim.results import SimResult
-    from p2pfl.sim.scenario import Scenario, read_scenario, read_variation, varied
+    from p2pfl.sim.scenario import MOST_SEEDS, Scenario, read_scenario, read_variation, varied
     from p2pfl.sim.simulation import simulate
     from p2pfl.sim.study import Inputs, holdings_of, prepared, run_cell
     from p2pfl.sim.sweeps import Cell, cells_of, load_groups, sweep
@@ -60,6 +60,7 @@ _HOMES = {
     "Inputs": "p2pfl.sim.study",
     "Leave": "p2pfl.sim.faults",
     "LieAboutEdges": "p2pfl.sim.members",
+    "MOST_SEEDS": "p2pfl.sim.scenario",
     "LinkModel": "p2pfl.sim.links",
     "Loss": "p2pfl.sim.faults",
     "Member": "p2pfl.sim.members",
@@ -95,6 +96,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "MOST_SEEDS",
     "At",
     "Cell",
     "Clock",

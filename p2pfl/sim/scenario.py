@@ -153,7 +153,8 @@ def varied(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
     """
     values = scenario.model_dump()
     # kinds first, whatever the order: a new kind drops the old one's options, not those given with it
-    for name in sorted(changes, key=lambda name: SHORT.get(name, name).rpartition(".")[2] != "kind"):
+    kinds = [name for name in changes if SHORT.get(name, name).endswith(".kind")]
+    for name in [*kinds, *(name for name in changes if name not in kinds)]:
         value = changes[name]
         if name == "fault" and value == "none":
             values["fault"] = []

@@ -79,7 +79,8 @@ def cells_of(
 ) -> list[Cell]:  # fmt: skip
     """All combinations with all seeds, in the order given. ConfigError for one that is no scenario, or too many.
 
-    ``beside``: the folder from which paths that are varied count; None: the working folder. ``then``: what else changes along with a value, such as the degree with topology "regular".
+    ``beside``: the folder from which paths that are varied count; None: the working folder.
+    ``then``: what else changes along with a value, such as the degree with topology "regular".
     """
     many = len(seeds) * int(np.prod([len(values) for values in variations.values()], dtype=np.int64))
     if many > MOST_CELLS:
