@@ -13,6 +13,11 @@ def new_figure(width: float, height: float) -> Any:
     return optional("matplotlib.figure", "sim").Figure(figsize=(width, height), layout="constrained")
 
 
+def literal(text: str) -> str:
+    """A text as matplotlib draws it as it is: $ would begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def to_svg(figure: Any) -> str:
     """The figure as SVG text, the same bytes each time: no date, no random names."""
     text = io.StringIO()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -90,10 +91,17 @@ def compare(
 
     Example: p2pfl sim compare ring.toml full.toml hierarchical.toml --out results/which-graph
     """
-    folders = [place for place in places if place.is_dir()]
+    folders = [place for place in places if os.path.isdir(place)]  # unlike Path.is_dir, no error for a name too long
     if folders and len(folders) != len(places):
         raise ConfigError("give either scenario files or folders with results, not both; run the scenarios first")
     if folders:
+        given = {
+            "--seeds": seeds is not None, "--resume": resume, "--dry-run": dry_run, "--backend": backend != "here",
+            "--ray": ray is not None, "--workers": workers != 2,
+        }  # fmt: skip
+        if any(given.values()):
+            names = ", ".join(name for name, there in given.items() if there)
+            raise ConfigError(f"{names}: nothing runs where results are compared; leave that out, or give scenarios")
         _compare_results(folders, out, as_json)
     else:
         _study(places, {}, out, seeds, resume, dry_run, (backend, ray, workers), as_json)
@@ -137,21 +145,25 @@ def _study(
     files: Sequence[Path], variations: dict[str, list[Any]], out: Path | None, seeds: int | None, resume: bool,
     dry_run: bool, backend: tuple[str, str | None, int], as_json: bool,
 ) -> None:  # fmt: skip
-    from p2pfl.sim import Inputs, backend_named, cells_of, prepared, read_scenario, sweep
+    from p2pfl.sim import Inputs, backend_named, cells_of, check_folder, check_libraries, prepared, read_scenario, sweep
 
+    check_libraries()
     scenarios = [read_scenario(file) for file in files]
     names = [scenario.scenario.name for scenario in scenarios]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"two of the scenarios are called {names[0]}; give each a name of its own")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"two of the scenarios are called {twice[0]}; give each a name of its own")
+    folder = out or Path("results") / "-or-".join(names)[:100]
+    check_folder(folder)
     inputs = Inputs()
     cells: list[Cell] = []
-    for scenario in scenarios:
-        cells += cells_of(scenario, variations, _seeds(scenario, seeds), inputs.digest)
+    for file, scenario in zip(files, scenarios, strict=True):
+        beside = file.resolve().parent
+        cells += cells_of(scenario, variations, _seeds(scenario, seeds), inputs.digest, beside=beside)
     where = backend_named(backend[0], inputs, address=backend[1], workers=backend[2])
     for cell in {cell.setting: cell for cell in cells}.values():  # before the first of them trains
         for said in prepared(cell, inputs).remarks:
             note(f"{cell.setting}: {said}")
-    folder = out or Path("results") / "-or-".join(names)[:100]
     if dry_run:
         rows = [{"setting": cell.setting, "seed": cell.seed, "key": cell.key} for cell in cells]
         show(
@@ -180,21 +192,42 @@ def _study(
 
 
 def _seeds(scenario: Scenario, count: int | None) -> list[int]:
+    from p2pfl.sim import MOST_SEEDS
+
+    if count is not None and count > MOST_SEEDS:
+        raise ConfigError(f"{count} seeds are more than {MOST_SEEDS}; give fewer")
     return scenario.seeds if count is None else list(range(count))
 
 
 def _compare_results(folders: Sequence[Path], out: Path | None, as_json: bool) -> None:
-    from p2pfl.sim import load_groups, write_report
+    from p2pfl.sim import check_folder, check_libraries, load_groups, write_report
 
+    check_libraries()
     groups: dict[str, list[SimResult]] = {}
-    for folder in folders:
+    for folder, told in zip(folders, _told_apart(folders), strict=True):
         for name, results in load_groups(folder).items():
-            groups[f"{folder.name}: {name}" if len(folders) > 1 else name] = results
+            groups[f"{told}: {name}" if len(folders) > 1 else name] = results
     page = (out or Path("results")) / "report.html"
+    check_folder(page.parent)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_report(groups, page, command=shlex.join(["p2pfl", *sys.argv[1:]]))
     _print(groups, as_json)
     note(f"the page is {page}")
+
+
+def _told_apart(folders: Sequence[Path]) -> list[str]:
+    """Each folder by as few of its last names as no other one ends in. Raises ConfigError for one given twice."""
+    whole = [folder.resolve() for folder in folders]
+    twice = [folder for place, folder in enumerate(folders) if whole[place] in whole[:place]]
+    if twice:
+        raise ConfigError(f"{twice[0]} is given twice; give each folder with results once")
+    most = max(len(folder.parts) for folder in whole)
+    names = []
+    for folder in whole:
+        tails = ([other.parts[-many:] for other in whole] for many in range(1, most + 1))
+        own = next(folder.parts[-many:] for many, ends in enumerate(tails, 1) if ends.count(folder.parts[-many:]) == 1)
+        names.append(Path(*own).as_posix())
+    return names
 
 
 def _print(groups: dict[str, list[SimResult]], as_json: bool) -> None:

@@ -6,6 +6,7 @@ Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", file 
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -64,6 +65,6 @@ def read_idx(path: Path | str) -> Array:
 
 def _found(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
-        if path.exists():
+        if os.path.exists(path):  # unlike Path.exists, no error for a name too long
             return path
     raise DataError(f"there is no {name} or {name}.gz in {folder}; name the folder with the four idx files")

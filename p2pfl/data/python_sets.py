@@ -23,7 +23,7 @@ def from_scikit_learn(name: str) -> Examples:
     """
     if name not in SHIPPED:
         raise ConfigError(f"scikit-learn ships no set {str(name)[:40]!r}; choose one of {', '.join(SHIPPED)}")
-    inputs, labels = getattr(optional("sklearn.datasets", "demo"), f"load_{name}")(return_X_y=True)
+    inputs, labels = getattr(optional("sklearn.datasets", "sim"), f"load_{name}")(return_X_y=True)
     return Examples((np.asarray(inputs, dtype=np.float32), _labels(np.asarray(labels))), name=name)
 
 

@@ -18,6 +18,7 @@ from p2pfl.data.reading import check_size
 from p2pfl.errors import ConfigError, DataError
 from p2pfl.extras import optional
 
+MOST = float(np.finfo(np.float32).max)
 MISSING_SIGNS = ("?", "NA", "NaN", "nan", "null", "")
 
 
@@ -85,6 +86,11 @@ def _examples(
     frame: Any, path: Path, label: str, drop: Sequence[str], columns: Sequence[str], missing: float | str
 ) -> Examples:
     names = [str(name) for name in frame.columns]
+    for key, listed in (("drop", drop), ("columns", columns)):
+        if isinstance(listed, str) or not all(isinstance(name, str) for name in listed):
+            raise ConfigError(f'{key} = {str(listed)[:60]}; write a list of column names, such as ["age"]')
+    if not isinstance(label, str):
+        raise ConfigError(f"label = {str(label)[:60]}; write a column's name in quotes")
     for name in (label, *drop, *columns):
         if name not in names:
             raise ConfigError(f"{path} has no column {name[:60]!r}; its columns: {', '.join(names)[:300]}")
@@ -112,8 +118,10 @@ def _filled(frame: Any, path: Path, inputs: list[str], needed: list[str], missin
     """The frame without missing values."""
     if isinstance(missing, str) and missing not in ("refuse", "drop"):
         raise ConfigError(f'missing = {missing[:40]!r}; write "refuse", "drop" or a number')
-    if isinstance(missing, bool) or (not isinstance(missing, str) and not np.isfinite(missing)):
-        raise ConfigError(f'missing = {missing}; write "refuse", "drop" or a number')
+    # what float32 cannot hold would turn into infinity among the inputs
+    if isinstance(missing, bool) or (not isinstance(missing, str) and not abs(missing) <= MOST):
+        shown = "a huge number" if isinstance(missing, int) and missing not in (True, False) else missing
+        raise ConfigError(f'missing = {shown}; write "refuse", "drop" or a number')
     if missing == "drop":
         frame = frame.dropna(subset=[*inputs, *needed])
         if not len(frame):

@@ -9,7 +9,7 @@ import numpy as np
 from p2pfl.data.examples import Array, Examples, classes_of, is_classes
 from p2pfl.data.partition import Parts
 from p2pfl.extras import optional
-from p2pfl.figures import new_figure
+from p2pfl.figures import literal, new_figure
 
 MOST_PEERS = 20  # a longer table is not read but scrolled past
 MOST_CLASSES = 20
@@ -60,7 +60,7 @@ def holdings_figure(parts: Parts, examples: Examples) -> Any:
         below = np.zeros(parts.peers, dtype=np.int64)
         colours = optional("matplotlib", "sim").colormaps["tab10" if len(classes) <= 10 else "tab20"]
         for place, name in enumerate(classes):
-            axes.bar(range(parts.peers), counts[:, place], bottom=below, label=str(name), color=colours(place))
+            axes.bar(range(parts.peers), counts[:, place], bottom=below, label=literal(str(name)), color=colours(place))
             below += counts[:, place]
         axes.set_xticks(range(parts.peers))
         axes.set_ylabel("examples")
@@ -70,7 +70,7 @@ def holdings_figure(parts: Parts, examples: Examples) -> Any:
         drawn = axes.imshow(counts.T, aspect="auto", interpolation="nearest", cmap="viridis")
         figure.colorbar(drawn, ax=axes, label="examples")
         if len(classes) <= MOST_CLASSES:
-            axes.set_yticks(range(len(classes)), [str(name) for name in classes])
+            axes.set_yticks(range(len(classes)), [literal(str(name)) for name in classes])
         axes.set_ylabel("label")
     axes.set_xlabel("peer")
     return figure

@@ -6,6 +6,7 @@ length. The code is never run here and, when it comes from another member, not e
 
 from __future__ import annotations
 
+import os
 import symtable
 import warnings
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Plan:
 
 def read_plan(folder: Path) -> Plan:
     """The plan in ``folder``. Raises ConfigError if a file cannot be read, PlanError for what it says."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, no error for a name too long
         raise ConfigError(f"{folder} is not a folder; give the folder that holds {PLAN_CODE} and {PLAN_SETTINGS}")
     return plan_from_files(
         read_bounded(folder / PLAN_CODE, BUNDLE_LIMIT), read_bounded(folder / PLAN_SETTINGS, TOML_LIMIT)

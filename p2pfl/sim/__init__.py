@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from p2pfl.sim.backends import backend_named
+    from p2pfl.sim.checks import check_folder, check_libraries
     from p2pfl.sim.clock import Clock, TooManyEvents
     from p2pfl.sim.compute import ComputeModel
     from p2pfl.sim.faults import (
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from p2pfl.sim.members import Equivocate, LieAboutEdges, Member, Replay, Withhold
     from p2pfl.sim.report import summary_rows, warnings_of, write_report
     from p2pfl.sim.results import SimResult
-    from p2pfl.sim.scenario import Scenario, read_scenario, read_variation, varied
+    from p2pfl.sim.scenario import MOST_SEEDS, Scenario, read_scenario, read_variation, varied
     from p2pfl.sim.simulation import simulate
     from p2pfl.sim.study import Inputs, holdings_of, prepared, run_cell
     from p2pfl.sim.sweeps import Cell, cells_of, load_groups, sweep
@@ -59,6 +60,7 @@ _HOMES = {
     "Inputs": "p2pfl.sim.study",
     "Leave": "p2pfl.sim.faults",
     "LieAboutEdges": "p2pfl.sim.members",
+    "MOST_SEEDS": "p2pfl.sim.scenario",
     "LinkModel": "p2pfl.sim.links",
     "Loss": "p2pfl.sim.faults",
     "Member": "p2pfl.sim.members",
@@ -77,6 +79,8 @@ _HOMES = {
     "Withhold": "p2pfl.sim.members",
     "backend_named": "p2pfl.sim.backends",
     "cells_of": "p2pfl.sim.sweeps",
+    "check_folder": "p2pfl.sim.checks",
+    "check_libraries": "p2pfl.sim.checks",
     "holdings_of": "p2pfl.sim.study",
     "load_groups": "p2pfl.sim.sweeps",
     "prepared": "p2pfl.sim.study",
@@ -92,6 +96,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "MOST_SEEDS",
     "At",
     "Cell",
     "Clock",
@@ -125,6 +130,8 @@ __all__ = [
     "Withhold",
     "backend_named",
     "cells_of",
+    "check_folder",
+    "check_libraries",
     "holdings_of",
     "load_groups",
     "prepared",

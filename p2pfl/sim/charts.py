@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import numpy as np
 
-from p2pfl.figures import new_figure
+from p2pfl.figures import literal, new_figure
 from p2pfl.sim.results import SimResult
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def draw_graph(axis: Axes, result: SimResult) -> None:
     colours = np.full(sites, np.nan) if column is None else column
     drawn = axis.scatter(points[:, 0], points[:, 1], c=colours, cmap="viridis", s=40, zorder=2, plotnonfinite=True)
     if np.isfinite(colours).any():
-        axis.figure.colorbar(drawn, ax=axis, label=f"{result.metric} of the site")
+        axis.figure.colorbar(drawn, ax=axis, label=literal(f"{result.metric} of the site"))
 
 
 def layout(graph: nx.Graph) -> dict[Any, Any]:
@@ -129,7 +129,7 @@ def _draw(axis: Axes, groups: Groups, over: str, column: str) -> None:
         # seeds end the same round at different times: both axes are means over the same rounds of all of them
         x = np.mean([[line[round_][0] for round_ in shared] for line in lines], axis=0) / unit
         y = np.array([[line[round_][1] for round_ in shared] for line in lines])
-        (drawn,) = axis.plot(x, y.mean(axis=0), label=name, marker="." if len(x) < 30 else None)
+        (drawn,) = axis.plot(x, y.mean(axis=0), label=literal(name), marker="." if len(x) < 30 else None)
         if len(lines) > 1:
             axis.fill_between(x, y.min(axis=0), y.max(axis=0), color=drawn.get_color(), alpha=0.2, linewidth=0)
     axis.set_xlabel(label)
@@ -150,4 +150,4 @@ def _line(result: SimResult, over: str, column: str) -> dict[int, tuple[float, f
 
 
 def _metric(groups: Groups) -> str:
-    return next(iter(groups.values()))[0].metric
+    return literal(next(iter(groups.values()))[0].metric)

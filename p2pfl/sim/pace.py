@@ -111,6 +111,12 @@ def _recorded(recording: Recording) -> Iterator[Step]:
         yield Step(row.seconds, row.bytes - floods, floods, mixed=mixed, wanted=wanted)
 
 
+def check_pace(simulation: Simulation) -> None:
+    """What the timing model refuses of this run, such as uplinks that heartbeats alone fill. Raises ConfigError."""
+    if simulation.time is not None and simulation.time.clock == "model":
+        pace_of(simulation)
+
+
 def check_time(time: TimeTable, peers: int, seed: int) -> tuple[LinkModel, ComputeModel]:
     """The models of links and work that a ``[time]`` table means. Raises ConfigError for what does not fit."""
     if time.clock == "model" and time.staleness:

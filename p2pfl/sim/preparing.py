@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from p2pfl.data import Examples, Partition, Parts, from_arrays
 from p2pfl.errors import ConfigError
 from p2pfl.governance import Plan
+from p2pfl.sim.checks import check_simulation
 from p2pfl.sim.pace import check_time
 from p2pfl.sim.profiles import chosen_sites
 from p2pfl.sim.results import SimResult
@@ -100,10 +102,12 @@ def prepare(
         check_time(time, peers, seed)
         if any(fault.kind == "absent" for fault in faults):
             raise ConfigError("absent sites are not timed: leave [time] out, or make the site slow in its profiles")
-    return Simulation(
+    simulation = Simulation(
         plan, code, settings, examples, parts, schedule, spec, shares, seed, weights, time, faults, evaluate,
         device, execution, name or plan.settings.plan.name, check_plan(code, settings, examples, parts, execution),
     )  # fmt: skip
+    check_simulation(simulation)
+    return simulation
 
 
 def tensors(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Batch:
@@ -160,7 +164,7 @@ def examples_of(data: Any, plan: Plan) -> Examples:
 
 def examples_of_plan(plan: Plan, path: Path) -> Examples:
     """What the plan's own load() reads from a file. Raises PlanError or DataError."""
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, no error for a name too long
         raise ConfigError(f"{path} does not exist; check the name")
     parts = PlanCode(plan.source).load(str(path), torch.float64)
     found = {part: tuple(tensor.numpy() for tensor in batch) for part, batch in parts.items()}
@@ -178,7 +182,7 @@ def _check_device(device: str) -> None:
     except RuntimeError as error:
         raise ConfigError(f"unknown device {device[:40]!r}; write cpu, cuda or cuda:1") from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("there is no CUDA device here; leave --device out, or use a machine with one")
+        raise ConfigError('there is no CUDA device here; write device = "cpu", or use a machine with one')
 
 
 def machine() -> dict[str, str]:

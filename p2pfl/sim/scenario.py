@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,8 +40,9 @@ class ScenarioTable(Table):
     @field_validator("seeds")
     @classmethod
     def _some_seeds(cls, seeds: int | list[int]) -> int | list[int]:
-        listed = list(range(seeds)) if isinstance(seeds, int) else seeds
-        if not 1 <= len(listed) <= MOST_SEEDS or len(set(listed)) != len(listed) or min(listed) < 0:
+        count = seeds if isinstance(seeds, int) else len(seeds)  # a number is no list yet: it may be huge
+        listed = [] if isinstance(seeds, int) else seeds
+        if not 1 <= count <= MOST_SEEDS or len(set(listed)) != len(listed) or min(listed, default=0) < 0:
             raise ValueError(f"write a number of seeds, or a list of different ones from 0 on; at most {MOST_SEEDS}")
         return seeds
 
@@ -73,7 +75,12 @@ class EvaluateTable(Table):
     """``[evaluate]``: how often, and of how many sites; evaluation costs as much as training."""
 
     every: int | None = Field(default=None, ge=1)  # rounds; None: some twenty times in a run
-    sites: Literal["all", "none"] | Annotated[int, Field(ge=1)] = 16  # a sample of so many, drawn by the seed
+    sites: Literal["all", "none"] | Annotated[int, Field(ge=0)] = 16  # a sample of so many, drawn by the seed
+
+    @field_validator("sites")
+    @classmethod
+    def _no_sites(cls, sites: str | int) -> str | int:
+        return "none" if sites == 0 else sites
 
 
 class Scenario(Table):
@@ -105,7 +112,7 @@ class Scenario(Table):
 def read_scenario(path: Path | str) -> Scenario:
     """The scenario in a TOML file; paths in it become absolute. Raises ConfigError for whatever is wrong in it."""
     place = Path(path)
-    if place.is_dir():
+    if os.path.isdir(place):  # unlike Path.is_dir, no error for a name too long
         raise ConfigError(f"{place} is a folder; give the scenario's TOML file")
     toml = read_bounded(place, LIMIT)
     scenario = parse_tables(toml, Scenario, name=place.name, page=PAGE, limit=LIMIT, error=ConfigError)
@@ -115,7 +122,7 @@ def read_scenario(path: Path | str) -> Scenario:
 def placed(scenario: Scenario, folder: Path) -> Scenario:
     """The same with the plan's and the data's paths taken from ``folder``."""
     values = scenario.model_dump()
-    values["scenario"]["plan"] = str(folder / values["scenario"]["plan"])
+    values["scenario"]["plan"] = str(folder / values["scenario"]["plan"])  # an absolute path stays
     for name in ("path", "test_path"):
         if isinstance(values["data"].get(name), str) and not values["data"][name].startswith("$"):
             values["data"][name] = str(folder / values["data"][name])
@@ -145,7 +152,10 @@ def varied(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
     Another topology or partition keeps none of the old one's options that were not given with it. ConfigError.
     """
     values = scenario.model_dump()
-    for name, value in changes.items():
+    # kinds first, whatever the order: a new kind drops the old one's options, not those given with it
+    kinds = [name for name in changes if SHORT.get(name, name).endswith(".kind")]
+    for name in [*kinds, *(name for name in changes if name not in kinds)]:
+        value = changes[name]
         if name == "fault" and value == "none":
             values["fault"] = []
             continue

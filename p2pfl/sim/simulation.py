@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from p2pfl.data import Examples, Partition, iid
-from p2pfl.errors import ConfigError
+from p2pfl.data import Examples, Partition
 from p2pfl.governance import Plan, read_plan
-from p2pfl.settings_files import check_tables
+from p2pfl.sim.arguments import faults_of, mapping_of, partition_of, spec_of, table_of, text, whole
 from p2pfl.sim.results import SimResult
-from p2pfl.sim.scenario import PAGE, EvaluateTable, FaultTable, TimeTable
+from p2pfl.sim.scenario import EvaluateTable, FaultTable, TimeTable
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Progress = Callable[[int, int], None]
 
@@ -23,8 +25,8 @@ def simulate(
     plan: Plan | Path | str,
     data: Examples | Sequence[Any] | Mapping[str, Any] | Path | str,
     *,
-    partition: Partition | None = None,
-    topology: str | Mapping[str, Any] | None = None,
+    partition: Partition | str | Mapping[str, Any] | None = None,
+    topology: str | Mapping[str, Any] | nx.Graph | None = None,
     rule: str | None = None,
     peers: int = 16,
     rounds: int | None = None,
@@ -44,7 +46,8 @@ def simulate(
 
     ``plan``: a plan, or the folder of one. ``data``: `p2pfl.data.Examples`, (inputs, labels), (inputs, labels, test
     inputs, test labels), a mapping {"train": (...), "test": (...)}, or a file that the plan's own ``load`` reads.
-    ``partition``: from `p2pfl.data` (default: `iid`). ``topology``: a kind or a spec (default: the plan's, or a ring).
+    ``partition``: from `p2pfl.data`, or as a scenario has it (default: `iid`). ``topology``: a kind, a spec or a
+    networkx graph on the positions 0 to peers - 1 (default: the plan's, or a ring).
     ``rule``, ``training``: in place of what the plan says. ``weights``: "samples" or "equal" shares. ``time``,
     ``faults``, ``evaluate``: as in a scenario (docs/simulations.md). ``execution``: "auto", "compiled", "eager",
     "loop". ``progress`` is called with (rounds done, rounds).
@@ -58,27 +61,15 @@ def simulate(
     from p2pfl.sim.preparing import examples_of, prepare
 
     found = plan if isinstance(plan, Plan) else read_plan(Path(plan))
-    changes = dict(training or {}) | ({} if rule is None else {"rule": rule})
+    changes = mapping_of("training", training or {}) | ({} if rule is None else {"rule": text("rule", rule)})
+    peers = whole("peers", peers)
     prepared = prepare(
-        found, examples_of(data, found), partition=partition or iid(), topology=_spec(topology), peers=peers,
-        rounds=rounds, closing_rounds=closing_rounds, seed=seed, training=changes, weights=weights,
-        time=_table(TimeTable, time), faults=[FaultTable.model_validate(fault) for fault in map(_plain, faults)],
-        evaluate=_table(EvaluateTable, evaluate) or EvaluateTable(), device=device, execution=execution, name=name,
+        found, examples_of(data, found), partition=partition_of(partition), topology=spec_of(topology, peers),
+        peers=peers, rounds=None if rounds is None else whole("rounds", rounds),
+        closing_rounds=None if closing_rounds is None else whole("closing_rounds", closing_rounds),
+        seed=whole("seed", seed), training=changes, weights=text("weights", weights),
+        time=None if time is None else table_of(TimeTable, "time", time), faults=faults_of(faults),
+        evaluate=EvaluateTable() if evaluate is None else table_of(EvaluateTable, "evaluate", evaluate),
+        device=text("device", device), execution=text("execution", execution), name=text("name", name),
     )  # fmt: skip
     return prepared.run(progress)
-
-
-def _spec(topology: str | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    return {"kind": topology} if isinstance(topology, str) else topology
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump() if isinstance(value, FaultTable) else value
-
-
-def _table(kind: Any, value: Any) -> Any:
-    if value is None or isinstance(value, kind):
-        return value
-    return check_tables(
-        dict(value), kind, name=kind.__name__.removesuffix("Table").lower(), page=PAGE, error=ConfigError
-    )

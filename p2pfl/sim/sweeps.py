@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from p2pfl.errors import ConfigError, P2PFLError, StoreError
 from p2pfl.files import write_atomic
 from p2pfl.sim.report import write_report
 from p2pfl.sim.results import FACTS, FORMAT, ROUNDS, SITES, Columns, SimResult, parquet_bytes
-from p2pfl.sim.scenario import Scenario, varied
+from p2pfl.sim.scenario import Scenario, placed, varied
 
 MOST_CELLS = 10_000
 SWEEP, REPORT, CELLS = "sweep.json", "report.html", "cells"
@@ -74,9 +75,11 @@ class Backend(Protocol):
 def cells_of(
     scenario: Scenario, variations: Mapping[str, Sequence[Any]], seeds: Sequence[int],
     inputs: Callable[[Scenario], str], *, then: Mapping[str, Mapping[str, Any]] | None = None,
+    beside: Path | None = None,
 ) -> list[Cell]:  # fmt: skip
     """All combinations with all seeds, in the order given. ConfigError for one that is no scenario, or too many.
 
+    ``beside``: the folder from which paths that are varied count; None: the working folder.
     ``then``: what else changes along with a value, such as the degree with topology "regular".
     """
     many = len(seeds) * int(np.prod([len(values) for values in variations.values()], dtype=np.int64))
@@ -88,6 +91,7 @@ def cells_of(
         setting = ", ".join(f"{name}={value}" for name, value in changes.items()) or scenario.scenario.name
         more = {name: value for one in changes.values() for name, value in (then or {}).get(str(one), {}).items()}
         changed = varied(scenario, changes | more) if changes else scenario
+        changed = changed if beside is None else placed(changed, beside)
         digest = inputs(changed)
         cells += [Cell(setting, changes, changed, seed, digest) for seed in seeds]
     return cells
@@ -243,10 +247,10 @@ def joined(parts: Sequence[Columns]) -> Columns:
 
 def load_groups(folder: Path) -> Groups:
     """The results in a folder that a sweep, or `SimResult.save`, has written, by setting. Raises ConfigError."""
-    if (folder / FACTS).is_file():
+    if os.path.isfile(folder / FACTS):  # unlike Path.is_file, no error for a name too long
         result = SimResult.load(folder)
         return {str(result.facts.get("setting") or result.facts.get("name") or folder.name): [result]}
-    if not (folder / SWEEP).is_file():
+    if not os.path.isfile(folder / SWEEP):
         raise ConfigError(f"{folder} holds no results of simulations; give a folder that p2pfl sim has written")
     try:
         rows = [(str(row["setting"]), str(row["key"])) for row in json.loads((folder / SWEEP).read_bytes())["cells"]]

@@ -21,13 +21,14 @@ from p2pfl.train.stacked_sampling import CounterDraws, DeployedKeys, Draws
 
 
 def check_run(
-    rule: Rule, layout: Layout, schedule: Schedule, decisions: Decisions | None, faults: Sequence[VectorFault]
-) -> int:
-    """The number of rounds. ConfigError for what does not go together."""
+    rule: Rule, layout: Layout, schedule: Schedule, decisions: Decisions | None, faults: Sequence[VectorFault],
+    *, recorded: bool = False,
+) -> int:  # fmt: skip
+    """The number of rounds; ``recorded``: decisions will come. ConfigError for what does not go together."""
     sites = len(schedule.nodes)
     check_faults(faults, sites)
     linear = rule.needs.linear
-    if not linear and (decisions is not None or faults):
+    if not linear and (decisions is not None or recorded or faults):
         raise ConfigError(f"rule {rule.name} is simulated without losses and faults only; choose another rule")
     if not linear and layout.shared_size != layout.size:
         raise ConfigError(f"rule {rule.name} shares all parameters; share batch norm too, or use GroupNorm")
@@ -43,6 +44,15 @@ def check_run(
     if any(fault.absent for fault in faults):
         raise ConfigError("absences are part of recorded decisions; record them with the fault")
     return total
+
+
+def check_padding(private: bool, unequal: bool, execution: str) -> None:
+    """ConfigError where sites with fewer examples than the batch would be padded beside statistics of their own."""
+    if private and unequal and execution != "loop":
+        raise ConfigError(
+            "the model has buffers of its own (batch norm), and sites have fewer examples than the batch: padding "
+            'would enter its statistics; choose a smaller batch_size, GroupNorm, or execution="loop"'
+        )
 
 
 def own_steps(steps: Sequence[int] | None, sites: int, usual: int) -> Any:

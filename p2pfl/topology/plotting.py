@@ -10,7 +10,7 @@ import numpy as np
 
 from p2pfl.errors import ConfigError
 from p2pfl.extras import optional
-from p2pfl.figures import new_figure
+from p2pfl.figures import literal, new_figure
 
 MOST_SPRINGS = 150  # sites up to which all distances are fitted (Kamada and Kawai); seconds beyond
 MOST_LABELS = 60
@@ -60,13 +60,13 @@ def graph_figure(
     )
     dots = axes.scatter(places[:, 0], places[:, 1], s=size, zorder=2, **colours)
     if values is not None:
-        figure.colorbar(dots, ax=axes, label=value_name)
+        figure.colorbar(dots, ax=axes, label=literal(value_name))
     if len(graph) <= MOST_LABELS:
         for node, place in of_node.items():
-            # $ would begin a formula
-            name = str(node)[:24].replace("$", r"\$")
-            axes.annotate(name, place, xytext=(0, 9), textcoords="offset points", ha="center", fontsize=7)
-    axes.set_title(title)
+            axes.annotate(
+                literal(str(node)[:24]), place, xytext=(0, 9), textcoords="offset points", ha="center", fontsize=7
+            )
+    axes.set_title(literal(title))
     axes.set_axis_off()
     axes.set_aspect("equal")
     axes.margins(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +58,43 @@ def test_dry_run_trains_nothing(folder: Path, capsys: pytest.CaptureFixture[str]
     assert not (folder / "results").exists()
 
 
+@pytest.mark.parametrize("library", ["pyarrow", "matplotlib"])
+def test_a_missing_library_is_told_before_anything_is_read(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    done = do(capsys, "sim", "run", "blobs.toml", "--dry-run")
+    assert done.code == 1 and f"{library} is not installed" in done.sentence()
+
+
+def test_folders_of_one_name_stay_two_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in ("x1/ring", "x2/ring", "x2/full"):
+        assert do(capsys, "sim", "run", "blobs.toml", "--seeds", 1, "--out", place).code == 0
+    done = do(capsys, "sim", "compare", "x1/ring", "x2/ring", "x2/full", "--out", "page")
+    assert done.code == 0, done.err
+    for told in ("x1/ring: blobs", "x2/ring: blobs", "full: blobs"):
+        assert told in done.out
+    assert "x2/full" not in done.out
+    twice = do(capsys, "sim", "compare", "x1/ring", "x2/../x1/ring", "--out", "page")
+    assert twice.code == 1 and "given twice" in twice.sentence()
+    for option in (["--resume"], ["--seeds", "3"], ["--dry-run"], ["--backend", "ray"], ["--workers", "3"]):
+        refused = do(capsys, "sim", "compare", "x1/ring", "x2/ring", *option)
+        assert refused.code == 1 and option[0] in refused.sentence()
+
+
+def test_varied_paths_count_from_the_scenario(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "elsewhere").mkdir()
+    (folder / "plan").rename(folder / "one")
+    shutil.copytree(folder / "one", folder / "two")
+    monkeypatch.chdir(folder / "elsewhere")
+    done = do(capsys, "sim", "sweep", "../blobs.toml", "--vary", "plan=one,two", "--vary", "data.path=blobs.csv",
+              "--seeds", 1, "--dry-run")  # fmt: skip
+    assert done.code == 0, done.err
+    assert "plan=two, data.path=blobs.csv, seed 0" in done.out
+
+
 def test_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = do(capsys, "sim", "data", "blobs.toml", "--plot", "holdings.svg")
     assert done.code == 0 and done.out.split()[:2] == ["peer", "examples"], done.err
@@ -76,6 +114,14 @@ def test_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["sweep", "blobs.toml", "--vary", "peers=2,1000"], "1000 peers"),
         (["run", "blobs.toml", "--backend", "spark"], "unknown backend"),
         (["compare", "blobs.toml", "blobs.toml"], "a name of its own"),
+        (["compare", "blobs.toml", "full.toml", "full.toml"], "called all-to-all"),
+        (["run", "x" * 300 + ".toml"], "name too long"),
+        (["compare", "x" * 300], "name too long"),
+        (["show", "x" * 300], "no results"),
+        (["run", "blobs.toml", "--dry-run", "--out", "x" * 300], "name too long"),
+        (["run", "blobs.toml", "--dry-run", "--out", "blobs.csv/deep/er"], "cannot hold results"),
+        (["sweep", "blobs.toml", "--vary", f"plan={'x' * 300}"], "is not a folder"),
+        (["run", "blobs.toml", "--seeds", "100000000000"], "100000000000 seeds are more than 1000"),
         (["show", "plan"], "no results"),
         (["show", "none"], "no results"),
     ],
@@ -83,6 +129,7 @@ def test_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_input_is_one_sentence_and_leaves_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], wanted: str
 ) -> None:
+    (folder / "full.toml").write_text(SCENARIO.replace('"blobs"', '"all-to-all"', 1))
     done = do(capsys, "sim", *arguments)
     assert done.code == 1 and wanted in done.sentence()
     assert not (folder / "results").exists()

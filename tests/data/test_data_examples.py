@@ -152,5 +152,5 @@ for call in (lambda: from_scikit_learn("iris"), lambda: from_csv(path, "b"), lam
         print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    for library, extra in (("sklearn", "demo"), ("pandas", "sim"), ("pyarrow", "sim"), ("matplotlib", "sim")):
+    for library, extra in (("sklearn", "sim"), ("pandas", "sim"), ("pyarrow", "sim"), ("matplotlib", "sim")):
         assert f"{library} is not installed; run pip install 'p2pfl-consortium[{extra}]'" in done.stdout

@@ -7,6 +7,7 @@ import re
 import signal
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import pytest
 from sim_worlds import blobs, write_plan
@@ -14,7 +15,9 @@ from sim_worlds import blobs, write_plan
 import p2pfl
 from p2pfl.data import dirichlet
 from p2pfl.errors import ConfigError, P2PFLError
+from p2pfl.figures import to_svg
 from p2pfl.sim import SimResult, charts, simulate, warnings_of
+from p2pfl.sim.charts import metric_chart, overview
 from p2pfl.sim.vector_mixing import LinearMixing
 
 
@@ -122,6 +125,12 @@ def test_a_plot(result: SimResult) -> None:
     )
 
 
+def test_names_with_dollars_are_drawn_as_they_are(result: SimResult) -> None:
+    groups = {r"a$\y$": [result], "$b": [result]}
+    assert r"a$\y$" in to_svg(overview(groups)).replace("<!-- ", "")
+    assert to_svg(metric_chart(groups, "round"))
+
+
 def test_an_interrupt_leaves_what_there_is(plan: Path, tmp_path: Path) -> None:
     def stop(done: int, rounds: int) -> None:
         if done == 3:
@@ -149,12 +158,45 @@ def test_an_interrupt_leaves_what_there_is(plan: Path, tmp_path: Path) -> None:
         ({"execution": "fast"}, "execution"),
         ({"training": {"batch_size": 0}}, "batch_size"),
         ({"time": {"clok": "model"}}, "clok"),
+        ({"time": "model"}, "time is 'model'; give a table"),
+        ({"evaluate": "all"}, "evaluate is 'all'; give a table"),
+        ({"training": 5}, "training is 5; give a table"),
+        ({"faults": {"kind": "lying", "sites": 1}}, "give a list"),
+        ({"faults": [{"kind": "lyin", "sites": 1}]}, "fault 0: kind is 'lyin'"),
+        ({"faults": [{"kind": "lying", "sites": 1, "size": -1.0}]}, "fault 0: size is -1.0"),
+        ({"partition": "dirichlt"}, "unknown partition"),
+        ({"partition": {"alpha": 0.1}}, "kind is None"),
+        ({"partition": 5}, "the partition is 5"),
+        ({"topology": 5}, "the topology is 5"),
+        ({"peers": 4.0}, "peers is 4.0; give a whole number"),
+        ({"peers": True}, "peers is True; give a whole number"),
+        ({"rounds": 2.5}, "rounds is 2.5; give a whole number"),
+        ({"seed": 1.0}, "seed is 1.0; give a whole number"),
+        ({"rule": 5}, "rule is 5; give a text"),
+        ({"device": 0}, "device is 0; give a text"),
         ({"faults": [{"kind": "lying", "sites": [99]}]}, "fault"),
     ],
 )
 def test_what_does_not_fit_is_refused(plan: Path, arguments: dict[str, object], wanted: str) -> None:
     with pytest.raises(P2PFLError, match=wanted):
         simulate(plan, blobs(), **({"peers": 4} | arguments))  # type: ignore[arg-type]
+
+
+def test_numpy_numbers_and_other_forms_mean_the_same(plan: Path, tmp_path: Path) -> None:
+    usual = simulate(
+        plan, blobs(), partition=dirichlet(0.5), topology="ring", peers=4, rounds=2, seed=3, execution="eager",
+        faults=[{"kind": "lying", "sites": [1]}],
+    )  # fmt: skip
+    other = simulate(
+        plan, blobs(), partition={"kind": "dirichlet", "alpha": np.float64(0.5)}, topology=nx.cycle_graph(4),
+        peers=np.int64(4), rounds=np.int64(2), seed=np.int64(3), execution="eager",  # type: ignore[arg-type]
+        faults=[{"kind": "lying", "sites": np.array([1])}],
+    )  # fmt: skip
+    np.testing.assert_array_equal(usual.parameters, other.parameters)
+    np.testing.assert_array_equal(usual.edges, other.edges)
+    other.save(tmp_path / "r")
+    spec = {"kind": "regular", "degree": np.int64(2), "seed": np.int64(0)}
+    simulate(plan, blobs(), partition="iid", topology=spec, peers=4, rounds=1, execution="eager").save(tmp_path / "s")
 
 
 def test_a_plan_that_cannot_run_for_many_sites_is_told_before_it_trains(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ BAD = {
     "peers missing": (("peers = 6\n", ""), "scenario.peers is missing"),
     "no rounds": (("rounds = 6", "rounds = 0"), "scenario.rounds is 0"),
     "no seeds": (("seeds = 2", "seeds = []"), "number of seeds"),
+    "far too many seeds": (("seeds = 2", "seeds = 100000000000"), "at most 1000"),
     "a seed twice": (("seeds = 2", "seeds = [1, 1]"), "different ones"),
     "data without kind": (('kind = "csv"', 'knd = "csv"'), "give it a kind"),
     "unknown data": (('kind = "csv"', 'kind = "xls"'), "unknown kind of data 'xls'; choose one of csv"),
@@ -54,6 +56,11 @@ BAD = {
     "unknown fault": (("[topology]", '[[fault]]\nkind = "late"\nsites = 1\n[topology]'), "fault.0.kind is 'late'"),
     "staleness of the model": (("[topology]", "[time]\nstaleness = 2\n[topology]"), "machines"),
     "unknown profile": (("[topology]", '[time]\nprofiles = { fats = 1 }\n[topology]'), "fats"),
+    "fault that ends before it begins": (
+        ("[topology]", '[[fault]]\nkind = "lying"\nsites = [1]\nfirst = 3\nlast = 2\n[topology]'), "a fault ends in round 2"),
+    "faults under a rule without them": (
+        ('"ring"', '"chain"\n[training]\nrule = "relaysgd"\n[[fault]]\nkind = "lying"\nsites = [1]'), "without losses and faults"),
+    "uplinks full of heartbeats": (("[topology]", "[time]\nbandwidth = 100.0\n[topology]"), "give more bandwidth"),
     "not TOML": (("[scenario]", "[scenario"), "not valid TOML"),
 }  # fmt: skip
 
@@ -72,6 +79,18 @@ def test_bad_scenarios_end_in_one_sentence(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_batch_norm_beside_few_examples_is_told_before_it_trains(tmp_path: Path) -> None:
+    path = write_scenario(tmp_path, SCENARIO.replace("peers = 6", 'peers = 30\nexecution = "eager"'))
+    code = tmp_path / "plan" / "plan.py"
+    code.write_text(code.read_text().replace("nn.Tanh()", "nn.BatchNorm1d(8)"))
+    with (tmp_path / "plan" / "plan.toml").open("a") as settings:
+        settings.write('batch_norm = "private"\n')
+    read, inputs = read_scenario(path), Inputs()
+    (cell,) = cells_of(read, {}, [0], inputs.digest)
+    with pytest.raises(P2PFLError, match="batch norm"):
+        prepared(cell, inputs)
+
+
 def test_variations(scenario: Path) -> None:
     read = read_scenario(scenario)
     assert read_variation("topology=ring, full") == ("topology", ["ring", "full"])
@@ -81,6 +100,20 @@ def test_variations(scenario: Path) -> None:
     cells = cells_of(read, {"topology": ["ring", "full"], "peers": [4, 8]}, [0, 1, 2], lambda scenario: "same")
     assert len(cells) == 12 and len({cell.key for cell in cells}) == 12
     assert [cell.setting for cell in cells[:4]] == ["topology=ring, peers=4"] * 3 + ["topology=ring, peers=8"]
+
+
+def test_the_order_of_variations_decides_nothing(scenario: Path) -> None:
+    read = read_scenario(scenario)
+    changes = {"degree": 3, "topology": "regular", "topology.seed": 0}
+    for names in itertools.permutations(changes):
+        assert varied(read, {name: changes[name] for name in names}).topology == {
+            "kind": "regular", "degree": 3, "seed": 0,
+        }  # fmt: skip
+
+
+def test_no_evaluated_sites_are_none(scenario: Path) -> None:
+    scenario.write_text(SCENARIO + "[evaluate]\nsites = 0\n")
+    assert read_scenario(scenario).evaluate.sites == "none"
 
 
 @pytest.mark.parametrize(
