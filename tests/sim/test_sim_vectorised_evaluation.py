@@ -31,7 +31,7 @@ def by_hand(run, plan: str, test, vector: torch.Tensor) -> tuple[float, float]:
         return float(code.loss(module, test).mean()), float(right.double().mean())
 
 
-@pytest.mark.parametrize("plan", [PLAIN, PLAN], ids=["accuracy", "metrics"])
+@pytest.mark.parametrize("plan", [PLAIN, PLAN], ids=["the loss alone", "metrics"])
 def test_figures_are_those_of_each_model_by_itself(plan: str) -> None:
     run, test = trained(plan), tables(7)[6]
     found = Evaluator(PlanCode(plan.encode()), run, test, sample=None).evaluate()
@@ -39,11 +39,14 @@ def test_figures_are_those_of_each_model_by_itself(plan: str) -> None:
     for site in range(6):
         loss, accuracy = by_hand(run, plan, test, run.x[site])
         assert found.figures["loss"][site] == pytest.approx(loss, abs=1e-12)
-        assert found.figures["accuracy"][site] == pytest.approx(accuracy, abs=1e-12)
+        if plan is PLAN:
+            assert found.figures["accuracy"][site] == pytest.approx(accuracy, abs=1e-12)
     shares = run.shares.numpy()
     assert torch.allclose(mean_model(run), torch.from_numpy(shares @ run.x.numpy()))
     assert found.mean["loss"] == pytest.approx(by_hand(run, plan, test, mean_model(run))[0], abs=1e-12)
-    assert found.worst("accuracy")[1] == min(found.figures["accuracy"])
+    assert set(found.figures) == set(found.mean) == ({"loss", "accuracy"} if plan is PLAN else {"loss"})
+    if plan is PLAN:
+        assert found.worst("accuracy")[1] == min(found.figures["accuracy"])
     assert found.worst("loss") == (int(np.argmax(found.figures["loss"])), max(found.figures["loss"]))
     assert set(found.seconds) == {"mean", "sites", "consensus"}
 
