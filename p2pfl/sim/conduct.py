@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from p2pfl.errors import ConfigError
+from p2pfl.sim.directions import lower_is_better
 from p2pfl.sim.evaluation import Evaluation, Evaluator
 from p2pfl.sim.pace import Pace, pace_of
 from p2pfl.sim.preparing import EVALUATIONS, Progress, machine, stopwatch, tensors
 from p2pfl.sim.profiles import chosen_sites
-from p2pfl.sim.results import LOWER_IS_BETTER, Columns, SimResult
+from p2pfl.sim.results import Columns, SimResult
 from p2pfl.sim.scenario import FaultTable
 from p2pfl.sim.vector_faults import Absent, Noise, Scaled, VectorFault
 from p2pfl.sim.vectorised import VectorisedRun
@@ -92,7 +93,7 @@ class Judge:
         for name, values in found.figures.items():
             if len(values) and np.isfinite(values).any():
                 low, high = float(np.nanmin(values)), float(np.nanmax(values))
-                worst, best = (high, low) if name in LOWER_IS_BETTER else (low, high)
+                worst, best = (high, low) if lower_is_better(name, found.lower_is_better) else (low, high)
                 row |= {f"worst_site_{name}": worst, f"best_site_{name}": best}
                 row[f"sites_{name}"] = float(np.nanmean(values))
         return row
@@ -185,7 +186,8 @@ def _facts(simulation: Simulation, run: VectorisedRun, judge: Judge, pace: Pace)
         "weights": simulation.weights, "seed": simulation.seed,
         "time": None if simulation.time is None else simulation.time.model_dump(),
         "faults": [fault.model_dump() for fault in simulation.faults], "evaluate": simulation.evaluate.model_dump(),
-        "metric": judge.metric, "evaluated_on": "test" if examples.test else "training examples",
+        "metric": judge.metric, "lower_is_better": sorted(simulation.code.lower_is_better),
+        "evaluated_on": "test" if examples.test else "training examples",
         "execution": str(run.execution), "execution_facts": execution, "device": simulation.device,
         "threads": torch.get_num_threads(), "clock": pace.name, "patience_ends_in_round": pace.missed,
         "machine": machine(),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from p2pfl.errors import ConfigError, PlanError
+from p2pfl.sim.directions import lower_is_better
 from p2pfl.sim.population import batch_on
 from p2pfl.sim.vectorised import VectorisedRun
 from p2pfl.train.integer_hash import key_of
@@ -49,11 +50,13 @@ class Evaluation:
     figures: Mapping[str, Any]  # float64 [s] each
     consensus: Consensus
     seconds: Mapping[str, float] = field(default_factory=dict)  # real time of "mean", "sites" and "consensus"
+    lower_is_better: frozenset[str] = frozenset()  # figures of which the plan says so
 
     def worst(self, figure: str) -> tuple[int, float]:
-        """The site with the highest loss, or with the lowest of another figure, and its value."""
+        """The site with the worst value of a figure, and that value. ValueError where no site has one."""
         values = self.figures[figure]
-        place = int(np.argmax(values) if figure == "loss" else np.argmin(values))
+        lower = lower_is_better(figure, self.lower_is_better)
+        place = int(np.nanargmax(values) if lower else np.nanargmin(values))
         return int(self.sites[place]), float(values[place])
 
 
@@ -88,7 +91,7 @@ class Evaluator:
         times.append(time.perf_counter())
         spent = np.diff(times)
         seconds = dict(zip(("mean", "sites", "consensus"), spent.tolist(), strict=True))
-        return Evaluation(run.round, figures, sites.cpu().numpy(), found, apart, seconds)
+        return Evaluation(run.round, figures, sites.cpu().numpy(), found, apart, seconds, self._plan.lower_is_better)
 
     def _mean_model(self) -> Tensor:
         return mean_model(self._run)

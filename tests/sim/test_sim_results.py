@@ -57,6 +57,32 @@ def test_worst_and_best_are_the_sites_own(result: SimResult) -> None:
     assert result.rounds["sites_accuracy"][-1] == pytest.approx(result.sites["accuracy"].mean())
 
 
+@pytest.mark.parametrize(("figure", "line"), [("ece", ""), ("misses", 'LOWER_IS_BETTER = {"misses"}\n')])
+def test_worst_and_best_of_a_figure_that_is_better_when_lower(tmp_path: Path, figure: str, line: str) -> None:
+    plan = write_plan(tmp_path / "plan")
+    source = (plan / "plan.py").read_text().replace('"accuracy": float(', f'"{figure}": 1.0 - float(')
+    (plan / "plan.py").write_text(source + line)
+    found = simulate(
+        plan, blobs(), partition=dirichlet(0.5), peers=6, rounds=2, evaluate={"sites": "all"}, execution="eager"
+    )
+    values = found.sites[figure]
+    assert values.min() < values.max()
+    assert found.rounds[f"worst_site_{figure}"][-1] == pytest.approx(values.max())
+    assert found.rounds[f"best_site_{figure}"][-1] == pytest.approx(values.min())
+    again = SimResult.load(found.save(tmp_path / "r"))
+    assert again.metric == figure and not again.higher_is_better
+    assert again.facts["lower_is_better"] == (["misses"] if line else [])
+
+
+@pytest.mark.parametrize("line", ['LOWER_IS_BETTER = "misses"', "LOWER_IS_BETTER = {1}"])
+def test_a_declaration_that_names_nothing_is_refused(tmp_path: Path, line: str) -> None:
+    plan = write_plan(tmp_path / "plan")
+    with (plan / "plan.py").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(P2PFLError, match="LOWER_IS_BETTER must be a set of names"):
+        simulate(plan, blobs(), peers=4, rounds=2, execution="eager")
+
+
 def test_the_same_arguments_give_the_same_numbers(result: SimResult, plan: Path) -> None:
     again = simulate(
         plan, blobs(), partition=dirichlet(0.5), topology="ring", peers=6, rounds=8, seed=3,

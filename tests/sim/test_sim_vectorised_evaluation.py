@@ -51,6 +51,15 @@ def test_figures_are_those_of_each_model_by_itself(plan: str) -> None:
     assert set(found.seconds) == {"mean", "sites", "consensus"}
 
 
+@pytest.mark.parametrize(("figure", "line"), [("brier", ""), ("misses", 'LOWER_IS_BETTER = {"misses"}\n')])
+def test_the_worst_site_of_a_figure_that_is_better_when_lower(figure: str, line: str) -> None:
+    plan = line + PLAN.replace('"accuracy": (', f'"{figure}": 1 - (')
+    run = trained(plan)
+    found = Evaluator(PlanCode(plan.encode()), run, tables(7)[6], sample=None).evaluate()
+    values = found.figures[figure]
+    assert found.worst(figure) == (int(np.argmax(values)), max(values)) and min(values) < max(values)
+
+
 def test_consensus_distance_by_its_definition() -> None:
     run = trained()
     x, shares = run.x.numpy(), run.shares.numpy()
