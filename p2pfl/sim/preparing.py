@@ -17,10 +17,12 @@ from p2pfl.data import Examples, Partition, Parts, from_arrays
 from p2pfl.errors import ConfigError
 from p2pfl.governance import Plan
 from p2pfl.sim.pace import check_time
+from p2pfl.sim.padding import without_padding
 from p2pfl.sim.profiles import chosen_sites
 from p2pfl.sim.results import SimResult
 from p2pfl.sim.scenario import EvaluateTable, FaultTable, TimeTable
 from p2pfl.topology import Schedule
+from p2pfl.train.padding_check import EXAMPLES
 from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.rules import check_combination
 from p2pfl.train.settings import Settings, read_settings
@@ -100,9 +102,11 @@ def prepare(
         check_time(time, peers, seed)
         if time.clock == "machines" and any(fault.kind == "absent" for fault in faults):
             raise ConfigError('absent sites are simulated with clock = "model"; write that, or make the site slow')
+    remarks = check_plan(code, settings, examples, parts, execution)
+    execution, padding = unpadded(code, settings, examples, parts, execution)
     return Simulation(
         plan, code, settings, examples, parts, schedule, spec, shares, seed, weights, time, faults, evaluate,
-        device, execution, name or plan.settings.plan.name, check_plan(code, settings, examples, parts, execution),
+        device, execution, name or plan.settings.plan.name, remarks + padding,
     )  # fmt: skip
 
 
@@ -124,6 +128,7 @@ def check_plan(code: PlanCode, settings: Settings, examples: Examples, parts: Pa
     """
     rows = parts.rows[0][: settings.batch_size]
     batch = tensors([array[rows] for array in examples.train], settings.dtype)
+    _ = code.lower_is_better  # PlanError now, not in the first evaluation
     module = code.model().to(settings.dtype)
     losses = code.loss(module, batch)
     if not bool(torch.isfinite(losses).all()):
@@ -141,6 +146,15 @@ def check_plan(code: PlanCode, settings: Settings, examples: Examples, parts: Pa
     if few < settings.batch_size:
         remarks.append(f"the smallest site has {few} examples, fewer than a batch of {settings.batch_size}")
     return tuple(remarks)
+
+
+def unpadded(
+    code: PlanCode, settings: Settings, examples: Examples, parts: Parts, execution: str
+) -> tuple[str, tuple[str, ...]]:
+    """The way of execution where sites have fewer examples than the batch, and a remark. ConfigError, PlanError."""
+    rows = max(parts.rows, key=len)[:EXAMPLES]
+    batch = tensors([array[rows] for array in examples.train], settings.dtype)
+    return without_padding(code, code.model().to(settings.dtype), parts, batch, settings.batch_size, execution)
 
 
 def examples_of(data: Any, plan: Plan) -> Examples:

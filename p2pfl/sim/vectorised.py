@@ -17,6 +17,7 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError, IllegalStep, PlanError
 from p2pfl.sim.decisions import Decisions, no_adoptions
+from p2pfl.sim.padding import check_padding
 from p2pfl.sim.population import Holdings, Population, batch_on
 from p2pfl.sim.vector_faults import VectorFault, in_round
 from p2pfl.sim.vector_mixing import LinearMixing, ScheduledPulls
@@ -95,11 +96,8 @@ class VectorisedRun:
         state = {name: value.clone() for name, value in self._rule.init(x, self._graph).items()}
         private = private_buffers(module, self.layout, self.sites)
         self.population = Population(x, state, private, holdings, draws, settings.batch_size)
-        if private and self.population.unequal and execution != "loop":
-            raise ConfigError(
-                "the model has buffers of its own (batch norm), and sites have fewer examples than the batch: padding "
-                'would enter its statistics; choose a smaller batch_size, GroupNorm, or execution="loop"'
-            )
+        if self.population.unequal and execution != "loop":
+            check_padding(plan, module, self.data, holdings)
         self._each = own_steps(steps, self.sites, settings.local_steps)
         self._most = int(max((int(r.steps.max()) for r in decisions.rounds), default=0)) if decisions else 0
         self._most = self._most or int(self._each.max())

@@ -10,7 +10,7 @@ import pytest
 from sim_worlds import blobs, write_plan
 
 import p2pfl
-from p2pfl.data import dirichlet
+from p2pfl.data import dirichlet, quantity
 from p2pfl.errors import ConfigError, P2PFLError
 from p2pfl.sim import SimResult, simulate
 
@@ -190,6 +190,19 @@ def test_a_plan_that_cannot_run_for_many_sites_is_told_before_it_trains(tmp_path
         simulate(plan, blobs(), peers=4, rounds=2, execution="eager")
     loop = simulate(plan, blobs(), peers=4, rounds=2, execution="loop")
     assert loop.facts["execution_facts"]["chosen"] == "loop"
+
+
+def test_batch_norm_at_sites_with_fewer_examples_than_the_batch(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "plan")
+    source = (plan / "plan.py").read_text()
+    (plan / "plan.py").write_text(source.replace("nn.Tanh()", "nn.BatchNorm1d(8, track_running_stats=False)"))
+    few = {"peers": 4, "rounds": 2, "partition": quantity(2.0), "seed": 1, "training": {"batch_size": 44}}
+    for way in ("eager", "compiled"):
+        with pytest.raises(ConfigError, match="depends on the others of its batch"):
+            simulate(plan, blobs(), execution=way, **few)
+    auto, loop = (simulate(plan, blobs(), execution=way, **few) for way in ("auto", "loop"))
+    assert auto.facts["execution_facts"]["chosen"] == "loop"
+    np.testing.assert_array_equal(auto.parameters, loop.parameters)
 
 
 @pytest.mark.parametrize("data", [5, (1, 2, 3), {"tran": ()}, "missing.csv"])
