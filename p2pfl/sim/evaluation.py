@@ -82,7 +82,9 @@ class Evaluator:
         times = [time.perf_counter()]
         run = self._run
         mean = self._mean_model()
-        figures = self._one(self._module, mean, {name: _average(v) for name, v in run.population.private.items()})
+        figures = self._one(
+            self._module, mean, {name: _average(v, run.shares) for name, v in run.population.private.items()}
+        )
         times.append(time.perf_counter())
         sites = self._chosen()
         found = self._of_sites(sites)
@@ -187,5 +189,6 @@ def _pieces(data: Batch, size: int) -> list[Batch]:
     return [tuple(tensor[at : at + size] for tensor in data) for at in range(0, len(data[0]), size)]
 
 
-def _average(value: Tensor) -> Tensor:
-    return value.mean(0) if value.is_floating_point() else value[0]
+def _average(value: Tensor, shares: Tensor) -> Tensor:
+    """Of the sites' buffers [n, ...], weighted as the parameters are; counters are the first site's."""
+    return torch.tensordot(shares.to(value.dtype), value, dims=1) if value.is_floating_point() else value[0]

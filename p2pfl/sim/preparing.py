@@ -16,9 +16,9 @@ import torch
 from p2pfl.data import Examples, Partition, Parts, from_arrays
 from p2pfl.errors import ConfigError
 from p2pfl.governance import Plan
+from p2pfl.sim.fault_sites import check_fault_times
 from p2pfl.sim.pace import check_time
 from p2pfl.sim.padding import without_padding
-from p2pfl.sim.profiles import chosen_sites
 from p2pfl.sim.results import SimResult
 from p2pfl.sim.scenario import EvaluateTable, FaultTable, TimeTable
 from p2pfl.topology import Schedule
@@ -96,8 +96,7 @@ def prepare(
         settings.rule.name, settings.optimiser.name, sites=peers, edges=schedule.graph.number_of_edges(),
         staleness=staleness,
     )  # fmt: skip
-    for fault in faults:
-        chosen_sites(f"fault {fault.kind}", fault.sites, peers, seed)
+    absences = check_fault_times(faults, peers, seed, schedule.rounds, schedule.total)
     if time is not None:
         check_time(time, peers, seed)
         if time.clock == "machines" and any(fault.kind == "absent" for fault in faults):
@@ -106,7 +105,7 @@ def prepare(
     execution, padding = unpadded(code, settings, examples, parts, execution)
     return Simulation(
         plan, code, settings, examples, parts, schedule, spec, shares, seed, weights, time, faults, evaluate,
-        device, execution, name or plan.settings.plan.name, remarks + padding,
+        device, execution, name or plan.settings.plan.name, remarks + padding + absences,
     )  # fmt: skip
 
 

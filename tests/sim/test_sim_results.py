@@ -74,6 +74,14 @@ def test_worst_and_best_of_a_figure_that_is_better_when_lower(tmp_path: Path, fi
     assert again.facts["lower_is_better"] == (["misses"] if line else [])
 
 
+@pytest.mark.parametrize("figure", ["share", "site", "seconds", "neighbours", "bytes", "heartbeat_bytes"])
+def test_a_figure_named_like_a_column_of_the_sites_is_refused(tmp_path: Path, figure: str) -> None:
+    plan = write_plan(tmp_path / "plan")
+    (plan / "plan.py").write_text((plan / "plan.py").read_text().replace('"accuracy":', f'"{figure}":'))
+    with pytest.raises(ConfigError, match=f"'{figure}' has the name of a column"):
+        simulate(plan, blobs(), peers=4, rounds=2, execution="eager")
+
+
 @pytest.mark.parametrize("line", ['LOWER_IS_BETTER = "misses"', "LOWER_IS_BETTER = {1}"])
 def test_a_declaration_that_names_nothing_is_refused(tmp_path: Path, line: str) -> None:
     plan = write_plan(tmp_path / "plan")
@@ -173,6 +181,12 @@ def test_an_interrupt_leaves_what_there_is(plan: Path, tmp_path: Path) -> None:
         ({"training": {"batch_size": 0}}, "batch_size"),
         ({"time": {"clok": "model"}}, "clok"),
         ({"faults": [{"kind": "lying", "sites": [99]}]}, "fault"),
+        ({"faults": [{"kind": "lying", "sites": [1], "first": 7}]}, "begins in round 7, but the last round is 6"),
+        ({"faults": [{"kind": "absent", "sites": 1.0}]}, "all sites are absent in every training round"),
+        (
+            {"faults": [{"kind": "absent", "sites": [0, 1]}, {"kind": "absent", "sites": [2, 3], "last": 5}]},
+            "all sites are absent in every training round",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(plan: Path, arguments: dict[str, object], wanted: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from vector_worlds import PLAN, engine, tables
+from vector_worlds import PLAN, engine, finished, settings_of, tables
 
 from p2pfl.errors import ConfigError
 from p2pfl.sim.evaluation import Evaluator, consensus, mean_model
@@ -58,6 +58,20 @@ def test_the_worst_site_of_a_figure_that_is_better_when_lower(figure: str, line:
     found = Evaluator(PlanCode(plan.encode()), run, tables(7)[6], sample=None).evaluate()
     values = found.figures[figure]
     assert found.worst(figure) == (int(np.argmax(values)), max(values)) and min(values) < max(values)
+
+
+def test_buffers_of_the_mean_model_are_weighted_as_its_parameters_are() -> None:
+    plan = PLAIN.replace("nn.Tanh()", "nn.BatchNorm1d(7)")
+    settings = settings_of(batch_norm="private", batch_size=5)
+    run, test = finished(engine(tables(6), {"kind": "ring"}, rounds=3, plan=plan, settings=settings)), tables(7)[6]
+    code = PlanCode(plan.encode())
+    module = code.model().double().eval()
+    put(mean_model(run), module, run.layout)
+    for name, value in run.population.private.items():
+        if value.is_floating_point():
+            module.get_buffer(name).copy_(sum(p * v for p, v in zip(run.shares, value, strict=True)))
+    wanted = float(code.loss(module, test).detach().mean())
+    assert Evaluator(code, run, test, sample=0).evaluate().mean["loss"] == pytest.approx(wanted, rel=1e-12)
 
 
 def test_consensus_distance_by_its_definition() -> None:
