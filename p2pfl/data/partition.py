@@ -11,6 +11,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from itertools import accumulate
+from numbers import Integral
 from typing import Protocol
 
 import numpy as np
@@ -274,14 +275,14 @@ def _check_peers(examples: Examples, peers: int) -> None:
 
 
 def _positive(what: str, value: float) -> float:
-    if not 0 < value <= MOST_ALPHA:
+    if isinstance(value, bool) or not 0 < value <= MOST_ALPHA:
         raise ConfigError(f"{what} is {value}; give a positive number up to {MOST_ALPHA:.0e}, such as 0.5")
     return float(value)
 
 
 def _whole(what: str, value: int) -> int:
-    if value < 1:
-        raise ConfigError(f"{what}: {value}; give 1 or more")
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ConfigError(f"{what}: {value}; give a whole number, 1 or more")
     return int(value)
 
 

@@ -7,6 +7,7 @@ numbers. Missing values are refused unless one says what to do with them: a sile
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,16 @@ def from_csv(
     """Examples of a CSV file with a header line; needs pandas (extra ``sim``).
 
     ``label``: the labels' column (whole numbers become int64, other numbers float32, words stay words). ``columns``:
-    kept in ``Examples.columns``, not seen by the model. ``missing``: "refuse", "drop" (the examples that have any), or
-    the number to put in the place of inputs. Inputs float32. DataError for a file or values that do not fit,
-    ConfigError for a column that is not there.
+    kept in ``Examples.columns`` as text, so that 007 and 7 stay two; not seen by the model. ``missing``: "refuse",
+    "drop" (the examples that have any), or the number to put in the place of inputs. Inputs float32. DataError for a
+    file or values that do not fit, ConfigError for a column that is not there.
     """
     path = Path(path)
     table = read_table(path)
     check_size(path, table.rows, table.columns, 8)
     try:
-        frame = optional("pandas", "sim").read_csv(
+        read = partial(
+            optional("pandas", "sim").read_csv,
             path,
             sep=delimiter_of(path),
             encoding="utf-8-sig",
@@ -51,6 +53,8 @@ def from_csv(
             index_col=False,
             low_memory=False,  # the type of a column is that of all its values, not of a block
         )
+        kept = {str(name) for name in columns} - {label}
+        frame = read(dtype={name: str for name in read(nrows=0).columns if str(name).strip() in kept})
     except (ValueError, OSError) as error:
         raise DataError(f"couldn't read {path} as a table ({str(error)[:120]}); export it again") from error
     if len(frame) != table.rows:
@@ -76,10 +80,19 @@ def from_parquet(
     try:
         with parquet.ParquetFile(path) as file:
             check_size(path, file.metadata.num_rows, file.metadata.num_columns, 8)
-            frame = file.read().to_pandas()
+            frame = _with_text(file.read(), [name for name in columns if name != label]).to_pandas()
     except (arrow_error, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file ({str(error)[:120]}); write it again") from error
     return _examples(frame, path, label, drop, columns, missing)
+
+
+def _with_text(table: Any, columns: Sequence[str]) -> Any:
+    """The Arrow table with whole numbers of these columns as text: pandas rounds large ones beside gaps."""
+    arrow = optional("pyarrow", "sim")
+    for place, name in enumerate(table.column_names):
+        if name in columns and arrow.types.is_integer(table.column(place).type):
+            table = table.set_column(place, name, table.column(place).cast(arrow.string()))
+    return table
 
 
 def _examples(
@@ -110,7 +123,7 @@ def _examples(
     if not np.isfinite(values).all():
         bad = inputs[int(np.argmin(np.isfinite(values).all(axis=0)))]
         raise DataError(f"{path}: the column {bad[:60]!r} holds infinite values; mend it")
-    kept = {name: _column(frame[name]) for name in columns}
+    kept = {name: np.asarray([str(value) for value in frame[name]]) for name in columns}
     return Examples((values, _labels(frame[label], path)), columns=kept, name=path.stem)
 
 

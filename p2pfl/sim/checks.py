@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from p2pfl.errors import ConfigError
 from p2pfl.extras import optional
-from p2pfl.sim.vector_setup import check_padding, check_run, drawn_model
+from p2pfl.sim.vector_setup import check_run, drawn_model
 from p2pfl.train.layout import Layout
-from p2pfl.train.stacked import private_buffers
 
 if TYPE_CHECKING:
     from p2pfl.sim.preparing import Simulation
@@ -23,14 +22,11 @@ def check_simulation(simulation: Simulation) -> None:
     from p2pfl.sim.pace import check_pace
 
     settings, schedule = simulation.settings, simulation.schedule
-    faults = [vector_fault(fault, simulation) for fault in simulation.faults]
+    faults = [vector_fault(fault, simulation, place) for place, fault in enumerate(simulation.faults)]
     module = drawn_model(simulation.code, settings.dtype, simulation.seed)
     layout = Layout(module, dtype=settings.dtype, buffers=settings.buffers, batch_norm=settings.batch_norm)
     recorded = simulation.time is not None and simulation.time.clock == "machines"
     check_run(settings.rule, layout, schedule, None, faults, recorded=recorded)
-    counts = [len(rows) for rows in simulation.parts.rows]
-    unequal = min(counts) < min(settings.batch_size, max(counts))
-    check_padding(bool(private_buffers(module, layout, 1)), unequal, simulation.execution)
     check_pace(simulation)
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from p2pfl.errors import ConfigError
+from p2pfl.sim.directions import lower_is_better
 from p2pfl.sim.evaluation import Evaluation, Evaluator
+from p2pfl.sim.fault_sites import sites_of_fault
 from p2pfl.sim.interrupts import Interrupts
 from p2pfl.sim.pace import Pace, pace_of
 from p2pfl.sim.preparing import EVALUATIONS, Progress, machine, stopwatch, tensors
-from p2pfl.sim.profiles import chosen_sites
-from p2pfl.sim.results import LOWER_IS_BETTER, Columns, SimResult
+from p2pfl.sim.results import Columns, SimResult
 from p2pfl.sim.scenario import FaultTable
 from p2pfl.sim.vector_faults import Absent, Noise, Scaled, VectorFault
 from p2pfl.sim.vectorised import VectorisedRun
@@ -23,6 +24,7 @@ from p2pfl.sim.vectorised import VectorisedRun
 if TYPE_CHECKING:
     from p2pfl.sim.preparing import Simulation
 
+SITE_COLUMNS = {"site", "examples", "share", "neighbours", "seconds", "bytes", "heartbeat_bytes"}
 MOST_EDGES_KEPT = 2_000_000  # of the graph, in a result
 
 
@@ -96,6 +98,11 @@ class Judge:
     def row(self) -> dict[str, float]:
         """The columns of one evaluated round."""
         found = self._some.evaluate()
+        taken = sorted(SITE_COLUMNS & (found.mean.keys() | found.figures.keys()))
+        if taken:
+            raise ConfigError(
+                f"the plan's figure {taken[0]!r} has the name of a column of the sites; rename it in metrics()"
+            )
         self.seconds += sum(found.seconds.values())
         self.at_end = found
         self.metric = next((name for name in found.mean if name != "loss"), "loss")
@@ -104,7 +111,7 @@ class Judge:
         for name, values in found.figures.items():
             if len(values) and np.isfinite(values).any():
                 low, high = float(np.nanmin(values)), float(np.nanmax(values))
-                worst, best = (high, low) if name in LOWER_IS_BETTER else (low, high)
+                worst, best = (high, low) if lower_is_better(name, found.lower_is_better) else (low, high)
                 row |= {f"worst_site_{name}": worst, f"best_site_{name}": best}
                 row[f"sites_{name}"] = float(np.nanmean(values))
         return row
@@ -126,7 +133,7 @@ def engine(simulation: Simulation, pace: Pace) -> VectorisedRun:
     return VectorisedRun(
         simulation.code, simulation.settings, train, rows, pace.schedule, seed=simulation.seed,
         execution=simulation.execution, device=simulation.device, decisions=pace.decisions,
-        faults=[vector_fault(fault, simulation) for fault in simulation.faults],
+        faults=[vector_fault(fault, simulation, place) for place, fault in enumerate(simulation.faults)],
     )  # fmt: skip
 
 
@@ -142,9 +149,9 @@ def _inputs(simulation: Simulation) -> tuple[tuple[torch.Tensor, ...], list[np.n
     return tensors((first, *(array[order] for array in arrays[1:])), simulation.settings.dtype), own
 
 
-def vector_fault(fault: FaultTable, simulation: Simulation) -> VectorFault:
-    """The engine's form of a scenario's fault; sites that are only counted are drawn by the seed."""
-    sites = chosen_sites(f"fault {fault.kind}", fault.sites, simulation.parts.peers, simulation.seed)
+def vector_fault(fault: FaultTable, simulation: Simulation, place: int) -> VectorFault:
+    """The engine's form of a scenario's fault; sites that are only counted are drawn by the seed and its place."""
+    sites = sites_of_fault(fault, place, simulation.parts.peers, simulation.seed)
     until = None if fault.last is None else fault.last + 1
     if until is not None and until <= fault.first:
         raise ConfigError(f"a fault ends in round {fault.last}, before it begins in {fault.first}; mend it")
@@ -197,7 +204,8 @@ def _facts(simulation: Simulation, run: VectorisedRun, judge: Judge, pace: Pace)
         "weights": simulation.weights, "seed": simulation.seed,
         "time": None if simulation.time is None else simulation.time.model_dump(),
         "faults": [fault.model_dump() for fault in simulation.faults], "evaluate": simulation.evaluate.model_dump(),
-        "metric": judge.metric, "evaluated_on": "test" if examples.test else "training examples",
+        "metric": judge.metric, "lower_is_better": sorted(simulation.code.lower_is_better),
+        "evaluated_on": "test" if examples.test else "training examples",
         "execution": str(run.execution), "execution_facts": execution, "device": simulation.device,
         "threads": torch.get_num_threads(), "clock": pace.name, "patience_ends_in_round": pace.missed,
         "edges_mixed": pace.mixed_share,

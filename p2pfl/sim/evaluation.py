@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from p2pfl.errors import ConfigError, PlanError
+from p2pfl.sim.directions import lower_is_better
 from p2pfl.sim.population import batch_on
 from p2pfl.sim.vectorised import VectorisedRun
 from p2pfl.train.integer_hash import key_of
@@ -49,11 +50,13 @@ class Evaluation:
     figures: Mapping[str, Any]  # float64 [s] each
     consensus: Consensus
     seconds: Mapping[str, float] = field(default_factory=dict)  # real time of "mean", "sites" and "consensus"
+    lower_is_better: frozenset[str] = frozenset()  # figures of which the plan says so
 
     def worst(self, figure: str) -> tuple[int, float]:
-        """The site with the highest loss, or with the lowest of another figure, and its value."""
+        """The site with the worst value of a figure, and that value. ValueError where no site has one."""
         values = self.figures[figure]
-        place = int(np.argmax(values) if figure == "loss" else np.argmin(values))
+        lower = lower_is_better(figure, self.lower_is_better)
+        place = int(np.nanargmax(values) if lower else np.nanargmin(values))
         return int(self.sites[place]), float(values[place])
 
 
@@ -73,14 +76,15 @@ class Evaluator:
         self._sample = run.sites if sample is None else min(sample, run.sites)
         self._module = copy.deepcopy(run.module).eval()
         self._with_metrics = plan.has_metrics
-        self._with_accuracy = not self._with_metrics and self._answers_classes()
 
     def evaluate(self) -> Evaluation:
         """All figures now."""
         times = [time.perf_counter()]
         run = self._run
         mean = self._mean_model()
-        figures = self._one(self._module, mean, {name: _average(v) for name, v in run.population.private.items()})
+        figures = self._one(
+            self._module, mean, {name: _average(v, run.shares) for name, v in run.population.private.items()}
+        )
         times.append(time.perf_counter())
         sites = self._chosen()
         found = self._of_sites(sites)
@@ -89,7 +93,7 @@ class Evaluator:
         times.append(time.perf_counter())
         spent = np.diff(times)
         seconds = dict(zip(("mean", "sites", "consensus"), spent.tolist(), strict=True))
-        return Evaluation(run.round, figures, sites.cpu().numpy(), found, apart, seconds)
+        return Evaluation(run.round, figures, sites.cpu().numpy(), found, apart, seconds, self._plan.lower_is_better)
 
     def _mean_model(self) -> Tensor:
         return mean_model(self._run)
@@ -103,7 +107,7 @@ class Evaluator:
         return floyd(key, torch.tensor([run.sites]), self._sample).reshape(-1).sort().values.to(run.x.device)
 
     def _of_sites(self, sites: Tensor) -> dict[str, Any]:
-        """Side by side where plan and figures allow it, else one after the other."""
+        """Side by side where there is the loss alone and the plan allows it, else one after the other."""
         if not len(sites):
             return {"loss": np.empty(0)}
         if not self._with_metrics:
@@ -125,16 +129,12 @@ class Evaluator:
             for name, value in private.items():
                 module.get_buffer(name).copy_(value)
             figures = self._plan.evaluate(module, self._data)
-            if self._with_accuracy:
-                pieces = [_correct(module, piece) for piece in _pieces(self._data, EVALUATION_BATCH)]
-                figures["accuracy"] = float(torch.cat(pieces).double().mean())
         figures.pop("examples")
         return figures
 
     def _side_by_side(self, sites: Tensor) -> dict[str, Any]:
         run = self._run
-        names = ["loss", "accuracy"] if self._with_accuracy else ["loss"]
-        found = torch.zeros((len(names), len(sites)), dtype=torch.float64, device=run.x.device)
+        found = torch.zeros(len(sites), dtype=torch.float64, device=run.x.device)
         examples = min(EVALUATION_BATCH, len(self._data[0]))
         width = max(1, FORWARD_NUMBERS // examples)
         parts = [slice(first, first + width) for first in range(0, len(sites), width)]
@@ -142,52 +142,29 @@ class Evaluator:
         def share(mine: range) -> None:
             module = copy.deepcopy(self._module)
             for at in mine:
-                found[:, parts[at]] = self._chunk(module, sites[parts[at]], examples)
+                found[parts[at]] = self._chunk(module, sites[parts[at]], examples)
 
         shares = dealt(len(parts), torch.get_num_threads() if run.x.device.type == "cpu" else 1)
         if run.x.device.type == "cpu":
             on_threads([partial(share, part) for part in shares])
         else:
             share(range(len(parts)))
-        return dict(zip(names, found.cpu().numpy(), strict=True))
+        return {"loss": found.cpu().numpy()}
 
     def _chunk(self, module: nn.Module, sites: Tensor, examples: int) -> Tensor:
-        """[figures, c]."""
+        """Mean losses [c]."""
         run, whole = self._run, Loss(self._plan, module)
         tensors = {**run.layout.unflatten(run.x[sites]), **{n: v[sites] for n, v in run.population.private.items()}}
 
-        def figures(own: dict[str, Tensor], piece: Batch) -> Tensor:
-            values = [whole.at(own, piece).double().sum()]
-            if self._with_accuracy:
-                values.append(_correct(partial(whole.scores, own), piece).double().sum())
-            return torch.stack(values)
+        def summed(own: dict[str, Tensor], piece: Batch) -> Tensor:
+            return whole.at(own, piece).double().sum()
 
         with torch.no_grad():
             sums = [
-                torch.func.vmap(figures, in_dims=(0, None))(tensors, piece) for piece in _pieces(self._data, examples)
+                torch.func.vmap(summed, in_dims=(0, None))(tensors, piece) for piece in _pieces(self._data, examples)
             ]
-        total: Tensor = torch.stack(sums).sum(0).T / len(self._data[0])
+        total: Tensor = torch.stack(sums).sum(0) / len(self._data[0])
         return total
-
-    def _answers_classes(self) -> bool:
-        """Whether the last tensor holds whole-number labels and the model answers one score per class."""
-        labels, piece = self._data[-1], tuple(tensor[:2] for tensor in self._data)
-        if labels.dim() != 1 or labels.is_floating_point() or len(self._data) < 2:
-            return False
-        try:
-            with torch.no_grad():
-                return bool(_correct(self._module, piece).shape == piece[-1].shape)
-        except Exception:  # a model of any other kind: there is the loss
-            return False
-
-
-def _correct(model: Any, batch: Batch) -> Tensor:
-    """[B]: whether the class with the highest score is the label; of one score, whether its sign says so."""
-    *inputs, labels = batch
-    scores: Tensor = model(*inputs)
-    if scores.dim() == 2 and scores.shape[-1] > 1:
-        return scores.argmax(-1) == labels
-    return (scores.reshape(labels.shape) > 0) == (labels > 0)
 
 
 def mean_model(run: VectorisedRun) -> Tensor:
@@ -212,5 +189,6 @@ def _pieces(data: Batch, size: int) -> list[Batch]:
     return [tuple(tensor[at : at + size] for tensor in data) for at in range(0, len(data[0]), size)]
 
 
-def _average(value: Tensor) -> Tensor:
-    return value.mean(0) if value.is_floating_point() else value[0]
+def _average(value: Tensor, shares: Tensor) -> Tensor:
+    """Of the sites' buffers [n, ...], weighted as the parameters are; counters are the first site's."""
+    return torch.tensordot(shares.to(value.dtype), value, dims=1) if value.is_floating_point() else value[0]

@@ -18,11 +18,13 @@ from p2pfl.data import Examples, Partition, Parts, from_arrays
 from p2pfl.errors import ConfigError
 from p2pfl.governance import Plan
 from p2pfl.sim.checks import check_simulation
+from p2pfl.sim.fault_sites import check_fault_times
 from p2pfl.sim.pace import check_time
-from p2pfl.sim.profiles import chosen_sites
+from p2pfl.sim.padding import without_padding
 from p2pfl.sim.results import SimResult
 from p2pfl.sim.scenario import EvaluateTable, FaultTable, TimeTable
 from p2pfl.topology import Schedule
+from p2pfl.train.padding_check import EXAMPLES
 from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.rules import check_combination
 from p2pfl.train.settings import Settings, read_settings
@@ -96,15 +98,16 @@ def prepare(
         settings.rule.name, settings.optimiser.name, sites=peers, edges=schedule.graph.number_of_edges(),
         staleness=staleness,
     )  # fmt: skip
-    for fault in faults:
-        chosen_sites(f"fault {fault.kind}", fault.sites, peers, seed)
+    absences = check_fault_times(faults, peers, seed, schedule.rounds, schedule.total)
     if time is not None:
         check_time(time, peers, seed)
         if any(fault.kind == "absent" for fault in faults):
             raise ConfigError("absent sites are not timed: leave [time] out, or make the site slow in its profiles")
+    remarks = check_plan(code, settings, examples, parts, execution)
+    execution, padding = unpadded(code, settings, examples, parts, execution)
     simulation = Simulation(
         plan, code, settings, examples, parts, schedule, spec, shares, seed, weights, time, faults, evaluate,
-        device, execution, name or plan.settings.plan.name, check_plan(code, settings, examples, parts, execution),
+        device, execution, name or plan.settings.plan.name, remarks + padding + absences,
     )  # fmt: skip
     check_simulation(simulation)
     return simulation
@@ -128,6 +131,7 @@ def check_plan(code: PlanCode, settings: Settings, examples: Examples, parts: Pa
     """
     rows = parts.rows[0][: settings.batch_size]
     batch = tensors([array[rows] for array in examples.train], settings.dtype)
+    _ = code.lower_is_better  # PlanError now, not in the first evaluation
     module = code.model().to(settings.dtype)
     losses = code.loss(module, batch)
     if not bool(torch.isfinite(losses).all()):
@@ -145,6 +149,15 @@ def check_plan(code: PlanCode, settings: Settings, examples: Examples, parts: Pa
     if few < settings.batch_size:
         remarks.append(f"the smallest site has {few} examples, fewer than a batch of {settings.batch_size}")
     return tuple(remarks)
+
+
+def unpadded(
+    code: PlanCode, settings: Settings, examples: Examples, parts: Parts, execution: str
+) -> tuple[str, tuple[str, ...]]:
+    """The way of execution where sites have fewer examples than the batch, and a remark. ConfigError, PlanError."""
+    rows = max(parts.rows, key=len)[:EXAMPLES]
+    batch = tensors([array[rows] for array in examples.train], settings.dtype)
+    return without_padding(code, code.model().to(settings.dtype), parts, batch, settings.batch_size, execution)
 
 
 def examples_of(data: Any, plan: Plan) -> Examples:

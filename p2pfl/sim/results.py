@@ -18,6 +18,7 @@ import safetensors.numpy
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.extras import optional
 from p2pfl.files import read_bounded, write_atomic
+from p2pfl.sim.directions import lower_is_better
 
 if TYPE_CHECKING:
     import pandas
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 FACTS, ROUNDS, SITES, PARAMETERS = "result.json", "rounds.parquet", "sites.parquet", "parameters.safetensors"
 FACTS_LIMIT = 512 * 1024 * 1024  # bytes; a full graph of 5,000 peers has 12.5 million edges
-LOWER_IS_BETTER = ("loss", "error", "mse", "mae", "rmse")
 
 Columns = dict[str, np.ndarray]
 
@@ -62,7 +62,7 @@ class SimResult:
     @property
     def higher_is_better(self) -> bool:
         """Whether a larger value of the metric is a better one."""
-        return self.metric not in LOWER_IS_BETTER
+        return not lower_is_better(self.metric, self.facts.get("lower_is_better", ()))
 
     @property
     def frame(self) -> pandas.DataFrame:

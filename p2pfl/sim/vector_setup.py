@@ -46,15 +46,6 @@ def check_run(
     return total
 
 
-def check_padding(private: bool, unequal: bool, execution: str) -> None:
-    """ConfigError where sites with fewer examples than the batch would be padded beside statistics of their own."""
-    if private and unequal and execution != "loop":
-        raise ConfigError(
-            "the model has buffers of its own (batch norm), and sites have fewer examples than the batch: padding "
-            'would enter its statistics; choose a smaller batch_size, GroupNorm, or execution="loop"'
-        )
-
-
 def own_steps(steps: Sequence[int] | None, sites: int, usual: int) -> Any:
     """Local steps of each site, int64 [n]. ConfigError."""
     if steps is None:

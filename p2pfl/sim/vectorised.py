@@ -17,11 +17,12 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError, IllegalStep, PlanError
 from p2pfl.sim.decisions import Decisions, no_adoptions
+from p2pfl.sim.padding import check_padding
 from p2pfl.sim.population import Holdings, Population, batch_on
 from p2pfl.sim.vector_faults import VectorFault, in_round
 from p2pfl.sim.vector_mixing import LinearMixing, ScheduledPulls
 from p2pfl.sim.vector_replay import Replay
-from p2pfl.sim.vector_setup import check_padding, check_run, drawn_model, draws_of, first_vectors, no_oracle, own_steps
+from p2pfl.sim.vector_setup import check_run, drawn_model, draws_of, first_vectors, no_oracle, own_steps
 from p2pfl.topology import Schedule
 from p2pfl.train.layout import Layout
 from p2pfl.train.local_phase import Execution, LocalPhase
@@ -95,7 +96,8 @@ class VectorisedRun:
         state = {name: value.clone() for name, value in self._rule.init(x, self._graph).items()}
         private = private_buffers(module, self.layout, self.sites)
         self.population = Population(x, state, private, holdings, draws, settings.batch_size)
-        check_padding(bool(private), self.population.unequal, execution)
+        if self.population.unequal and execution != "loop":
+            check_padding(plan, module, self.data, holdings)
         self._each = own_steps(steps, self.sites, settings.local_steps)
         self._most = int(max((int(r.steps.max()) for r in decisions.rounds), default=0)) if decisions else 0
         self._most = self._most or int(self._each.max())

@@ -104,6 +104,14 @@ class PlanCode:
         """Whether the plan has figures of its own."""
         return getattr(self._module, "metrics", None) is not None
 
+    @property
+    def lower_is_better(self) -> frozenset[str]:
+        """The figures that the plan's LOWER_IS_BETTER names; PlanError if that is no collection of names."""
+        names = getattr(self._module, "LOWER_IS_BETTER", ())
+        if not isinstance(names, (set, frozenset, tuple, list)) or not all(isinstance(name, str) for name in names):
+            raise PlanError(f'{self.name}: LOWER_IS_BETTER must be a set of names, such as {{"brier"}}; mend the plan')
+        return frozenset(names)
+
     def metrics(self, model: nn.Module, batch: Batch) -> dict[str, float]:
         """The plan's figures on ``batch``; empty if the plan has no metrics()."""
         function = getattr(self._module, "metrics", None)

@@ -120,11 +120,6 @@ class Loss(nn.Module):
         losses: Tensor = torch.func.functional_call(self, named, batch, tie_weights=False)
         return losses
 
-    def scores(self, tensors: Mapping[str, Tensor], *inputs: Tensor) -> Any:
-        """What the model itself answers with these tensors in it."""
-        named = {place: tensor for name, tensor in tensors.items() for place in self._places[name]}
-        return torch.func.functional_call(self.model, named, inputs, tie_weights=False)
-
     def forward(self, *batch: Tensor) -> Any:
         return self._plan.loss(self.model, batch)
 

@@ -198,6 +198,23 @@ def test_tables(tmp_path: Path, write: Callable[[Path, str], Path], read: Any) -
     assert words.labels.tolist() == ["Lille", "Caen", "Lille"]
 
 
+def test_ids_of_a_csv_file_are_text(tmp_path: Path) -> None:
+    pytest.importorskip("pandas", reason="tables need the extra sim")
+    path = csv(tmp_path, "age; ward ;ill\n1;007;1\n2;7;0\n3;7;1\n")
+    examples = from_csv(path, "ill", columns=["ward"])
+    assert examples.columns["ward"].tolist() == ["007", "7", "7"] and examples.labels.tolist() == [1, 0, 1]
+    assert [len(rows) for rows in by_column("ward")(examples, 2, 0).rows] == [1, 2]
+
+
+def test_large_ids_of_a_parquet_file_stay_apart(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="tables need the extra sim")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="tables need the extra sim")
+    ids = [2**53, 2**53 + 1, None]
+    parquet.write_table(arrow.table({"age": [1, 2, 3], "ward": ids, "ill": [1, 0, 1]}), tmp_path / "a.parquet")
+    examples = from_parquet(tmp_path / "a.parquet", "ill", columns=["ward"], missing="drop")
+    assert examples.columns["ward"].tolist() == [str(2**53), str(2**53 + 1)]
+
+
 @pytest.mark.parametrize(("write", "read"), READERS)
 @pytest.mark.parametrize(
     ("text", "settings", "kind", "says"),

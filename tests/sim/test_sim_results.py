@@ -13,7 +13,7 @@ import pytest
 from sim_worlds import blobs, write_plan
 
 import p2pfl
-from p2pfl.data import dirichlet
+from p2pfl.data import dirichlet, quantity
 from p2pfl.errors import ConfigError, P2PFLError
 from p2pfl.figures import to_svg
 from p2pfl.sim import SimResult, charts, simulate, warnings_of
@@ -61,6 +61,40 @@ def test_worst_and_best_are_the_sites_own(result: SimResult) -> None:
     assert result.rounds["worst_site_accuracy"][-1] == pytest.approx(result.sites["accuracy"].min())
     assert result.rounds["best_site_accuracy"][-1] == pytest.approx(result.sites["accuracy"].max())
     assert result.rounds["sites_accuracy"][-1] == pytest.approx(result.sites["accuracy"].mean())
+
+
+@pytest.mark.parametrize(("figure", "line"), [("ece", ""), ("misses", 'LOWER_IS_BETTER = {"misses"}\n')])
+def test_worst_and_best_of_a_figure_that_is_better_when_lower(tmp_path: Path, figure: str, line: str) -> None:
+    plan = write_plan(tmp_path / "plan")
+    source = (plan / "plan.py").read_text().replace('"accuracy": float(', f'"{figure}": 1.0 - float(')
+    (plan / "plan.py").write_text(source + line)
+    found = simulate(
+        plan, blobs(), partition=dirichlet(0.5), peers=6, rounds=2, evaluate={"sites": "all"}, execution="eager"
+    )
+    values = found.sites[figure]
+    assert values.min() < values.max()
+    assert found.rounds[f"worst_site_{figure}"][-1] == pytest.approx(values.max())
+    assert found.rounds[f"best_site_{figure}"][-1] == pytest.approx(values.min())
+    again = SimResult.load(found.save(tmp_path / "r"))
+    assert again.metric == figure and not again.higher_is_better
+    assert again.facts["lower_is_better"] == (["misses"] if line else [])
+
+
+@pytest.mark.parametrize("figure", ["share", "site", "seconds", "neighbours", "bytes", "heartbeat_bytes"])
+def test_a_figure_named_like_a_column_of_the_sites_is_refused(tmp_path: Path, figure: str) -> None:
+    plan = write_plan(tmp_path / "plan")
+    (plan / "plan.py").write_text((plan / "plan.py").read_text().replace('"accuracy":', f'"{figure}":'))
+    with pytest.raises(ConfigError, match=f"'{figure}' has the name of a column"):
+        simulate(plan, blobs(), peers=4, rounds=2, execution="eager")
+
+
+@pytest.mark.parametrize("line", ['LOWER_IS_BETTER = "misses"', "LOWER_IS_BETTER = {1}"])
+def test_a_declaration_that_names_nothing_is_refused(tmp_path: Path, line: str) -> None:
+    plan = write_plan(tmp_path / "plan")
+    with (plan / "plan.py").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(P2PFLError, match="LOWER_IS_BETTER must be a set of names"):
+        simulate(plan, blobs(), peers=4, rounds=2, execution="eager")
 
 
 def test_the_same_arguments_give_the_same_numbers(result: SimResult, plan: Path) -> None:
@@ -131,6 +165,15 @@ def test_names_with_dollars_are_drawn_as_they_are(result: SimResult) -> None:
     assert to_svg(metric_chart(groups, "round"))
 
 
+def test_two_faults_of_one_kind_do_not_meet_at_the_same_sites(plan: Path) -> None:
+    """At one site the second flip would undo the first, and the run would be an honest one."""
+    flip = {"kind": "lying", "sites": 0.25}
+    honest, lying = (
+        simulate(plan, blobs(), peers=8, rounds=2, execution="eager", faults=faults) for faults in ((), (flip, flip))
+    )
+    assert not np.array_equal(honest.parameters, lying.parameters)
+
+
 def test_an_interrupt_leaves_what_there_is(plan: Path, tmp_path: Path) -> None:
     def stop(done: int, rounds: int) -> None:
         if done == 3:
@@ -175,6 +218,12 @@ def test_an_interrupt_leaves_what_there_is(plan: Path, tmp_path: Path) -> None:
         ({"rule": 5}, "rule is 5; give a text"),
         ({"device": 0}, "device is 0; give a text"),
         ({"faults": [{"kind": "lying", "sites": [99]}]}, "fault"),
+        ({"faults": [{"kind": "lying", "sites": [1], "first": 7}]}, "begins in round 7, but the last round is 6"),
+        ({"faults": [{"kind": "absent", "sites": 1.0}]}, "all sites are absent in every training round"),
+        (
+            {"faults": [{"kind": "absent", "sites": [0, 1]}, {"kind": "absent", "sites": [2, 3], "last": 5}]},
+            "all sites are absent in every training round",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(plan: Path, arguments: dict[str, object], wanted: str) -> None:
@@ -209,6 +258,19 @@ def test_a_plan_that_cannot_run_for_many_sites_is_told_before_it_trains(tmp_path
         simulate(plan, blobs(), peers=4, rounds=2, execution="eager")
     loop = simulate(plan, blobs(), peers=4, rounds=2, execution="loop")
     assert loop.facts["execution_facts"]["chosen"] == "loop"
+
+
+def test_batch_norm_at_sites_with_fewer_examples_than_the_batch(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "plan")
+    source = (plan / "plan.py").read_text()
+    (plan / "plan.py").write_text(source.replace("nn.Tanh()", "nn.BatchNorm1d(8, track_running_stats=False)"))
+    few = {"peers": 4, "rounds": 2, "partition": quantity(2.0), "seed": 1, "training": {"batch_size": 44}}
+    for way in ("eager", "compiled"):
+        with pytest.raises(ConfigError, match="depends on the others of its batch"):
+            simulate(plan, blobs(), execution=way, **few)
+    auto, loop = (simulate(plan, blobs(), execution=way, **few) for way in ("auto", "loop"))
+    assert auto.facts["execution_facts"]["chosen"] == "loop"
+    np.testing.assert_array_equal(auto.parameters, loop.parameters)
 
 
 @pytest.mark.parametrize("data", [5, (1, 2, 3), {"tran": ()}, "missing.csv"])

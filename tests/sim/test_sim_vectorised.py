@@ -316,6 +316,31 @@ def test_batch_norm_with_too_few_examples_is_refused() -> None:
     engine(tables(3), RING, plan=plan, settings=settings_of(batch_norm="private", batch_size=5))
 
 
+UNTRACKED = PLAN.replace("nn.Tanh()", "nn.BatchNorm1d(7, track_running_stats=False)")
+CENTRED = PLAN.replace("model(x), label", "model(x) - model(x).mean(0), label")
+BLIND = UNTRACKED.replace(
+    "def loss", "def ones(model):\n    nn.init.zeros_(model[2].weight)\n    return model\n\ndef loss"
+)
+BLIND = BLIND.replace("return nn.Sequential(", "return ones(nn.Sequential(").replace(
+    "nn.Linear(7, 3))", "nn.Linear(7, 3)))"
+)
+
+
+@pytest.mark.parametrize("plan", [UNTRACKED, CENTRED, BLIND], ids=["untracked", "centred loss", "only the gradient"])
+def test_examples_that_see_each_other_are_not_padded(plan: str) -> None:
+    with pytest.raises(ConfigError, match="padding would enter its statistics"):
+        engine(tables(3), RING, plan=plan)
+    engine(tables(3), RING, plan=plan, settings=settings_of(batch_size=5))
+    engine(tables(3), RING, plan=plan, execution="loop")
+
+
+@pytest.mark.parametrize("layer", ["nn.GroupNorm(1, 7)", "nn.Dropout(0.5)", "nn.LayerNorm(7)"])
+def test_examples_that_stand_alone_are_padded(layer: str) -> None:
+    plan = PLAN.replace("nn.Tanh()", layer)
+    one, two = (finished(engine(tables(3), RING, rounds=2, plan=plan, execution=way)) for way in ("eager", "loop"))
+    assert float((one.x - two.x).abs().max()) < 1e-12
+
+
 def test_divergence_is_said() -> None:
     run = engine(tables(4), RING, rounds=60, settings=settings_of(learning_rate=1e308))
     with warnings.catch_warnings(), pytest.raises(PlanError, match="diverged in round"):

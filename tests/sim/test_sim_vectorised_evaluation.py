@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from vector_worlds import PLAN, engine, tables
+from vector_worlds import PLAN, engine, finished, settings_of, tables
 
 from p2pfl.errors import ConfigError
 from p2pfl.sim.evaluation import Evaluator, consensus, mean_model
@@ -31,7 +31,7 @@ def by_hand(run, plan: str, test, vector: torch.Tensor) -> tuple[float, float]:
         return float(code.loss(module, test).mean()), float(right.double().mean())
 
 
-@pytest.mark.parametrize("plan", [PLAIN, PLAN], ids=["accuracy", "metrics"])
+@pytest.mark.parametrize("plan", [PLAIN, PLAN], ids=["the loss alone", "metrics"])
 def test_figures_are_those_of_each_model_by_itself(plan: str) -> None:
     run, test = trained(plan), tables(7)[6]
     found = Evaluator(PlanCode(plan.encode()), run, test, sample=None).evaluate()
@@ -39,13 +39,39 @@ def test_figures_are_those_of_each_model_by_itself(plan: str) -> None:
     for site in range(6):
         loss, accuracy = by_hand(run, plan, test, run.x[site])
         assert found.figures["loss"][site] == pytest.approx(loss, abs=1e-12)
-        assert found.figures["accuracy"][site] == pytest.approx(accuracy, abs=1e-12)
+        if plan is PLAN:
+            assert found.figures["accuracy"][site] == pytest.approx(accuracy, abs=1e-12)
     shares = run.shares.numpy()
     assert torch.allclose(mean_model(run), torch.from_numpy(shares @ run.x.numpy()))
     assert found.mean["loss"] == pytest.approx(by_hand(run, plan, test, mean_model(run))[0], abs=1e-12)
-    assert found.worst("accuracy")[1] == min(found.figures["accuracy"])
+    assert set(found.figures) == set(found.mean) == ({"loss", "accuracy"} if plan is PLAN else {"loss"})
+    if plan is PLAN:
+        assert found.worst("accuracy")[1] == min(found.figures["accuracy"])
     assert found.worst("loss") == (int(np.argmax(found.figures["loss"])), max(found.figures["loss"]))
     assert set(found.seconds) == {"mean", "sites", "consensus"}
+
+
+@pytest.mark.parametrize(("figure", "line"), [("brier", ""), ("misses", 'LOWER_IS_BETTER = {"misses"}\n')])
+def test_the_worst_site_of_a_figure_that_is_better_when_lower(figure: str, line: str) -> None:
+    plan = line + PLAN.replace('"accuracy": (', f'"{figure}": 1 - (')
+    run = trained(plan)
+    found = Evaluator(PlanCode(plan.encode()), run, tables(7)[6], sample=None).evaluate()
+    values = found.figures[figure]
+    assert found.worst(figure) == (int(np.argmax(values)), max(values)) and min(values) < max(values)
+
+
+def test_buffers_of_the_mean_model_are_weighted_as_its_parameters_are() -> None:
+    plan = PLAIN.replace("nn.Tanh()", "nn.BatchNorm1d(7)")
+    settings = settings_of(batch_norm="private", batch_size=5)
+    run, test = finished(engine(tables(6), {"kind": "ring"}, rounds=3, plan=plan, settings=settings)), tables(7)[6]
+    code = PlanCode(plan.encode())
+    module = code.model().double().eval()
+    put(mean_model(run), module, run.layout)
+    for name, value in run.population.private.items():
+        if value.is_floating_point():
+            module.get_buffer(name).copy_(sum(p * v for p, v in zip(run.shares, value, strict=True)))
+    wanted = float(code.loss(module, test).detach().mean())
+    assert Evaluator(code, run, test, sample=0).evaluate().mean["loss"] == pytest.approx(wanted, rel=1e-12)
 
 
 def test_consensus_distance_by_its_definition() -> None:

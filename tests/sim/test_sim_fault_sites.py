@@ -1,0 +1,27 @@
+"""Which sites a scenario's faults are at, and when."""
+
+from __future__ import annotations
+
+from p2pfl.sim.fault_sites import check_fault_times, sites_of_fault
+from p2pfl.sim.profiles import chosen_sites
+from p2pfl.sim.scenario import FaultTable
+
+
+def absent(sites: object, first: int = 0, last: int | None = None) -> FaultTable:
+    return FaultTable.model_validate({"kind": "absent", "sites": sites, "first": first, "last": last})
+
+
+def test_two_faults_of_one_kind_are_at_sites_of_their_own() -> None:
+    drawn = [sites_of_fault(absent(0.25), place, 40, 3) for place in range(3)]
+    assert len(set(drawn)) == 3 and all(len(sites) == 10 for sites in drawn)
+    assert drawn[0] == chosen_sites("fault absent", 0.25, 40, 3), "one fault alone is where it always was"
+    assert sites_of_fault(absent([1, 2]), 2, 40, 3) == (1, 2)
+
+
+def test_rounds_without_anybody_are_told() -> None:
+    everybody = [absent([0, 1], 0, 4), absent([2, 3], 3)]
+    assert check_fault_times(everybody, 4, 0, 10, 11) == ("all sites are absent in round 3: nobody trains in it",)
+    assert check_fault_times(everybody, 5, 0, 10, 11) == ()
+    assert check_fault_times([absent([0, 1], 0, 4), absent([2, 3], 5)], 4, 0, 10, 11) == ()
+    assert check_fault_times([absent([0, 1, 2, 3], 10)], 4, 0, 10, 11) == (), "closing rounds train nobody"
+    assert check_fault_times([], 4, 0, 10, 11) == ()
