@@ -133,6 +133,7 @@ def test_the_full_graph_joins_the_portless_two_as_well() -> None:
     assert links(value) == {name: set(NAMES) - {name} for name in NAMES}
 
 
+@pytest.mark.slow
 def test_the_homes_stay_where_they_were_asked_for(tmp_path: Path) -> None:
     home = tmp_path / "homes"
     value, _ = demo("--rounds", "2", "--home", str(home))

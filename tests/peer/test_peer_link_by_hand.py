@@ -64,6 +64,7 @@ def test_a_link_carried_by_hand_and_a_run_over_it(tmp_path: Path, pair: tuple[Ho
         assert {entry.body["kind"] for entry in hospital.entries("link_up")} == {"webrtc"}
 
 
+@pytest.mark.slow
 def test_what_people_get_wrong(tmp_path: Path, pair: tuple[Hospital, Hospital]) -> None:
     lille, caen = pair
     offer = tmp_path / "offer.txt"

@@ -100,6 +100,7 @@ async def restarted_in_round_five(tmp_path: Path, lose: str | None = None) -> tu
     return homes, reports, [{"topic": event.topic, **event.facts} for event in events]
 
 
+@pytest.mark.slow
 async def test_restarted_in_the_run_it_goes_on(tmp_path: Path) -> None:
     homes, (first, again, third), events = await restarted_in_round_five(tmp_path)
     resumed = next(event for event in events if event["topic"] == "resumed")

@@ -42,6 +42,7 @@ async def reached(run: p2pfl.Run, topic: str, round_: int = 0) -> None:
             return
 
 
+@pytest.mark.slow
 async def test_switched_off_for_a_while_it_takes_its_neighbours_states(tmp_path: Path) -> None:
     a, b, c = three_homes(tmp_path)
     network = MemoryNetwork()
