@@ -22,20 +22,27 @@ class KeyedStream:
     def __init__(self, *name: object) -> None:
         """``name`` says purpose and key: words and integers. Equal names give equal streams."""
         self._name = "/".join(map(str, name)).encode()
-        self._block = 0
-        self._left = np.empty(0, dtype="<u8")
+        self._block, self._used = 0, 0  # the block in work, and its words that are drawn
+        self._read = np.empty(0, dtype="<u8")  # of that block
 
     def words(self, count: int) -> np.ndarray[Any, Any]:
         """The next ``count`` words, uint64 [count], uniform over all 64 bits."""
-        if count > len(self._left):
-            parts = [self._left]
-            for _ in range(-(-(count - len(self._left)) // BLOCK)):
-                digest = hashlib.shake_256(self._name + b"/" + str(self._block).encode()).digest(8 * BLOCK)
-                parts.append(np.frombuffer(digest, dtype="<u8"))
-                self._block += 1
-            self._left = np.concatenate(parts)
-        drawn, self._left = self._left[:count], self._left[count:]
-        return drawn.astype(np.uint64)
+        parts = []
+        while count:
+            some = min(count, BLOCK - self._used)
+            parts.append(self._words_of_block(self._used + some)[self._used :])
+            self._used, count = self._used + some, count - some
+            if self._used == BLOCK:
+                self._block, self._used, self._read = self._block + 1, 0, self._read[:0]
+        return np.concatenate(parts).astype(np.uint64) if parts else np.empty(0, dtype=np.uint64)
+
+    def _words_of_block(self, count: int) -> np.ndarray[Any, Any]:
+        """The first ``count`` words of the block in work. A few draws hash a few words: a longer hash begins alike."""
+        if count > len(self._read):
+            length = min(BLOCK, max(2 * len(self._read), count))
+            digest = hashlib.shake_256(self._name + b"/" + str(self._block).encode()).digest(8 * length)
+            self._read = np.frombuffer(digest, dtype="<u8")
+        return self._read[:count]
 
     def uniforms(self, count: int) -> np.ndarray[Any, Any]:
         """float64 [count] in [0, 1), multiples of 2^-53."""

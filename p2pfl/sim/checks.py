@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from p2pfl.errors import ConfigError
 from p2pfl.extras import optional
-from p2pfl.sim.vector_setup import check_run, drawn_model
-from p2pfl.train.layout import Layout
+from p2pfl.sim.vector_setup import check_run
 
 if TYPE_CHECKING:
     from p2pfl.sim.preparing import Simulation
@@ -23,10 +22,8 @@ def check_simulation(simulation: Simulation) -> None:
 
     settings, schedule = simulation.settings, simulation.schedule
     faults = [vector_fault(fault, simulation, place) for place, fault in enumerate(simulation.faults)]
-    module = drawn_model(simulation.code, settings.dtype, simulation.seed)
-    layout = Layout(module, dtype=settings.dtype, buffers=settings.buffers, batch_norm=settings.batch_norm)
     recorded = simulation.time is not None and simulation.time.clock == "machines"
-    check_run(settings.rule, layout, schedule, None, faults, recorded=recorded)
+    check_run(settings.rule, simulation.layout, schedule, None, faults, recorded=recorded)
     check_pace(simulation)
 
 

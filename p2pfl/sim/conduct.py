@@ -15,9 +15,10 @@ from p2pfl.sim.evaluation import Evaluation, Evaluator
 from p2pfl.sim.fault_sites import sites_of_fault
 from p2pfl.sim.interrupts import Interrupts
 from p2pfl.sim.pace import Pace, pace_of
-from p2pfl.sim.preparing import EVALUATIONS, Progress, machine, stopwatch, tensors
+from p2pfl.sim.preparing import EVALUATIONS, machine, stopwatch, tensors
 from p2pfl.sim.results import Columns, SimResult
 from p2pfl.sim.scenario import FaultTable
+from p2pfl.sim.simulation import Progress
 from p2pfl.sim.vector_faults import Absent, Noise, Scaled, VectorFault
 from p2pfl.sim.vectorised import VectorisedRun
 

@@ -17,7 +17,6 @@ from p2pfl.sim.results import Columns
 from p2pfl.sim.scenario import TimeTable
 from p2pfl.sim.timing import Timing
 from p2pfl.topology import Schedule
-from p2pfl.train.layout import Layout
 
 if TYPE_CHECKING:
     from p2pfl.sim.preparing import Simulation
@@ -130,10 +129,8 @@ def check_time(time: TimeTable, peers: int, seed: int) -> tuple[LinkModel, Compu
 
 def content_bytes(simulation: Simulation) -> int:
     """What one site's message of one mixing weighs, all channels."""
-    module = simulation.code.model().to(simulation.settings.dtype)
     settings = simulation.settings
-    layout = Layout(module, dtype=settings.dtype, buffers=settings.buffers, batch_norm=settings.batch_norm)
-    return layout.shared_size * settings.dtype.itemsize * len(settings.rule.channels)
+    return simulation.layout.shared_size * settings.dtype.itemsize * len(settings.rule.channels)
 
 
 def _modelled(simulation: Simulation, links: Any, compute: Any) -> Pace:

@@ -8,6 +8,7 @@ import platform
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from p2pfl.sim.pace import check_time
 from p2pfl.sim.padding import without_padding
 from p2pfl.sim.results import SimResult
 from p2pfl.sim.scenario import EvaluateTable, FaultTable, TimeTable
+from p2pfl.sim.simulation import Progress
+from p2pfl.sim.vector_setup import drawn_model
 from p2pfl.topology import Schedule
+from p2pfl.train.layout import Layout
 from p2pfl.train.padding_check import EXAMPLES
 from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.rules import check_combination
@@ -31,7 +35,6 @@ from p2pfl.train.settings import Settings, read_settings
 from p2pfl.train.stacking_check import stacking_problem
 from p2pfl.types import PeerId
 
-Progress = Callable[[int, int], None]
 EVALUATIONS = 20  # in a run, where nothing else is said
 
 
@@ -57,6 +60,11 @@ class Simulation:
     name: str
     remarks: tuple[str, ...] = ()
     """What somebody should know before it trains: a fall-back, a partition with few examples."""
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the model's tensors lie in the sites' vectors. Raises PlanError for a model that does not fit."""
+        return self.settings.layout(drawn_model(self.code, self.settings.dtype, self.seed))
 
     def run(self, progress: Progress | None = None) -> SimResult:
         """Train all rounds."""

@@ -21,7 +21,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.figures import to_svg
 from p2pfl.files import write_atomic
 from p2pfl.governance import Plan, plan_from_files, read_plan
-from p2pfl.sim.preparing import Simulation, prepare
+from p2pfl.sim.preparing import Simulation, examples_of_plan, prepare
 from p2pfl.sim.results import SimResult
 from p2pfl.sim.scenario import Scenario
 from p2pfl.sim.sweeps import Cell, Watch
@@ -35,6 +35,7 @@ class Inputs:
     def __init__(self) -> None:
         self._plans: dict[str, Plan] = {}
         self._examples: dict[str, Examples] = {}
+        self._digests: dict[str, bytes] = {}  # of the examples
 
     def plan(self, scenario: Scenario) -> Plan:
         """The scenario's plan. Raises ConfigError or PlanError."""
@@ -45,9 +46,7 @@ class Inputs:
 
     def examples(self, scenario: Scenario) -> Examples:
         """The scenario's examples. Raises ConfigError or DataError."""
-        key = repr(sorted(scenario.data.items()))
-        if scenario.data["kind"] == "plan":
-            key += scenario.scenario.plan
+        key = self._key(scenario)
         if key not in self._examples:
             if scenario.data["kind"] == "plan":
                 self._examples[key] = self._through_the_plan(scenario)
@@ -57,13 +56,16 @@ class Inputs:
 
     def digest(self, scenario: Scenario) -> str:
         """SHA-256 over the plan's hash and the examples."""
-        examples = self.examples(scenario)
-        found = hashlib.sha256(bytes.fromhex(self.plan(scenario).digest))
-        columns = [array for _, array in sorted(examples.columns.items())]
-        for array in (*examples.train, *examples.test, *columns):
-            found.update(f"{array.dtype.str} {array.shape}".encode())
-            found.update(array.tobytes())
-        return found.hexdigest()
+        key = self._key(scenario)
+        if key not in self._digests:  # some hundred megabytes, and a sweep asks for each of its settings
+            self._digests[key] = _digest(self.examples(scenario))
+        return hashlib.sha256(bytes.fromhex(self.plan(scenario).digest) + self._digests[key]).hexdigest()
+
+    @staticmethod
+    def _key(scenario: Scenario) -> str:
+        """What the examples depend on."""
+        plan = scenario.scenario.plan if scenario.data["kind"] == "plan" else ""
+        return repr(sorted(scenario.data.items())) + plan
 
     def shipped(self, scenario: Scenario) -> Shipped:
         """What a worker on another machine needs."""
@@ -76,13 +78,10 @@ class Inputs:
         source, toml, examples = shipped
         inputs = cls()
         inputs._plans[scenario.scenario.plan] = plan_from_files(source, toml)
-        key = repr(sorted(scenario.data.items()))
-        inputs._examples[key + (scenario.scenario.plan if scenario.data["kind"] == "plan" else "")] = examples
+        inputs._examples[cls._key(scenario)] = examples
         return inputs
 
     def _through_the_plan(self, scenario: Scenario) -> Examples:
-        from p2pfl.sim.preparing import examples_of_plan
-
         path = scenario.data.get("path")
         if not isinstance(path, str) or set(scenario.data) != {"kind", "path"}:
             raise ConfigError('data of kind "plan" are read by the plan\'s load(); give it a path and nothing else')
@@ -135,6 +134,15 @@ def prepared(cell: Cell, inputs: Inputs) -> Simulation:
 def run_cell(cell: Cell, inputs: Inputs, watch: Watch | None) -> SimResult:
     """Prepare and run; Ctrl-C ends it with what there is, marked as interrupted."""
     return prepared(cell, inputs).run(watch.round if watch is not None else None)
+
+
+def _digest(examples: Examples) -> bytes:
+    found = hashlib.sha256()
+    columns = [array for _, array in sorted(examples.columns.items())]
+    for array in (*examples.train, *examples.test, *columns):
+        found.update(f"{array.dtype.str} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.digest()
 
 
 def _partition(scenario: Scenario) -> Partition:

@@ -24,7 +24,6 @@ from p2pfl.sim.vector_mixing import LinearMixing, ScheduledPulls
 from p2pfl.sim.vector_replay import Replay
 from p2pfl.sim.vector_setup import check_run, drawn_model, draws_of, first_vectors, no_oracle, own_steps
 from p2pfl.topology import Schedule
-from p2pfl.train.layout import Layout
 from p2pfl.train.local_phase import Execution, LocalPhase
 from p2pfl.train.mixing import VectorGraph, VectorInbox
 from p2pfl.train.plan_code import PlanCode
@@ -79,7 +78,7 @@ class VectorisedRun:
         if len(rows) != self.sites:
             raise ConfigError(f"data of {len(rows)} sites for a schedule of {self.sites}; partition over as many")
         module = drawn_model(plan, settings.dtype, seed)
-        self.layout = Layout(module, dtype=settings.dtype, buffers=settings.buffers, batch_norm=settings.batch_norm)
+        self.layout = settings.layout(module)
         first = first_vectors(initial, module, self.layout, self.sites)
         self.module = module = module.to(self._device)
         self.data = batch_on(train, settings.dtype, self._device)

@@ -20,7 +20,6 @@ from p2pfl.train.adopting import adopt, read_states
 from p2pfl.train.checkpoints import Checkpoint
 from p2pfl.train.checks import plan_problems
 from p2pfl.train.exchange import Exchange, read_edges, tag_of
-from p2pfl.train.layout import Layout
 from p2pfl.train.mixing import PeerGraph, PeerInbox
 from p2pfl.train.oracle import ModuleOracle, put
 from p2pfl.train.plan_code import Batch, PlanCode
@@ -38,12 +37,7 @@ class Session:
         self._plan = PlanCode(bytes(plan_source))
         self._identity = checkpoints.plan_identity(bytes(plan_source), settings)
         self._module = self._new_module(seed=0)
-        self._layout = Layout(
-            self._module,
-            dtype=self._settings.dtype,
-            buffers=self._settings.buffers,
-            batch_norm=self._settings.batch_norm,
-        )
+        self._layout = self._settings.layout(self._module)
         self._rule = self._settings.rule
         self._data: dict[str, Batch] = {}
         self._x: Tensor | None = None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from p2pfl.errors import ConfigError
-from p2pfl.train.layout import DTYPES
+from p2pfl.train.layout import DTYPES, Layout
 from p2pfl.train.optimisers import Optimiser, optimiser_named
 from p2pfl.train.rules import Rule, check_combination, rule_named
 
@@ -36,6 +36,10 @@ class Settings:
     batch_norm: Literal["private", "shared"] | None
     buffers: Literal["exclude", "share"]
     staleness: int = 0  # own rounds that an edge may be mixed late; 0: synchronous
+
+    def layout(self, module: torch.nn.Module) -> Layout:
+        """Where the module's tensors lie in this run's vectors. Raises PlanError for a module that does not fit."""
+        return Layout(module, dtype=self.dtype, buffers=self.buffers, batch_norm=self.batch_norm)
 
 
 def read_settings(values: Mapping[str, Any], *, peers: bool = True) -> Settings:

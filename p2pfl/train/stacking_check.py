@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from p2pfl.train.keyed_dropout import key_dropout
-from p2pfl.train.layout import Layout
 from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.settings import Settings
 from p2pfl.train.stacked import StackedBatch, StackedOracle, private_buffers
@@ -17,7 +16,7 @@ SHOWN = 200  # characters of the reason
 def stacking_problem(plan: PlanCode, settings: Settings, batch: Batch) -> str | None:
     """Why one gradient of two sites side by side fails on these examples, in words; None if it does not."""
     module = plan.model().to(settings.dtype).train()
-    layout = Layout(module, dtype=settings.dtype, buffers=settings.buffers, batch_norm=settings.batch_norm)
+    layout = settings.layout(module)
     x = layout.flatten(module).expand(2, layout.size).contiguous()
     private = private_buffers(module, layout, 2)
     dropout = key_dropout(module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import networkx as nx
@@ -336,6 +337,15 @@ def test_a_line_is_the_mean_of_all_seeds_at_each_round(plan: Path) -> None:
     assert line.get_ydata()[-1] == pytest.approx(np.mean([result.final()["mean_model_accuracy"] for result in results]))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as a terminal's program has it: a shell starts what runs in the background with it ignored (POSIX sh)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_inside_a_round_waits_for_its_end(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures of the last row are those of a round that was: the same as without the interrupt."""
     whole = simulate(plan, blobs(), peers=4, rounds=6, evaluate={"every": 6}, execution="eager")
