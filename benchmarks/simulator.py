@@ -47,7 +47,8 @@ MODELS: Mapping[str, tuple[str, tuple[int, ...], int]] = {  # model, shape of an
     ),
 }
 CASES = [
-    ("mlp", 100, "compiled"), ("mlp", 1000, "compiled"), ("mlp", 1000, "eager"), ("mlp", 1000, "loop"),
+    ("mlp", 100, "compiled"), ("mlp", 1000, "compiled"), ("mlp", 1000, "traced"), ("mlp", 1000, "eager"),
+    ("mlp", 1000, "loop"),
     ("mlp", 10_000, "compiled"),
     ("logistic", 100, "compiled"), ("logistic", 1000, "compiled"), ("logistic", 10_000, "compiled"),
     ("logistic", 100_000, "compiled"),

@@ -34,7 +34,9 @@ class ScenarioTable(Table):
     closing_rounds: int | None = Field(default=None, ge=0, le=1000)  # None: the plan's
     seeds: int | list[int] = 1  # so many from 0, or these
     weights: Literal["samples", "equal"] = "samples"
-    execution: Literal["auto", "compiled", "eager", "loop"] = "auto"  # "auto" measures; the ways differ in rounding
+    execution: Literal["auto", "compiled", "traced", "eager", "loop"] = (
+        "auto"  # "auto" measures; ways differ in rounding
+    )
     device: str = "cpu"
 
     @field_validator("seeds")

@@ -49,8 +49,8 @@ def simulate(
     ``partition``: from `p2pfl.data`, or as a scenario has it (default: `iid`). ``topology``: a kind, a spec or a
     networkx graph on the positions 0 to peers - 1 (default: the plan's, or a ring).
     ``rule``, ``training``: in place of what the plan says. ``weights``: "samples" or "equal" shares. ``time``,
-    ``faults``, ``evaluate``: as in a scenario (docs/simulations.md). ``execution``: "auto", "compiled", "eager",
-    "loop". ``progress`` is called with (rounds done, rounds).
+    ``faults``, ``evaluate``: as in a scenario (docs/simulations.md). ``execution``: "auto", "compiled",
+    "traced", "eager", "loop". ``progress`` is called with (rounds done, rounds).
 
     The same arguments give the same numbers, whatever the chunks; on another kind of processor up to rounding. An
     interrupt (Ctrl-C) ends the run with what there is: see ``SimResult.interrupted``.

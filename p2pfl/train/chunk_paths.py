@@ -1,23 +1,19 @@
-"""Three ways to compute the K local steps of a chunk of sites: site by site, side by side, side by side and compiled.
+"""Two ways to compute the K local steps of a chunk of sites with the plan's code: site by site, or side by side.
 
-All take a `Chunk` and answer with a `Done`, and none changes what it is given; the results agree up to rounding.
+Both take a `Chunk` and answer with a `Done`, and neither changes what it is given; the results agree up to rounding, as
+do those of `p2pfl.train.traced_paths`.
 """
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from p2pfl.errors import IllegalStep
 from p2pfl.train.keyed_dropout import key_dropout
 from p2pfl.train.layout import Layout
-from p2pfl.train.optimisers import traced
 from p2pfl.train.oracle import ModuleOracle
 from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.rules import Context, Rule, State
@@ -40,6 +36,10 @@ class Chunk(NamedTuple):
         missing = size - len(self.x)
         return self if missing == 0 else self._each(lambda t: torch.cat((t, t[-1:].expand(missing, *t.shape[1:]))))
 
+    def part(self, piece: slice) -> Chunk:
+        """Some of its sites, as views."""
+        return self._each(lambda tensor: tensor[piece])
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Chunk:
         def perhaps(value: Tensor | None) -> Tensor | None:
             return None if value is None else change(value)
@@ -61,7 +61,7 @@ class Done(NamedTuple):
 
 
 class Path(Protocol):
-    """One way. All but the compiled one change the module as they go: a path for each thread."""
+    """One way. Those that run the plan's code change the module as they go: a path for each thread."""
 
     def compute(self, chunk: Chunk, data: Batch, context: Context) -> Done: ...
 
@@ -76,9 +76,10 @@ class EagerPath:
     def compute(self, chunk: Chunk, data: Batch, context: Context) -> Done:
         """See `Done`."""
         with torch.no_grad():
-            return self._compute(chunk, data, context)
+            return self.steps(chunk, data, context)
 
-    def _compute(self, chunk: Chunk, data: Batch, context: Context) -> Done:
+    def steps(self, chunk: Chunk, data: Batch, context: Context) -> Done:
+        """`compute` where torch records no gradients already."""
         steps = None if chunk.steps is None else chunk.steps.unsqueeze(-1)
 
         def batch(k: int) -> StackedBatch:
@@ -97,63 +98,6 @@ class EagerPath:
             number = torch.arange(len(losses), device=losses.device).unsqueeze(-1)
             mean = torch.where(number < steps.T, losses, 0.0).sum(0) / steps.squeeze(-1)
         return Done(x, state, oracle.private, mean)
-
-
-class CompiledPath:
-    """The eager way traced over all K steps and compiled, once for each shape of chunk, K and learning rate."""
-
-    def __init__(
-        self, plan: PlanCode, module: nn.Module, layout: Layout, rule: Rule, *, keyed: bool, size: int
-    ) -> None:
-        self._eager = EagerPath(plan, module, layout, rule, keyed=keyed)
-        self._size = size
-        self._made: dict[Any, Any] = {}
-        self._making = threading.Lock()
-
-    def compute(self, chunk: Chunk, data: Batch, context: Context) -> Done:
-        """See `Done`. Raises whatever tracing or compiling raises at the first call."""
-        count, chunk = len(chunk.x), chunk.padded(self._size)
-        inputs, spec = torch.utils._pytree.tree_flatten((chunk, data))
-        key = (context.steps, context.lr, spec, tuple((t.shape, t.dtype) for t in inputs if t is not None))
-        with torch.no_grad():
-            with self._making:
-                made = self._made.get(key) or self._make(inputs, spec, context)
-                self._made[key] = made
-            function, out = made
-            done: Done = torch.utils._pytree.tree_unflatten(function(*_tensors(inputs)), out)
-        return Done(*torch.utils._pytree.tree_map(lambda tensor: tensor[:count], done))
-
-    def _make(self, inputs: list[Any], spec: Any, context: Context) -> tuple[Any, Any]:
-        """Plan code runs once while it is traced; afterwards only what it did with tensors is left."""
-        outputs: list[Any] = []
-        places = [place for place, value in enumerate(inputs) if value is not None]
-
-        def flat(*tensors: Tensor) -> list[Tensor]:
-            values = list(inputs)
-            for place, tensor in zip(places, tensors, strict=True):
-                values[place] = tensor
-            chunk, data = torch.utils._pytree.tree_unflatten(values, spec)
-            done = self._eager._compute(chunk, data, cast(Context, _TracedContext(context)))
-            leaves, out = torch.utils._pytree.tree_flatten(done)
-            outputs[:] = [out]
-            return [leaf.clone() if any(leaf is tensor for tensor in tensors) else leaf for leaf in leaves]
-
-        with traced(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about its own insides
-            function = torch.compile(make_fx(flat)(*_tensors(inputs)), fullgraph=True, dynamic=False)
-            function(*_tensors(inputs))  # compiles
-        return function, outputs[0]
-
-
-class _TracedContext:
-    """The context without the round's number: a rule that reads it would have it frozen into the compiled code."""
-
-    def __init__(self, context: Context) -> None:
-        self.lr, self.steps, self.each = context.lr, context.steps, context.each
-
-    @property
-    def round(self) -> int:
-        raise IllegalStep("the rule reads the number of the round, so its local steps cannot be compiled once for all")
 
 
 class LoopPath:
@@ -198,7 +142,3 @@ class LoopPath:
         private = {name: buffers[name].detach().clone() for name in chunk.private}
         loss = torch.stack(oracle.losses).mean() if oracle.losses else chunk.x.new_zeros(())
         return Done(x, state, private, loss)
-
-
-def _tensors(values: list[Any]) -> list[Tensor]:
-    return [value for value in values if value is not None]

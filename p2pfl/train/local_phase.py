@@ -1,9 +1,9 @@
-"""The K local steps of n sites: compiled, eager, or one site after the other; which is measured on the real plan.
+"""The K local steps of n sites: compiled, traced, eager, or one site after the other; measured on the real plan.
 
-A chunk is so many sites that their parameters, gradients and activations stay in the processor's cache. Compiling
-takes 10 to 30 s once per number of steps; on the CPU, vmapped convolutions are grouped convolutions, which are no
-faster than a loop. So "auto" tries each way on a chunk and takes the one that needs least time for all the rounds
-that are to come.
+A chunk is so many sites that their parameters, gradients and activations stay in the processor's cache; the more a way
+spends on each call, the more. Recording ("traced") takes a second or so, compiling 10 to 30 s, once per number of
+steps; on the CPU, vmapped convolutions are grouped convolutions, which are no faster than a loop. So "auto" tries each
+way on a chunk and takes the one that needs least time for all the rounds that are to come.
 """
 
 from __future__ import annotations
@@ -21,16 +21,22 @@ import torch
 from torch import Tensor, nn
 
 from p2pfl.errors import ConfigError
-from p2pfl.train.chunk_paths import Chunk, CompiledPath, Done, EagerPath, LoopPath, Path
+from p2pfl.train.chunk_paths import Chunk, Done, EagerPath, LoopPath, Path
 from p2pfl.train.keyed_dropout import has_dropout
 from p2pfl.train.layout import Layout
 from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.rules import Context, Rule
 from p2pfl.train.threads import dealt, on_threads
+from p2pfl.train.traced_paths import CompiledPath, TracedPath
 
-WAYS = ("compiled", "eager", "loop")
-CHUNK_NUMBERS = 780_000  # parameters and inputs of a chunk: 128 sites of the MLP 64-64-10, the fastest of 64 to 1,000
+WAYS = ("compiled", "traced", "eager", "loop")
+CHUNK_NUMBERS = 780_000  # parameters and inputs of a chunk: 128 sites of the MLP 64-64-10, the fastest of 32 to 250
+COMPILED_NUMBERS = 200_000  # what costs less per call may take less at once: 32 sites, the fastest of 24 to 96
+BLOCK_SITES = (
+    512  # whose batches are drawn at once: for chunks of few sites, torch's calls would cost more than the draws
+)
 COMPILE_SECONDS = 30.0  # what compiling is expected to take, before it is known
+TRACE_SECONDS = 0.5  # what recording is expected to take per local step, and what it saves has to make up for
 TRIALS = 2  # measured calls per way, after one that warms up; the faster one counts
 REASON_LIMIT = 200  # characters of an error that are passed on
 
@@ -91,25 +97,30 @@ class LocalPhase:
         self._plan, self._module, self._layout, self._rule = plan, module, layout, rule
         self._way, self._deployed = way, deployed
         self._on_cpu = torch.device(device).type == "cpu"
-        self._size = chunk or max(1, CHUNK_NUMBERS // (layout.size + inputs))
+        self._chunk, self._numbers = chunk, layout.size + inputs
         self._threads = torch.get_num_threads() if self._on_cpu else 1
         self._paths: list[Path] = []
-        self.execution = Execution("none", "nothing was trained yet", self._size, self._threads)
+        self.execution = Execution("none", "nothing was trained yet", 0, self._threads)
 
     def run(self, sites: Sites, rows: Tensor, data: Batch, context: Context, rounds: int) -> None:
         """Train these sites; ``rounds`` like this one are to come, with this one. PlanError from the plan's code."""
         if not len(rows):
             return
-        chunks = [rows[start : start + self._size] for start in range(0, len(rows), self._size)]
         if not self._paths:
-            trial = _Trial(sites.take(chunks[0]), data, context)
+            trial = _Trial(sites, rows, data, context)
             self._run_all([lambda: self._choose(trial, len(rows) * rounds)])
+        size = self.execution.chunk
+        per_block = max(1, min(BLOCK_SITES, math.ceil(len(rows) / len(self._paths))) // size) * size
+        blocks = [rows[start : start + per_block] for start in range(0, len(rows), per_block)]
 
         def share(path: Path, part: range) -> None:
             for at in part:
-                sites.put(chunks[at], path.compute(sites.take(chunks[at]), data, context))
+                block = sites.take(blocks[at])
+                for start in range(0, len(blocks[at]), size):
+                    piece = slice(start, start + size)
+                    sites.put(blocks[at][piece], path.compute(block.part(piece), data, context))
 
-        parts = zip(self._paths, dealt(len(chunks), len(self._paths)), strict=False)
+        parts = zip(self._paths, dealt(len(blocks), len(self._paths)), strict=False)
         self._run_all([partial(share, path, part) for path, part in parts])
 
     def _run_all(self, jobs: Sequence[Callable[[], None]]) -> None:
@@ -124,50 +135,62 @@ class LocalPhase:
     def _choose(self, trial: _Trial, site_rounds: int) -> None:
         """Measure the possible ways and take one."""
         if self._deployed and has_dropout(self._module):
-            self._take("loop", "one site after the other draws dropout as deployed sites do", {})
+            self._take("loop", "one site after the other draws dropout as deployed sites do", {}, trial)
             return
         if self._way != "auto" and (seconds := self._try(self._way, trial)) is not None:
-            self._take(self._way, "asked for", {self._way: seconds})
+            self._take(self._way, "asked for", {self._way: seconds}, trial)
             return
         found = {way: self._try(way, trial) for way in ("loop", "eager") if way != self._way}
         measured = {way: seconds for way, seconds in found.items() if seconds is not None}
-        best = min(measured, key=lambda way: measured[way])
-        rest = measured[best] * site_rounds / self._threads
         if self._way != "auto":
             why = f"{self._way} is not possible"
         elif "eager" not in measured:
             why = "the plan does not run for many sites at once"
-        elif rest < COMPILE_SECONDS:
-            why = f"about {math.ceil(rest)} s in all, and compiling takes up to {COMPILE_SECONDS:.0f} s"
         else:
-            why = "measured to be the fastest"
-            if (compiled := self._try("compiled", trial)) is not None:
-                measured["compiled"] = compiled
-            best = min(measured, key=lambda way: measured[way])
-        self._take(best, why, measured)
+            why = self._faster(trial, site_rounds, measured)
+        self._take(min(measured, key=lambda way: measured[way]), why, measured, trial)
 
-    def _take(self, way: str, why: str, seconds: Mapping[str, float]) -> None:
-        self.execution = replace(self.execution, chosen=way, why=why, seconds=seconds)
-        kept = [path for path in self._paths if isinstance(path, _KINDS[way])]
+    def _faster(self, trial: _Trial, site_rounds: int, measured: dict[str, float]) -> str:
+        """Try what costs time to prepare, where enough is to come that it may pay."""
+        for way, cost in (("traced", TRACE_SECONDS * trial.context.steps), ("compiled", COMPILE_SECONDS)):
+            rest = min(measured.values()) * site_rounds / self._threads
+            if rest < cost:
+                verb = "recording" if way == "traced" else "compiling"
+                return f"about {math.ceil(rest)} s in all, and {verb} takes up to {math.ceil(cost)} s"
+            if (seconds := self._try(way, trial)) is not None:
+                measured[way] = seconds
+        return "measured to be the fastest"
+
+    def _take(self, way: str, why: str, seconds: Mapping[str, float], trial: _Trial) -> None:
+        size = self._size(way, len(trial.rows))
+        self.execution = replace(self.execution, chosen=way, why=why, chunk=size, seconds=seconds)
+        kept = [path for path in self._paths if type(path) is _KINDS[way]]
         count = 1 if way == "loop" else self._threads
-        if way == "compiled":
-            self._paths = kept * count  # what is compiled serves all threads
+        if way in ("compiled", "traced"):
+            self._paths = kept * count  # what is recorded serves all threads
         else:
-            self._paths = kept + [self._path(way) for _ in range(count - len(kept))]
+            self._paths = kept + [self._path(way, size) for _ in range(count - len(kept))]
 
-    def _path(self, way: str) -> Path:
+    def _size(self, way: str, sites: int) -> int:
+        numbers = COMPILED_NUMBERS if way == "compiled" else CHUNK_NUMBERS
+        return self._chunk or even(sites, self._threads, max(1, numbers // self._numbers))
+
+    def _path(self, way: str, size: int) -> Path:
         parts = self._plan, copy.deepcopy(self._module), self._layout, self._rule
+        keyed = not self._deployed
         if way == "compiled":
-            return CompiledPath(*parts, keyed=not self._deployed, size=self._size)
-        kind = LoopPath if way == "loop" else EagerPath
-        return kind(*parts, keyed=not self._deployed)
+            return CompiledPath(*parts, keyed=keyed, size=size)
+        if way == "traced":
+            return TracedPath(*parts, keyed=keyed, size=size)
+        return (LoopPath if way == "loop" else EagerPath)(*parts, keyed=keyed)
 
     def _try(self, way: str, trial: _Trial) -> float | None:
         """Seconds per site and round on one thread; None if it does not work, which is said; the loop raises."""
-        path = self._path(way)
+        size = self._size(way, len(trial.rows))
+        path = self._path(way, size)
         try:
-            first = trial.seconds(path)
-            seconds = min(trial.seconds(path) for _ in range(TRIALS))
+            first = trial.seconds(path, size)
+            seconds = min(trial.seconds(path, size) for _ in range(TRIALS))
         except Exception as error:
             if way == "loop":
                 raise
@@ -179,24 +202,32 @@ class LocalPhase:
         if way == "compiled":
             self.execution = replace(self.execution, compile_seconds=first - seconds)
         self._paths.append(path)
-        return seconds / len(trial.chunk.x)
+        return seconds / min(size, len(trial.rows))
 
 
-_KINDS = {"compiled": CompiledPath, "eager": EagerPath, "loop": LoopPath}
+def even(sites: int, threads: int, most: int) -> int:
+    """Sites of a chunk: at most ``most``, and such that all threads have as many full chunks."""
+    own = math.ceil(sites / threads)
+    return math.ceil(own / math.ceil(own / most))
+
+
+_KINDS = {"compiled": CompiledPath, "traced": TracedPath, "eager": EagerPath, "loop": LoopPath}
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A chunk to measure with; its results are thrown away."""
+    """The first chunk, to measure with; its results are thrown away."""
 
-    chunk: Chunk
+    sites: Sites
+    rows: Tensor
     data: Batch
     context: Context
 
-    def seconds(self, path: Path) -> float:
+    def seconds(self, path: Path, size: int) -> float:
         """Of one call."""
+        chunk = self.sites.take(self.rows[:size])
         began = time.perf_counter()
-        path.compute(self.chunk, self.data, self.context)
-        if self.chunk.x.device.type == "cuda":
-            torch.cuda.synchronize(self.chunk.x.device)
+        path.compute(chunk, self.data, self.context)
+        if chunk.x.device.type == "cuda":
+            torch.cuda.synchronize(chunk.x.device)
         return time.perf_counter() - began

@@ -90,14 +90,11 @@ def floyd(keys: Tensor, counts: Tensor, batch: int) -> Tensor:
     ``counts`` [c], 1 or more. A site with no more than ``batch`` examples gets all, in order, and padding 0.
     """
     count = counts.unsqueeze(-1)
-    whole = count <= batch
-    first = (count - batch).clamp(min=0)
-    chosen = torch.empty((batch, *keys.shape), dtype=torch.int64, device=keys.device)
-    for place in range(batch):
-        top = first + place
-        draw = (combine(keys, place) * (top + 1)) >> 32
-        taken = (chosen[:place] == draw).any(dim=0)
-        chosen[place] = torch.where(taken, top, draw)
-    in_order = torch.arange(batch, device=keys.device).reshape(-1, 1, 1)
-    in_order = torch.where(in_order < count, in_order, 0)
-    return torch.where(whole, in_order, chosen).permute(1, 2, 0).contiguous()
+    places = torch.arange(batch, device=keys.device).reshape(-1, 1, 1)
+    top = (count - batch).clamp(min=0) + places  # [batch, c, 1]
+    chosen = (combine(keys.unsqueeze(0), places) * (top + 1)) >> 32
+    for place in range(1, batch):
+        taken = (chosen[:place] == chosen[place]).any(dim=0)
+        chosen[place] = torch.where(taken, top[place], chosen[place])
+    in_order = torch.where(places < count, places, 0)
+    return torch.where(count <= batch, in_order, chosen).permute(1, 2, 0).contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -38,7 +39,7 @@ BRANCHES = PLAN.replace(
 # --- ways of execution
 
 
-@pytest.mark.parametrize("execution", ["eager", "loop"])
+@pytest.mark.parametrize("execution", ["traced", "eager", "loop"])
 @pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
 def test_chunks_and_ways_change_nothing_but_rounding(rule: str, execution: str) -> None:
     """A chunk may round its products otherwise than a larger one: some units of the last of 53 bits per step."""
@@ -117,15 +118,57 @@ def test_auto_measures_and_says_why() -> None:
     run.step()
     assert set(run.execution.seconds) == {"loop", "eager"}
     assert run.execution.chosen == min(run.execution.seconds, key=run.execution.seconds.__getitem__)
-    assert "compiling takes up to" in run.execution.why
+    assert re.fullmatch(r"about 1 s in all, and recording takes up to \d s", run.execution.why)
+
+
+@pytest.mark.parametrize("optimiser", [{"name": "sgd"}, {"name": "adam"}])
+def test_what_is_recorded_does_the_same_operations(optimiser: dict[str, Any]) -> None:
+    """Dropout, padding, unequal steps; the same chunks give the same bits, but for Adam's rounding of its constants."""
+    settings = settings_of(optimiser=optimiser, local_steps=2, learning_rate=0.01)
+    more = {"settings": settings, "plan": DROPOUT, "steps": [2, 1, 0, 2, 2, 1, 1], "chunk": 6}
+    eager = finished(engine(tables(7), RING, **more))
+    traced = finished(engine(tables(7), RING, execution="traced", **more))
+    assert traced.execution.chosen == "traced" and traced.execution.fell_back == ()
+    assert float((traced.x - eager.x).abs().max()) <= (0.0 if optimiser["name"] == "sgd" else 1e-14)
+
+
+@pytest.mark.parametrize("counts", ["calls.append(1); x = x * len(calls)", "x = x + torch.tensor(random.random())"])
+@pytest.mark.parametrize("execution", ["traced", "compiled"])
+def test_a_plan_that_does_not_do_the_same_each_time_is_not_recorded(execution: str, counts: str) -> None:
+    plan = (
+        PLAN.replace("    x, label = batch\n", f"    x, label = batch\n    {counts}\n")
+        + "\nimport random\ncalls = []\n"
+    )
+    run = engine(tables(4), RING, rounds=2, plan=plan, execution=execution)
+    with pytest.warns(ExecutionWarning, match="does not do the same each time"):
+        run.step()
+    assert run.execution.chosen in ("eager", "loop")
+
+
+@pytest.mark.parametrize(("sites", "threads", "most", "expected"), [(1000, 2, 32, 32), (100, 2, 32, 25), (3, 2, 32, 2),
+    (1, 2, 32, 1), (5, 2, 1, 1), (33, 1, 32, 17), (10_000, 2, 128, 125)])  # fmt: skip
+def test_chunks_are_even(sites: int, threads: int, most: int, expected: int) -> None:
+    """All threads have as many chunks, none above the most, and no more chunks than needed."""
+    size = local_phase.even(sites, threads, most)
+    assert size == expected <= most
+    own = -(-sites // threads)
+    assert -(-own // size) == -(-own // most)
+
+
+def test_blocks_are_larger_than_chunks_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = finished(engine(tables(11), RING, rounds=3, chunk=2, execution="eager"))
+    monkeypatch.setattr(local_phase, "BLOCK_SITES", 3)
+    other = finished(engine(tables(11), RING, rounds=3, chunk=2, execution="eager"))
+    assert torch.equal(one.x, other.x)
 
 
 @pytest.mark.timeout(300)
 def test_auto_compiles_where_much_is_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_phase, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(local_phase, "TRACE_SECONDS", 0.0)
     run = engine(tables(4), RING, rounds=3, execution="auto", settings=settings_of(local_steps=1))
     run.step()
-    assert set(run.execution.seconds) == {"loop", "eager", "compiled"}
+    assert set(run.execution.seconds) == {"loop", "eager", "traced", "compiled"}
     assert run.execution.chosen == min(run.execution.seconds, key=run.execution.seconds.__getitem__)
     assert run.execution.why == "measured to be the fastest"
 
