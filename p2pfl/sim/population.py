@@ -33,17 +33,18 @@ class Holdings:
         self.sites = len(counts)
         self.counts = torch.from_numpy(counts).to(device)
         self._starts = torch.from_numpy(np.cumsum(counts) - counts).to(device)
-        self._order = torch.from_numpy(order).to(device)
+        small = order.astype(np.int32) if examples < 2**31 else order  # the longest list of a large simulation
+        self._order = torch.from_numpy(small).to(device)
         self.most, self.least = int(counts.max()), int(counts.min())
 
     def rows_of(self, site: int) -> Tensor:
         """One site's rows."""
         start = int(self._starts[site])
-        return self._order[start : start + int(self.counts[site])]
+        return self._order[start : start + int(self.counts[site])].long()
 
     def global_rows(self, sites: Tensor, positions: Tensor) -> Tensor:
         """Positions [c, K, B] in the sites' own lists as rows of the data."""
-        return self._order[self._starts[sites].reshape(-1, 1, 1) + positions]
+        return self._order[self._starts[sites].reshape(-1, 1, 1) + positions].long()
 
 
 class Population:

@@ -19,14 +19,13 @@ from p2pfl.sim.vector_faults import Sending, VectorFault
 from p2pfl.topology import Mixing
 from p2pfl.train.mixing import PeerInbox
 from p2pfl.train.rules import Context, Graph, Messages, Rule, State
-from p2pfl.train.sparse import SparseProduct
+from p2pfl.train.sparse import displacements
 from p2pfl.train.threads import dealt, on_threads
 
 BLOCK = 1 << 17  # numbers of a block: what stays in a core's cache
 DEVICE_BLOCK = 1 << 26  # on other devices: it only bounds the memory
-NARROWEST = 64  # columns: 256 bytes of each row; scipy's product is fastest there for 10,000 sites
-
-
+NARROWEST = 64  # columns: 256 bytes of each row; the product is fastest there for 10,000 sites
+LINE = 16  # columns: a line of the cache; of narrow models, so that blocks are a small part of all
 PRODUCTS_KEPT = 64  # sparse products in memory; rotating heads have as many in a schedule
 
 
@@ -71,7 +70,8 @@ class LinearMixing:
         """``keep``: by step, where the messages as sent are copied to. ``more``: further displacements of a step."""
         size = x.shape[-1]
         on_cpu = x.device.type == "cpu"
-        width = max(NARROWEST, (BLOCK if on_cpu else DEVICE_BLOCK) // max(1, len(x)))
+        narrowest = max(LINE, min(NARROWEST, size // 16))
+        width = max(narrowest, (BLOCK if on_cpu else DEVICE_BLOCK) // max(1, len(x)))
         blocks = [slice(first, min(first + width, size)) for first in range(0, size, width)]
         whole: State = {}
 
@@ -121,7 +121,8 @@ class LinearMixing:
                 if self._shared is not None:
                     displacement = displacement * self._shared[columns]
                 totals[name] = totals[name] + displacement if step else displacement
-                messages = {**messages, name: own + displacement}
+                if step < len(pulls) - 1:
+                    messages = {**messages, name: own + displacement}
         for name in [name for name in self._places if name not in totals]:
             taken_back = more(len(pulls) - 1, name, columns)  # in closing rounds; of entries that travel alone
             totals[name] = torch.zeros_like(x) if taken_back is None else taken_back
@@ -156,14 +157,6 @@ class ScheduledPulls:
                 self._kept.clear()
             coo = mixing.matrix.tocoo()
             here = ~(np.isin(coo.row, absent) | np.isin(coo.col, absent)) & (coo.row != coo.col)
-            product = moves(coo.row[here], coo.col[here], coo.data[here], self._sites, self._device)
+            product = displacements(coo.row[here], coo.col[here], coo.data[here], self._sites, self._device)
             self._kept[key] = mixing, honest(product)  # with the mixing, so that its id is nobody else's
         return self._kept[key][1]
-
-
-def moves(receiver: Any, sender: Any, weight: Any, sites: int, device: torch.device) -> SparseProduct:
-    """W - I of these edges: the diagonal is what leaves."""
-    every = np.arange(sites)
-    leave = -np.bincount(receiver, weight, sites)
-    entries = (np.concatenate((receiver, every)), np.concatenate((sender, every)), np.concatenate((weight, leave)))
-    return SparseProduct(entries, (sites, sites), device)

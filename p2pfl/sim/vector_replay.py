@@ -11,8 +11,8 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError
 from p2pfl.sim.decisions import Decisions, RecordedRound
-from p2pfl.sim.vector_mixing import Kept, Pull, honest, moves
-from p2pfl.train.sparse import SparseProduct
+from p2pfl.sim.vector_mixing import Kept, Pull, honest
+from p2pfl.train.sparse import SparseProduct, displacements
 
 Place = tuple[int, int]  # round, step
 
@@ -56,7 +56,9 @@ class Replay:
             now = rows[(rows["round"] == t) & (rows["sign"] > 0)]
             if (now["step"] != step).any():
                 raise ConfigError(f"round {t} mixes messages of another step in step {step}; list them where they are")
-            found.append(honest(moves(now["receiver"], now["sender"], now["weight"], self._sites, self._device)))
+            found.append(
+                honest(displacements(now["receiver"], now["sender"], now["weight"], self._sites, self._device))
+            )
         return found
 
     def keep(self, t: int, like: Tensor, channels: tuple[str, ...]) -> Mapping[int, Kept]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from p2pfl.errors import IllegalStep
-from p2pfl.train.sparse import SparseProduct
+from p2pfl.train.sparse import SparseProduct, displacements
 
 
 class PeerGraph:
@@ -104,12 +105,6 @@ class VectorGraph:
         self.receiver, self.sender = (torch.from_numpy(ends).to(device) for ends in (receiver, sender))
         self.weight = torch.from_numpy(weight).to(device)
         self._opposite = torch.from_numpy(opposite).to(device)
-        edges = np.arange(len(receiver))
-        self._arrive = SparseProduct((receiver, edges, np.ones(len(edges))), (sites, len(edges)), device)
-        loops = np.arange(sites)
-        leave = -np.bincount(receiver, weight, sites)
-        moves = (np.concatenate((receiver, loops)), np.concatenate((sender, loops)), np.concatenate((weight, leave)))
-        self._mix = SparseProduct(moves, (sites, sites), device)
 
     @classmethod
     def from_matrix(
@@ -123,6 +118,16 @@ class VectorGraph:
             len(shares), coo.row[keep].astype(np.int64), coo.col[keep].astype(np.int64), coo.data[keep], shares, device
         )
         return graph
+
+    @cached_property
+    def _arrive(self) -> SparseProduct:
+        receiver, edges = self.receiver.cpu().numpy(), np.arange(len(self.receiver))
+        return SparseProduct((receiver, edges, np.ones(len(edges))), (self.sites, len(edges)), self.receiver.device)
+
+    @cached_property
+    def _mix(self) -> SparseProduct:
+        receiver, sender, weight = (ends.cpu().numpy() for ends in (self.receiver, self.sender, self.weight))
+        return displacements(receiver, sender, weight, self.sites, self.receiver.device)
 
     def at_sender(self, x: Tensor) -> Tensor:
         """[n, p] -> [E, p]."""

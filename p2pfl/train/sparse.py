@@ -26,15 +26,17 @@ class SparseProduct:
         matrix.sort_indices()
         self._device = torch.device(device)
         self._diagonal = matrix.diagonal()
+        kind = np.int32 if max(matrix.nnz, *shape) < 2**31 else np.int64
         self._starts, self._columns = (
-            torch.from_numpy(part.astype(np.int64)).to(self._device) for part in (matrix.indptr, matrix.indices)
+            torch.from_numpy(part.astype(kind)).to(self._device) for part in (matrix.indptr, matrix.indices)
         )
-        self._values = {torch.float64: torch.from_numpy(matrix.data).to(self._device)}
+        self._exact = torch.from_numpy(matrix.data)
+        self._values: dict[torch.dtype, Tensor] = {}
 
     def __call__(self, m: Tensor) -> Tensor:
         """The product with ``m`` [k, p], [n, p]."""
         if m.dtype not in self._values:
-            self._values[m.dtype] = self._values[torch.float64].to(m.dtype)
+            self._values[m.dtype] = self._exact.to(self._device, m.dtype)
         product: Tensor = torch.nn.functional.embedding_bag(
             self._columns,
             m.detach().contiguous(),
@@ -48,3 +50,11 @@ class SparseProduct:
     def diagonal(self, dtype: torch.dtype) -> Tensor:
         """The diagonal as a column [n, 1]."""
         return torch.from_numpy(self._diagonal).to(dtype).unsqueeze(-1).to(self._device)
+
+
+def displacements(receiver: Any, sender: Any, weight: Any, sites: int, device: str | torch.device) -> SparseProduct:
+    """W - I of these edges, sum_j w_ij (m_j - m_i): the diagonal is what leaves."""
+    every = np.arange(sites)
+    leave = -np.bincount(receiver, weight, sites)
+    entries = (np.concatenate((receiver, every)), np.concatenate((sender, every)), np.concatenate((weight, leave)))
+    return SparseProduct(entries, (sites, sites), device)
