@@ -4,9 +4,9 @@ python p2pfl_044_rounds.py PEERS ROUNDS
 
 MLP 64-64-10, SGD, 100 examples per peer, one epoch of batch 20 (5 steps) per round, its protocol in memory, its
 settings for one machine (`set_standalone_settings`). Neighbours: 8 each, all others where there are no more than 9
-peers. Every peer is in the train set, and its FedAvg has every peer wait for the models of all others. It evaluates
-each peer in each round; the test set is one example. RIVAL_ACTORS: processes of its pool on Ray; 0 trains in the peers'
-own threads. RIVAL_PERIOD: seconds between two looks at who still needs a model, where its settings say 2.
+peers. Every peer is in the train set, and its FedAvg has every peer wait for the models of all others. No evaluation.
+RIVAL_ACTORS: processes of its pool on Ray; 0 trains in the peers' own threads. RIVAL_PERIOD: seconds between two looks
+at who still needs a model, where its settings say 2.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ import networkx
 import numpy as np
 from p2pfl.communication.protocols.protobuff.memory import MemoryCommunicationProtocol
 from p2pfl.learning.dataset.p2pfl_dataset import P2PFLDataset
+from p2pfl.learning.frameworks.pytorch.lightning_learner import LightningLearner
 from p2pfl.learning.frameworks.pytorch.lightning_model import LightningModel
 from p2pfl.management.logger import logger
 from p2pfl.node import Node
@@ -80,13 +81,17 @@ class MLP(lightning.LightningModule):
         """Cross-entropy of a batch."""
         return torch.nn.functional.cross_entropy(self.layers(batch["x"]), batch["y"])
 
-    def test_step(self, batch: dict[str, torch.Tensor], number: int) -> None:
-        """The smallest that p2pfl accepts."""
-        self.log("loss", torch.nn.functional.cross_entropy(self.layers(batch["x"]), batch["y"]))
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Plain SGD."""
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Learner(LightningLearner):
+    """Its own, without evaluation: peers in threads write results into one folder, and stop where a file is missing."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Nothing, which it takes as no figures."""
+        return {}
 
 
 def examples(draws: np.random.Generator, count: int) -> datasets.Dataset:
@@ -98,10 +103,14 @@ def examples(draws: np.random.Generator, count: int) -> datasets.Dataset:
 def peer(number: int) -> Node:
     """A node that has started, with its own examples."""
     draws = np.random.default_rng(number)
-    split = datasets.DatasetDict({"train": examples(draws, 100), "test": examples(draws, 1)})
     torch.manual_seed(0)
-    data = P2PFLDataset(split, batch_size=20)
-    node = Node(LightningModel(MLP()), data, addr=f"node-{number}", protocol=MemoryCommunicationProtocol())
+    node = Node(
+        LightningModel(MLP()),
+        P2PFLDataset(datasets.DatasetDict({"train": examples(draws, 100)}), batch_size=20),
+        addr=f"node-{number}",
+        learner=Learner(),
+        protocol=MemoryCommunicationProtocol(),
+    )
     node.start()
     return node
 
@@ -142,6 +151,9 @@ def main(peers: int, rounds: int) -> None:
     Settings.training.RAY_ACTOR_POOL_SIZE = ACTORS
     if PERIOD is not None:
         Settings.gossip.MODELS_PERIOD = PERIOD
+        Settings.gossip.PERIOD = (
+            0.02  # seconds between two looks for messages; its 0 has each peer's thread look always
+        )
         Settings.gossip.EXIT_ON_X_EQUAL_ROUNDS = 10_000  # looks; the ten it has would pass before a peer has trained
     logger.set_level("ERROR")
     status = 1
