@@ -4,7 +4,7 @@ The work: 5 local steps of batch 20 per round, 100 examples per peer, then mixin
 D-PSGD; sampling and mixing are part of every figure. Models: the MLP 64-64-10, logistic regression of 64 inputs, a
 small CNN on inputs of MNIST's shape. Random numbers stand in for data: the time does not depend on them.
 
-    python benchmarks/simulator.py [--quick] [--only mlp] [--device cuda] [--rivals DIR] [--json]
+    python benchmarks/simulator.py [--quick] [--only mlp] [--device cuda] [--rivals DIR [--rival NAME]...] [--json]
     python benchmarks/simulator.py --case mlp 10000 compiled [--rounds 20]
 
 Each case runs in a process of its own. Its first round is warm-up (compiling) and is told apart. "memory" is what the
@@ -22,6 +22,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import rival_rounds
 
 HEAD = """
 import torch
@@ -57,7 +59,6 @@ CASES = [
 STEPS, BATCH, EXAMPLES, DEGREE = 5, 20, 100, 8
 POOL = 1_000_000  # different examples at most; further peers hold the same ones again
 SECONDS = 6.0  # measured per case, at least two rounds
-RIVAL_PEERS = 1000
 SMALL = 128  # peers of the run that fills caches before memory is looked at
 
 
@@ -73,8 +74,12 @@ def main() -> None:
     parser.add_argument(
         "--rivals", type=Path, help="folder for the rivals' own virtual environments; measure them, too"
     )
+    names = [rival.key for rival in rival_rounds.RIVALS]
+    parser.add_argument("--rival", action="append", choices=names, help="this one only, with --rivals; repeatable")
     parser.add_argument("--json", action="store_true")
     wanted = parser.parse_args()
+    if wanted.rival and not wanted.rivals:
+        parser.error("--rival needs the folder for its environment: --rivals DIR")
     if wanted.case:
         model, peers, way = wanted.case
         print(json.dumps(measure(model, int(peers), way, wanted.rounds, wanted.device, wanted.rule)))
@@ -88,24 +93,34 @@ def main() -> None:
         done = subprocess.run([*command, "--rule", wanted.rule], stdout=subprocess.PIPE, text=True, check=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
         print(f"{model}, {peers} peers, {way}: {found[-1]['peer_rounds']:.0f}/s", file=sys.stderr)
-    rivals = beside(wanted.rivals) if wanted.rivals else []
+    rivals = beside(wanted.rivals, wanted.rival) if wanted.rivals else []
     result = {"machine": machine(), "cases": found, "rivals": rivals, "ratios": ratios(found, rivals)}
     print(json.dumps(result, indent=2) if wanted.json else "\n\n".join([table(found), *rival_tables(found, rivals)]))
 
 
-def beside(folder: Path) -> list[dict[str, Any]]:
-    """The rivals on the same work, in the same run."""
-    import rival_rounds
-
-    return [rival_rounds.measure(rival, folder, RIVAL_PEERS) for rival in rival_rounds.RIVALS]
+def beside(folder: Path, names: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rivals on the same work, in the same run; all of them if none is named."""
+    rivals = []
+    for rival in rival_rounds.RIVALS:
+        if names is None or rival.key in names:
+            rivals.append(rival_rounds.measure(rival, folder))
+            speed = rivals[-1].get("peer_rounds")
+            print(f"{rival.name}: {f'{speed:.3g}/s' if speed else rivals[-1]['failed']}", file=sys.stderr)
+    return rivals
 
 
 def ratios(found: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times a rival's peer-rounds per second each way makes, same model and number of peers."""
-    same = [case for case in found if (case["model"], case["peers"]) == ("mlp", RIVAL_PEERS)]
+    """How many times a rival's peer-rounds per second each way makes, same model; the rival at its peers."""
+    same = [case for case in found if (case["model"], case["peers"]) == ("mlp", rival_rounds.PEERS)]
     return [
-        {"way": case["way"], "rival": rival["name"], "ratio": case["peer_rounds"] / rival["peer_rounds"]}
+        {
+            "way": case["way"],
+            "rival": rival["name"],
+            "rival_peers": rival["peers"],
+            "ratio": case["peer_rounds"] / rival["peer_rounds"],
+        }
         for rival in rivals
+        if "failed" not in rival
         for case in same
     ]
 
@@ -116,11 +131,24 @@ def rival_tables(found: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> l
 
     if not rivals:
         return []
-    speeds = [[rival["name"], rival["peers"], rival["peer_rounds"]] for rival in rivals]
-    times = [[f"{row['way']} / {row['rival']}", row["ratio"]] for row in ratios(found, rivals)]
+    speeds = [
+        [rival["name"], rival["peers"], rival.get("peer_rounds", "-"), rival.get("way") or f"failed: {rival['failed']}"]
+        for rival in rivals
+    ]
+    times = [
+        [
+            f"{row['way']} / {row['rival']}" + f" at {row['rival_peers']}" * (row["rival_peers"] != rival_rounds.PEERS),
+            row["ratio"],
+        ]
+        for row in ratios(found, rivals)
+    ]
+    notes = [f"- {rival['name']} {rival['note']}." for rival in rivals if rival["note"]]
     return [
-        figures.table("rivals, MLP, the better of one thread and all", ["rival", "peers", "peer-rounds/s"], speeds),
-        figures.table(f"ratios at {RIVAL_PEERS} peers", ["ways", "times"], times),
+        figures.table(
+            "rivals, MLP, the quickest of the ways tried", ["rival", "peers", "peer-rounds/s", "quickest way"], speeds
+        ),
+        *(["\n".join(notes)] if notes else []),
+        figures.table(f"ratios at {rival_rounds.PEERS} peers", ["ways", "times"], times),
     ]
 
 
