@@ -36,6 +36,7 @@ from p2pfl.audit.writing import (
 from p2pfl.crypto.checkpoints import epoch_origin, log_origin
 from p2pfl.crypto.identity import Identity
 from p2pfl.crypto.log_proofs import LogProof
+from p2pfl.crypto.packing import packer
 from p2pfl.crypto.proofs import tree_root
 from p2pfl.errors import ConfigError, IllegalStep, StoreError
 
@@ -161,7 +162,8 @@ class AuditLog:
         require_time(now_ms)
         if not 0 < len(entries) <= MAX_ENTRIES:
             raise ConfigError(f"one append takes 1 to {MAX_ENTRIES} audit entries, not {len(entries)}; split them")
-        prepared = [prepare(entry) for entry in entries]
+        encode = packer()
+        prepared = [prepare(entry, encode) for entry in entries]
         with self._exclusive():
             begun = self._epoch if epoch is None else epoch
             if epoch is not None and epoch <= self._epoch:
