@@ -16,8 +16,7 @@ from p2pfl.audit.kinds import Kind
 from p2pfl.audit.texts import set_apart
 from p2pfl.crypto.checkpoints import Checkpoint, sign_checkpoint
 from p2pfl.crypto.envelope import Signer
-from p2pfl.crypto.log_entries import DATA_LIMIT, ENTRY_OVERHEAD, EntryData, entry_data
-from p2pfl.crypto.merkle import leaf_hash
+from p2pfl.crypto.log_entries import DATA_LIMIT, ENTRY_OVERHEAD, EntryData, entry_leaf
 from p2pfl.crypto.packing import pack, unpack, unpack_short_map
 from p2pfl.errors import ConfigError, MalformedMessage, P2PFLError
 from p2pfl.types import Digest
@@ -96,17 +95,16 @@ class Prepared(NamedTuple):
     texts: tuple[tuple[str, bytes, str], ...] = ()  # field, salt, what may be erased later
 
 
-def entry_hash(position: int, time: int, first: int, kind: str, body: bytes, previous: bytes) -> bytes:
-    """The hash of one entry, 32 bytes: also its leaf in the tree."""
-    return leaf_hash(entry_data(position, time, first, kind, body, previous))
+entry_hash = entry_leaf
+"""The hash of one entry, 32 bytes: also its leaf in the tree."""
 
 
 def entry_from_data(data: EntryData) -> Entry:
     """The entry in data that a proof vouches for. Raises MalformedMessage or LimitExceeded."""
     fields, documents = decode_body(data.body)
     named = tuple((role, Digest(digest.hex())) for role, digest in documents)
-    plain = entry_data(data.position, data.time, data.first, data.kind, data.body, data.previous)
-    return Entry(data.position, data.time, data.kind, fields, leaf_hash(plain), named)
+    digest = entry_hash(data.position, data.time, data.first, data.kind, data.body, data.previous)
+    return Entry(data.position, data.time, data.kind, fields, digest, named)
 
 
 def sign_head(identity: Signer, origin: str, size: int, root: bytes, last: bytes) -> Head:
@@ -165,7 +163,9 @@ def decode_body(body: bytes) -> tuple[dict[str, Any], tuple[tuple[str, bytes], .
         value = unpack(body, what="audit entry body", limit=MAX_BODY)
     if not isinstance(value, dict) or not _TEXT.issuperset(map(type, value)):
         raise MalformedMessage("an audit entry body is not a map of named fields")
-    listed = value.pop(DOCUMENTS, [])
+    if DOCUMENTS not in value:
+        return value, ()
+    listed = value.pop(DOCUMENTS)
     if not isinstance(listed, list) or len(listed) > MAX_DOCUMENTS:
         raise MalformedMessage("an audit entry names its documents in a form that no version writes")
     documents = []

@@ -44,11 +44,12 @@ def expected_growth(prepared: Sequence[Prepared]) -> int:
 
     Entries of one commit share the pages at the ends of the tables. A page may be filled by half only.
     """
-    documents = [content for item in prepared for _, _, content in item.documents]
-    texts = [text for item in prepared for _, _, text in item.texts]
-    pages = _COMMIT_PAGES + _KIND_PAGES * (len({item.kind for item in prepared}) - 1)
+    kinds, bodies, listed, set_apart = zip(*prepared, strict=True)
+    documents = [content for found in listed if found for _, _, content in found]
+    texts = [text for found in set_apart if found for _, _, text in found]
+    pages = _COMMIT_PAGES + _KIND_PAGES * (len(set(kinds)) - 1)
     pages += _DOCUMENTS_PAGES * bool(documents) + _DOCUMENT_PAGES * len(documents) + _TEXTS_PAGES * bool(texts)
-    rows = sum(len(item.body) for item in prepared) + sum(map(len, texts)) + _ROW_BYTES * (len(prepared) + len(texts))
+    rows = sum(map(len, bodies)) + sum(map(len, texts)) + _ROW_BYTES * (len(bodies) + len(texts))
     return _FRAME * pages + 2 * rows + sum(map(len, documents))
 
 

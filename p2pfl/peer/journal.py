@@ -71,13 +71,15 @@ class Journal:
 
     def _take(self) -> list[_Waiting]:
         """The oldest, and all behind it that fit into one transaction."""
-        taken, size = [self._queue.popleft()], 0
-        size += len(taken[0].entries)
-        if taken[0].epoch is not None:
-            return taken
-        while self._queue and self._queue[0].epoch is None and size + len(self._queue[0].entries) <= MAX_ENTRIES:
-            taken.append(self._queue.popleft())
-            size += len(taken[-1].entries)
+        queue, size = self._queue, 0
+        taken: list[_Waiting] = []
+        for waiting in queue:
+            size += len(waiting.entries)
+            if taken and (waiting.epoch is not None or taken[0].epoch is not None or size > MAX_ENTRIES):
+                break
+            taken.append(waiting)
+        for _ in taken:
+            queue.popleft()
         return taken
 
     async def _write_together(self, taken: list[_Waiting]) -> None:
