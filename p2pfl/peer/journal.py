@@ -10,10 +10,11 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from p2pfl.audit import MAX_ENTRIES, AuditLog, Head, NewEntry, prove_entry
 from p2pfl.crypto import LogProof
-from p2pfl.errors import ConfigError, StoreError
+from p2pfl.errors import ConfigError, IllegalStep, StoreError
 
 
 class _Waiting:
@@ -40,6 +41,9 @@ class Journal:
         self._queue: deque[_Waiting] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._on_failure = on_failure
+        # one thread of its own: no commit queues behind other work, and what it needs stays in that core's caches
+        self._thread = ThreadPoolExecutor(1, "audit-log")
+        self._closed = False
         self.commits = 0
         self.seconds = 0.0
 
@@ -86,7 +90,10 @@ class Journal:
         started, position = time.perf_counter(), self.head.size
         try:
             entries = [entry for waiting in taken for entry in waiting.entries]
-            await asyncio.to_thread(self.log.append, entries, unix_milliseconds(), taken[0].epoch)
+            if self._closed:
+                raise IllegalStep(f"the audit log {self.log.path} is closed; open it again")
+            arguments = (entries, unix_milliseconds(), taken[0].epoch)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self.log.append, *arguments)
         except ConfigError as error:
             if len(taken) == 1:
                 taken[0].fail(error)
@@ -119,8 +126,12 @@ class Journal:
         return self.log.head
 
     def close(self) -> None:
-        """Close the database."""
-        self.log.close()
+        """Close the database, after a commit that is being written. Harmless when called twice."""
+        self._closed = True
+        try:
+            self.log.close()
+        finally:
+            self._thread.shutdown(wait=False)
 
 
 def unix_milliseconds() -> int:
