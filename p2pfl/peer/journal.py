@@ -130,8 +130,10 @@ class Journal:
         self._closed = True
         try:
             self.log.close()
-        finally:
-            self._thread.shutdown(wait=False)
+        except BaseException:
+            self._thread.shutdown(wait=False)  # a disk that does not answer is not waited for
+            raise
+        self._thread.shutdown()  # it still tells the loop, which may be gone the next moment
 
 
 def unix_milliseconds() -> int:
