@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from p2pfl.audit.kinds import Kind
 from p2pfl.audit.texts import set_apart
 from p2pfl.crypto.checkpoints import Checkpoint, sign_checkpoint
 from p2pfl.crypto.envelope import Signer
-from p2pfl.crypto.log_entries import DATA_LIMIT, ENTRY_OVERHEAD, EntryData, entry_data
-from p2pfl.crypto.merkle import leaf_hash
-from p2pfl.crypto.packing import pack, unpack
+from p2pfl.crypto.log_entries import DATA_LIMIT, ENTRY_OVERHEAD, EntryData, entry_leaf
+from p2pfl.crypto.packing import pack, unpack, unpack_short_map
 from p2pfl.errors import ConfigError, MalformedMessage, P2PFLError
 from p2pfl.types import Digest
 
@@ -50,6 +50,7 @@ DOCUMENTS = "documents"
 """Body field that binds the documents: a list of [role, SHA-256 digest]. Callers cannot use this name."""
 
 _TEXT = frozenset({str})
+_KINDS = frozenset(map(str, Kind))
 _KIND = re.compile(rf"[a-z][a-z0-9_]{{0,{MAX_KIND - 1}}}")
 _ROLE = re.compile(r"[a-z][a-z0-9_]{0,19}")
 
@@ -85,27 +86,25 @@ class Head:
     note: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A new entry, checked and encoded, that only waits for its position."""
 
     kind: str
     body: bytes
-    documents: tuple[tuple[str, bytes, bytes], ...] = field(default=())  # role, digest, content
+    documents: tuple[tuple[str, bytes, bytes], ...] = ()  # role, digest, content
     texts: tuple[tuple[str, bytes, str], ...] = ()  # field, salt, what may be erased later
 
 
-def entry_hash(position: int, time: int, first: int, kind: str, body: bytes, previous: bytes) -> bytes:
-    """The hash of one entry, 32 bytes: also its leaf in the tree."""
-    return leaf_hash(entry_data(position, time, first, kind, body, previous))
+entry_hash = entry_leaf
+"""The hash of one entry, 32 bytes: also its leaf in the tree."""
 
 
 def entry_from_data(data: EntryData) -> Entry:
     """The entry in data that a proof vouches for. Raises MalformedMessage or LimitExceeded."""
     fields, documents = decode_body(data.body)
     named = tuple((role, Digest(digest.hex())) for role, digest in documents)
-    plain = entry_data(data.position, data.time, data.first, data.kind, data.body, data.previous)
-    return Entry(data.position, data.time, data.kind, fields, leaf_hash(plain), named)
+    digest = entry_hash(data.position, data.time, data.first, data.kind, data.body, data.previous)
+    return Entry(data.position, data.time, data.kind, fields, digest, named)
 
 
 def sign_head(identity: Signer, origin: str, size: int, root: bytes, last: bytes) -> Head:
@@ -113,9 +112,9 @@ def sign_head(identity: Signer, origin: str, size: int, root: bytes, last: bytes
     return Head(size, root, last, sign_checkpoint(identity, Checkpoint(origin, size, root)))
 
 
-def prepare(new: NewEntry) -> Prepared:
-    """Check and encode a new entry; raises ConfigError for what the format cannot hold."""
-    if not _KIND.fullmatch(new.kind):
+def prepare(new: NewEntry, encode: Callable[[object], bytes] = pack) -> Prepared:
+    """Check and encode a new entry, with ``encode`` as `pack`; raises ConfigError for what the format cannot hold."""
+    if new.kind not in _KINDS and not _KIND.fullmatch(new.kind):
         raise ConfigError(
             f"an audit entry has the kind {new.kind[:60]!r}; use lower-case letters, digits and _, at most 40"
         )
@@ -138,12 +137,12 @@ def prepare(new: NewEntry) -> Prepared:
     if documents:
         fields[DOCUMENTS] = [[role, digest] for role, digest, _ in documents]
     texts = set_apart(new.kind, fields)
-    return Prepared(str(new.kind), _encode_body(new.kind, fields), tuple(documents), texts)
+    return Prepared(str(new.kind), _encode_body(new.kind, fields, encode), tuple(documents), texts)
 
 
-def _encode_body(kind: str, fields: dict[str, Any]) -> bytes:
+def _encode_body(kind: str, fields: dict[str, Any], encode: Callable[[object], bytes]) -> bytes:
     try:
-        body = pack(fields)
+        body = encode(fields)
         decode_body(body)
     except (TypeError, ValueError, OverflowError, P2PFLError) as error:
         # Read back before it is signed: what this program cannot read again must never enter the log.
@@ -159,10 +158,14 @@ def decode_body(body: bytes) -> tuple[dict[str, Any], tuple[tuple[str, bytes], .
 
     Raises MalformedMessage or LimitExceeded.
     """
-    value = unpack(body, what="audit entry body", limit=MAX_BODY)
+    value = unpack_short_map(body, limit=MAX_BODY)
+    if value is None:
+        value = unpack(body, what="audit entry body", limit=MAX_BODY)
     if not isinstance(value, dict) or not _TEXT.issuperset(map(type, value)):
         raise MalformedMessage("an audit entry body is not a map of named fields")
-    listed = value.pop(DOCUMENTS, [])
+    if DOCUMENTS not in value:
+        return value, ()
+    listed = value.pop(DOCUMENTS)
     if not isinstance(listed, list) or len(listed) > MAX_DOCUMENTS:
         raise MalformedMessage("an audit entry names its documents in a form that no version writes")
     documents = []

@@ -21,6 +21,7 @@ from p2pfl.audit import store
 from p2pfl.audit.format import MAX_ENTRIES, Entry, Head, NewEntry, Prepared, prepare
 from p2pfl.audit.last_head import Acknowledged, LastHead
 from p2pfl.audit.tree import End, node_of, prove, prove_growth, prove_under
+from p2pfl.audit.wal import expected_growth
 from p2pfl.audit.writing import (
     AFTER_FAILURE,
     WriterLock,
@@ -35,6 +36,7 @@ from p2pfl.audit.writing import (
 from p2pfl.crypto.checkpoints import epoch_origin, log_origin
 from p2pfl.crypto.identity import Identity
 from p2pfl.crypto.log_proofs import LogProof
+from p2pfl.crypto.packing import packer
 from p2pfl.crypto.proofs import tree_root
 from p2pfl.errors import ConfigError, IllegalStep, StoreError
 
@@ -42,9 +44,7 @@ LOCK_SECONDS = 60.0
 """How long a call waits for another thread's append: far more than a sync of a slow disk takes."""
 
 CHECKPOINT_BYTES = 4 * 1024 * 1024
-"""Bytes written between checkpoints: about SQLite's own default of 1000 pages."""
-
-_ENTRY_OVERHEAD = 16 * 1024  # four pages: what an entry touches in tables and indexes beside its contents
+"""Bytes of the write-ahead log between checkpoints: about SQLite's own default of 1000 pages."""
 
 
 class AuditLog:
@@ -162,7 +162,8 @@ class AuditLog:
         require_time(now_ms)
         if not 0 < len(entries) <= MAX_ENTRIES:
             raise ConfigError(f"one append takes 1 to {MAX_ENTRIES} audit entries, not {len(entries)}; split them")
-        prepared = [prepare(entry) for entry in entries]
+        encode = packer()
+        prepared = [prepare(entry, encode) for entry in entries]
         with self._exclusive():
             begun = self._epoch if epoch is None else epoch
             if epoch is not None and epoch <= self._epoch:
@@ -207,10 +208,7 @@ class AuditLog:
             raise StoreError("somebody else changed the file")
 
     def _checkpoint(self, prepared: Sequence[Prepared]) -> None:
-        self._unchecked += sum(
-            _ENTRY_OVERHEAD + len(item.body) + sum(len(content) for _, _, content in item.documents)
-            for item in prepared
-        )
+        self._unchecked += expected_growth(prepared)
         if self._unchecked < CHECKPOINT_BYTES:
             return
         self._unchecked = 0

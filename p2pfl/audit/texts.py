@@ -56,8 +56,10 @@ def _fits(text: str) -> bool:
 
 def set_apart(kind: str, fields: dict[str, Any]) -> tuple[tuple[str, bytes, str], ...]:
     """Replace the erasable texts in ``fields``; returns (field, salt, text) of each, in the order of the names."""
+    if kind not in ERASABLE:  # nearly all
+        return ()
     found = []
-    for name in sorted(ERASABLE.get(kind, ())):
+    for name in sorted(ERASABLE[kind]):
         text = fields.get(name)
         if isinstance(text, str) and text and _fits(text):
             salt = secrets.token_bytes(SALT_SIZE)

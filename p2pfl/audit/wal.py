@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from p2pfl.audit.format import Prepared
 
 HEADER_SIZE = 32
 FRAME_HEADER_SIZE = 24
@@ -26,6 +29,28 @@ _MAGIC = 0x377F0682  # the lowest bit says in which byte order checksums read th
 _ATTEMPTS = 3  # a file at rest settles at the second look
 _SMALLEST_PAGE = 512
 _LARGEST_PAGE = 65536
+
+_FRAME = 4096 + FRAME_HEADER_SIZE  # of SQLite's default page, which our files have
+_COMMIT_PAGES = 5  # where the entries, their index and the heads end, and more of them when a page is full
+_KIND_PAGES = 2  # each kind goes on at a place of its own in the index
+_DOCUMENTS_PAGES = 4  # table, key, the index of the roles, the root of that of the digests
+_DOCUMENT_PAGES = 2  # its digest lies anywhere in the index, and its end has a page of its own
+_TEXTS_PAGES = 2  # table and key
+_ROW_BYTES = 160  # hashes, numbers, names and their places in the indexes
+
+
+def expected_growth(prepared: Sequence[Prepared]) -> int:
+    """Bytes that one commit of these entries adds to the write-ahead log: rather too many than too few.
+
+    Entries of one commit share the pages at the ends of the tables. A page may be filled by half only.
+    """
+    kinds, bodies, listed, set_apart = zip(*prepared, strict=True)
+    documents = [content for found in listed if found for _, _, content in found]
+    texts = [text for found in set_apart if found for _, _, text in found]
+    pages = _COMMIT_PAGES + _KIND_PAGES * (len(set(kinds)) - 1)
+    pages += _DOCUMENTS_PAGES * bool(documents) + _DOCUMENT_PAGES * len(documents) + _TEXTS_PAGES * bool(texts)
+    rows = sum(map(len, bodies)) + sum(map(len, texts)) + _ROW_BYTES * (len(bodies) + len(texts))
+    return _FRAME * pages + 2 * rows + sum(map(len, documents))
 
 
 def wal_problem(database: Path) -> str | None:

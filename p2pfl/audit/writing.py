@@ -8,6 +8,7 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from p2pfl.audit import store
 from p2pfl.audit.format import (
@@ -32,6 +33,10 @@ from p2pfl.errors import ConfigError, RemoteError, StoreError
 
 RECENT = store.PAGE
 """Entries whose chain is checked on open: a damaged or foreign end shows at once; verify_log checks all."""
+
+_INSERT_ENTRY = f"INSERT INTO entries ({store.ENTRY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_TOGETHER = 16  # rows of one statement: spares an eighth of SQLite's time, more rows spare no more
+_INSERT_TOGETHER = _INSERT_ENTRY + ", (?, ?, ?, ?, ?, ?, ?, ?)" * (_TOGETHER - 1)
 
 AFTER_FAILURE = "free or repair the disk, then start the peer again"
 
@@ -138,7 +143,7 @@ def insert(
         texts += [(position, *text) for text in item.texts]
         position, previous = position + 1, digest
     # one call for all rows of a table: SQLite's own work is a third of what a call from Python costs
-    connection.executemany(f"INSERT INTO entries ({store.ENTRY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", entries)
+    _insert_entries(connection, entries)
     connection.executemany(
         "INSERT INTO documents (entry, place, role, digest, content) VALUES (?, ?, ?, ?, ?)", documents
     )
@@ -146,6 +151,14 @@ def insert(
     head = sign_head(identity, origin, position, join(edge), previous)
     connection.execute("INSERT INTO heads (size, note) VALUES (?, ?)", (head.size, head.note))
     return End(head, tuple(edge))
+
+
+def _insert_entries(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    whole = len(rows) - len(rows) % _TOGETHER
+    for start in range(0, whole, _TOGETHER):
+        values = [value for row in rows[start : start + _TOGETHER] for value in row]
+        connection.execute(_INSERT_TOGETHER, values)
+    connection.executemany(_INSERT_ENTRY, rows[whole:])
 
 
 def connect_at_end(path: Path, identity: Identity) -> tuple[sqlite3.Connection, str, End, bool]:

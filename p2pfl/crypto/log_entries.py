@@ -10,6 +10,7 @@ the same commit: so the tree also says where checkpoints were signed.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ DATA_LIMIT = 65535
 """Bytes of one entry's data: C2SP tlog-tiles holds no longer ones."""
 
 _HEADER = struct.Struct(">QQQH")
+_LEAF_HEADER = struct.Struct(">xQQQH")  # with the 0x00 of a leaf before it
 _LENGTH = struct.Struct(">I")
 
 ENTRY_OVERHEAD = _HEADER.size + _LENGTH.size + DIGEST_BYTES
@@ -42,6 +44,13 @@ def entry_data(position: int, time: int, first: int, kind: str, body: bytes, pre
     """The bytes under an entry's hash; the equation is in the module docstring."""
     name = kind.encode()
     return b"".join((_HEADER.pack(position, time, first, len(name)), name, _LENGTH.pack(len(body)), body, previous))
+
+
+def entry_leaf(position: int, time: int, first: int, kind: str, body: bytes, previous: bytes) -> bytes:
+    """The leaf hash of `entry_data`, 32 bytes: the hash of the entry."""
+    name = kind.encode()
+    header = _LEAF_HEADER.pack(position, time, first, len(name))
+    return hashlib.sha256(b"".join((header, name, _LENGTH.pack(len(body)), body, previous))).digest()
 
 
 def read_entry_data(data: bytes) -> EntryData:

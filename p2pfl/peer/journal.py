@@ -10,10 +10,11 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from p2pfl.audit import MAX_ENTRIES, AuditLog, Head, NewEntry, prove_entry
 from p2pfl.crypto import LogProof
-from p2pfl.errors import ConfigError, StoreError
+from p2pfl.errors import ConfigError, IllegalStep, StoreError
 
 
 class _Waiting:
@@ -40,6 +41,9 @@ class Journal:
         self._queue: deque[_Waiting] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._on_failure = on_failure
+        # one thread of its own: no commit queues behind other work, and what it needs stays in that core's caches
+        self._thread = ThreadPoolExecutor(1, "audit-log")
+        self._closed = False
         self.commits = 0
         self.seconds = 0.0
 
@@ -71,20 +75,25 @@ class Journal:
 
     def _take(self) -> list[_Waiting]:
         """The oldest, and all behind it that fit into one transaction."""
-        taken, size = [self._queue.popleft()], 0
-        size += len(taken[0].entries)
-        if taken[0].epoch is not None:
-            return taken
-        while self._queue and self._queue[0].epoch is None and size + len(self._queue[0].entries) <= MAX_ENTRIES:
-            taken.append(self._queue.popleft())
-            size += len(taken[-1].entries)
+        queue, size = self._queue, 0
+        taken: list[_Waiting] = []
+        for waiting in queue:
+            size += len(waiting.entries)
+            if taken and (waiting.epoch is not None or taken[0].epoch is not None or size > MAX_ENTRIES):
+                break
+            taken.append(waiting)
+        for _ in taken:
+            queue.popleft()
         return taken
 
     async def _write_together(self, taken: list[_Waiting]) -> None:
         started, position = time.perf_counter(), self.head.size
         try:
             entries = [entry for waiting in taken for entry in waiting.entries]
-            await asyncio.to_thread(self.log.append, entries, unix_milliseconds(), taken[0].epoch)
+            if self._closed:
+                raise IllegalStep(f"the audit log {self.log.path} is closed; open it again")
+            arguments = (entries, unix_milliseconds(), taken[0].epoch)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self.log.append, *arguments)
         except ConfigError as error:
             if len(taken) == 1:
                 taken[0].fail(error)
@@ -117,8 +126,14 @@ class Journal:
         return self.log.head
 
     def close(self) -> None:
-        """Close the database."""
-        self.log.close()
+        """Close the database, after a commit that is being written. Harmless when called twice."""
+        self._closed = True
+        try:
+            self.log.close()
+        except BaseException:
+            self._thread.shutdown(wait=False)  # a disk that does not answer is not waited for
+            raise
+        self._thread.shutdown()  # it still tells the loop, which may be gone the next moment
 
 
 def unix_milliseconds() -> int:

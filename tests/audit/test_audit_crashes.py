@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from audit_logs import NOW, Faulty, delta, owner, write_small_log
 
 import p2pfl.audit.log
 from p2pfl.audit import AuditLog, NewEntry, verify_log
-from p2pfl.audit.wal import FRAME_HEADER_SIZE, HEADER_SIZE
+from p2pfl.audit.format import prepare
+from p2pfl.audit.wal import FRAME_HEADER_SIZE, HEADER_SIZE, expected_growth
 from p2pfl.errors import ConfigError, StoreError
 
 NOTE = NewEntry("link_up", {"peer": "x"})
@@ -156,6 +159,32 @@ def test_the_write_ahead_log_stays_bounded(path: Path, monkeypatch: pytest.Monke
         for number in range(40):
             log.append([delta(number, bytes([number]) * 32 * 1024)], NOW + number)
         assert _wal(path).stat().st_size < 1024 * 1024, "1.3 MB of documents, a checkpoint every 256 KiB"
+
+
+KINDS = ("acknowledged", "link_up", "missed", "mixed", "started")
+SHAPES: dict[str, Callable[[random.Random, int], NewEntry]] = {
+    "short": lambda draw, number: NewEntry("acknowledged", {"core": f"{number:064x}"}),
+    "kinds": lambda draw, number: NewEntry(draw.choice(KINDS), {"core": f"{number:064x}"}),
+    "half a page": lambda draw, number: NewEntry("mixed", {"edges": draw.randbytes(2200)}),
+    "texts": lambda draw, number: NewEntry("refused", {"reason": f"because {number}" * 30}),
+    "documents": lambda draw, number: delta(number, draw.randbytes(300), draw.randbytes(9000)),
+}
+
+
+@pytest.mark.parametrize("shape", list(SHAPES))
+@pytest.mark.parametrize("many", [1, 8, 64])
+def test_what_a_commit_adds_to_the_write_ahead_log_is_not_underestimated(path: Path, shape: str, many: int) -> None:
+    """Nor by so much too high that commits of many entries pay for moving pages all the time."""
+    draw, expected, written = random.Random(many), 0, 0
+    with AuditLog.open(path, owner()) as log:
+        for number in range(1, 64 if many == 1 else 16):
+            entries = [SHAPES[shape](draw, number * many + place) for place in range(many)]
+            log.append(entries, NOW + number)
+            expected += expected_growth([prepare(entry) for entry in entries])
+            if expected > p2pfl.audit.log.CHECKPOINT_BYTES // 2:
+                break  # before it starts again from its beginning
+        written = _wal(path).stat().st_size
+    assert written <= expected <= 3 * written
 
 
 def _leave_a_write_ahead_log(path: Path, commits: int) -> tuple[bytes, bytes, list[int]]:

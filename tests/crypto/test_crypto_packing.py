@@ -9,7 +9,7 @@ import msgpack
 import pytest
 
 from p2pfl.crypto import pack, parse_digest, read_fields, sha256, unpack
-from p2pfl.crypto.packing import MAX_DEPTH
+from p2pfl.crypto.packing import MAX_DEPTH, packer, unpack_short_map
 from p2pfl.errors import IllegalStep, LimitExceeded, MalformedMessage
 
 
@@ -82,6 +82,8 @@ def test_values_that_cannot_be_packed(value: Any) -> None:
 def test_bad_bytes_are_malformed(name: str, data: bytes) -> None:
     with pytest.raises(MalformedMessage, match=r"^the letter .*; ask"):
         unpack(data, what="the letter", limit=10_000, max_items=10)
+    for inside in (data, b"\x81\xa1a" + data, b"\x81\xa1a\x91" + data):
+        assert unpack_short_map(inside, limit=10_000, max_items=10) is None
 
 
 def test_too_long_is_told_apart_from_malformed() -> None:
@@ -99,6 +101,67 @@ def test_random_bytes_raise_nothing_else() -> None:
             unpack(data, what="noise", limit=32, max_items=8)
         except (MalformedMessage, LimitExceeded):
             pass
+
+
+def some_value(draw: random.Random, depth: int) -> Any:
+    """Any value that can be packed, NaN and long integers included; small, so that changed bytes hit its structure."""
+    kind = draw.randrange(9 if depth else 6)
+    if kind < 6:
+        texts = (draw.choice(("", "a", "b", "é\U0001f600")), draw.randbytes(draw.randrange(3)))
+        numbers = (
+            draw.choice((0, -1, 127, 2**63, 2**64 - 1, -(2**63))),
+            draw.choice((0.5, float("nan"), float("inf"))),
+        )
+        return (None, draw.random() < 0.5, *numbers, *texts)[kind]
+    inner = [some_value(draw, depth - 1) for _ in range(draw.choice((0, 1, 2, 3, 16)))]
+    if kind == 8:
+        return {draw.choice(("a", "b", "c", b"a", f"{place}")): item for place, item in enumerate(inner)}
+    return inner
+
+
+def read(data: bytes) -> str | None:
+    """What `unpack` reads, with the types of all numbers; None for what it refuses."""
+    try:
+        return repr(unpack(data, what="a map", limit=200, max_items=12))
+    except (MalformedMessage, LimitExceeded):
+        return None
+
+
+def test_the_quick_way_of_short_maps_reads_what_the_long_way_reads() -> None:
+    """Also of changed bytes: whatever the long way refuses, the quick way does not take."""
+    draw, taken, refused, encode = random.Random(11), 0, 0, packer()
+    for _ in range(20_000):
+        fields = {draw.choice(("a", "b", "run", b"a", "peer")): some_value(draw, 3) for _ in range(draw.randrange(4))}
+        data = encode(fields)
+        assert data == pack(fields)
+        if draw.random() < 0.5:
+            changed = bytearray(data)
+            changed[draw.randrange(len(changed))] = draw.choice((draw.randrange(256), 0x81, 0x82, 0xA1, 0xC7, 0xD4))
+            data = bytes(changed[: draw.choice((len(changed), len(changed), draw.randrange(len(changed) + 1)))])
+        found = unpack_short_map(data, limit=200, max_items=12)
+        if found is not None:
+            assert repr(found) == read(data)
+            taken += 1
+        else:
+            refused += read(data) is None
+    assert taken > 5000 and refused > 2000
+
+
+def test_the_quick_way_takes_what_logs_are_made_of_and_leaves_the_rest() -> None:
+    for usual in ({}, {"run": "ab", "round": 3, "edges": [["x", 0.5], ["y", None]], "core": b"x", "to": ["x"]}):
+        assert unpack_short_map(pack(usual), limit=100) == usual
+    many = {f"{number}": number for number in range(16)}
+    for unusual in ({"a": {"b": 1}}, {"a": [[[1]]]}, {"a": [{}]}, many, ["a"], None):
+        assert unpack_short_map(pack(unusual), limit=1000) is None
+    assert unpack_short_map(pack({"a": [0] * 4097}), limit=5000) is None
+    assert unpack_short_map(pack({"a": "x" * 100}), limit=102) is None
+
+
+def test_a_packer_goes_on_after_a_value_that_it_cannot_take() -> None:
+    encode = packer()
+    with pytest.raises(IllegalStep, match="convert"):
+        encode({"a": "text", "b": [1, object()]})
+    assert encode({"a": 1}) == pack({"a": 1})
 
 
 def test_fields_come_back_in_the_order_of_the_specification() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from p2pfl.audit import MAX_ENTRIES, AuditLog, NewEntry, verify_log
 from p2pfl.crypto import Identity
-from p2pfl.errors import ConfigError, StoreError
+from p2pfl.errors import ConfigError, IllegalStep, StoreError
 from p2pfl.peer.journal import Journal
 
 OWNER = Identity.from_seed(bytes(range(32)))
@@ -108,3 +109,29 @@ async def test_who_is_cancelled_before_its_turn_leaves_no_entry(journal: Journal
     gate.open.set()
     assert await stays == 2, "the first one's transaction had begun"
     assert [entry.body["peer"] for entry in journal.log.entries(1)] == ["0", "2"]
+
+
+async def test_a_closed_journal_takes_nothing_and_leaves_no_thread(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    closed = Journal(AuditLog.create(tmp_path / "closed.db", OWNER, 1), lambda error: None)
+    assert await closed.commit([note(0)]) == 1
+    (thread,) = set(threading.enumerate()) - before
+    closed.close()
+    with pytest.raises(IllegalStep, match="closed"):
+        await closed.commit([note(1)])
+    closed.close()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert verify_log(tmp_path / "closed.db").entries == 2
+
+
+async def test_a_commit_does_not_wait_for_other_work_in_threads(journal: Journal) -> None:
+    """Slow files of others may fill the loop's own threads."""
+    loop, free = asyncio.get_running_loop(), threading.Event()
+    pool = ThreadPoolExecutor(1)
+    loop.set_default_executor(pool)
+    busy = loop.run_in_executor(None, free.wait, 60)
+    assert await journal.commit([note(0)]) == 1
+    assert not busy.done()
+    free.set()
+    assert await busy
