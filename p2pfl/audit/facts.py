@@ -13,6 +13,9 @@ from p2pfl.audit.losses import WINDOW, Loss, LostRounds
 Place = tuple[int, int]
 """Round and step of one mixing."""
 
+RELAY = "relay"
+"""The channel of RelaySGD: what came in it stays in, whatever the other end counted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -147,6 +150,11 @@ class RunFacts:
     def empty(self) -> bool:
         """Nothing of this run stands in the log."""
         return self == RunFacts()
+
+    @property
+    def relayed(self) -> bool:
+        """Whether what was mixed stays in, also where an entry says that it was taken back."""
+        return any(channel == RELAY for _, _, channel in self.sent_at)
 
     def net(self, peer: str, place: Place) -> bool:
         """Whether the displacement over this edge stays in the owner's model."""

@@ -7,7 +7,8 @@ x_i <- x_i + sum_j w_ij (m_j - x_i) gives
     v_j += w_ij v_i,    v_i *= 1 - sum_j w_ij,
 
 so v_j before the mixing of round r is the weight of what j learnt in round r. That holds for synchronous runs in which
-the model's channel is mixed linearly and nobody took states in; else only the edges' own weights are given.
+the model's channel is mixed linearly and nobody took states in; else (also where sums are relayed) only the edges' own
+weights are given.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def lineage(logs: Sequence[LogFacts], digest: str) -> Lineage:
     cited.append(Cited(owner, started.entry))
     if started.charter in log.charters:
         cited.append(Cited(owner, log.charters[started.charter]))
-    linear = not started.staleness and not any(item.caught_up for item in facts.values())
+    plain = not started.staleness and not any(item.relayed for item in facts.values())
+    linear = plain and not any(item.caught_up for item in facts.values())
     steps, weights, rounds = _backwards(facts, owner)
     known = sorted({owner, *rounds, *started.participants})
     contributors = [
@@ -153,7 +155,7 @@ def _edges_of(facts: RunFacts) -> dict[Place, Edges]:
     """The edges that stayed in a site's model, by the place of the messages; in peer-id order."""
     found: dict[Place, list[tuple[str, float]]] = defaultdict(list)
     for (peer, round_, step), mixed in sorted(facts.mixed.items()):
-        if facts.net(peer, (round_, step)):
+        if facts.relayed or facts.net(peer, (round_, step)):
             found[(round_, step)].append((peer, mixed.weight))
     return {place: tuple(rows) for place, rows in found.items()}
 

@@ -26,6 +26,7 @@ NO_DELAYS = {
 NO_NEWCOMERS = {
     "relaysgd": "its relays count every site from the first round on, and cannot begin in the middle of a run"
 }
+NEEDS_TREE = frozenset({"relaysgd"})  # it would count a site once for each path to it
 MAX_DEADLINE = 24 * 3600.0  # seconds; gossip refuses more: nobody waits longer than a day for one round
 MAX_CATCH_UP_ROUNDS = 1000  # gossip refuses more
 
@@ -189,6 +190,15 @@ class PlanSettings(Table):
         """Why no member can join a run of this plan that has begun; None if they can."""
         reason = NO_NEWCOMERS.get(self.training.rule)
         return None if reason is None else f"rule {self.training.rule} takes nobody in later: {reason}"
+
+    def graph_problem(self, sites: int, edges: int) -> str | None:
+        """Why the rule does not go with a connected graph of so many sites and (undirected) edges; None if it does."""
+        if self.training.rule not in NEEDS_TREE or edges == sites - 1:
+            return None
+        return (
+            f"rule {self.training.rule} needs a tree, and {edges} edges between {sites} sites make cycles; "
+            f"choose the topology chain or star, or edges that are a tree, or another rule"
+        )
 
     @field_validator("topology")
     @classmethod

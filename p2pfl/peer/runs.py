@@ -174,7 +174,10 @@ class Runs:
         if plan.digest != proposal.plan:
             raise RemoteError("proposal whose code does not have the plan hash it names", peer=proposal.proposer)
         self._check_size(proposal.channels)
-        build_graph(proposal.topology, self._roster.peer_ids)
+        known = build_graph(proposal.topology, self._roster.peer_ids)
+        problem = plan.settings.graph_problem(len(known), known.number_of_edges())
+        if problem is not None:
+            raise RemoteError(f"proposal that cannot be run: {problem}", peer=proposal.proposer)
         self._adopt(proposal, statement, plan)
         self._tasks.spawn(self._prefetch(proposal))
 
@@ -325,7 +328,11 @@ class Runs:
         total = rounds or settings.training.rounds
         shares = {peer: 1 / len(self._roster.members) for peer in self._roster.peer_ids}
         closing, staleness = settings.training.closing_rounds, settings.training.late_rounds
-        Schedule(graph, self._roster.peer_ids, shares, total, closing, staleness).round(0)
+        schedule = Schedule(graph, self._roster.peer_ids, shares, total, closing, staleness)
+        schedule.round(0)
+        problem = settings.graph_problem(len(schedule.nodes), schedule.graph.number_of_edges())
+        if problem is not None:
+            raise ConfigError(f"{problem[0].upper()}{problem[1:]}")
         worker, facts = await ready_worker(plan, self._home)
         try:
             proposal, initial = await self._proposal(plan, worker, graph, total, patience, seed)

@@ -90,7 +90,7 @@ def prepare(
     staleness = 0 if time is None else time.staleness
     values = {**plan.session_settings(), **training}
     values.pop("staleness", None)
-    settings = read_settings(values | ({"staleness": staleness} if staleness else {}), peers=False)
+    settings = read_settings(values | ({"staleness": staleness} if staleness else {}))
     code = PlanCode(plan.source)
     spec = dict(topology or plan.settings.topology or {"kind": "ring"})
     parts = partition(examples, peers, seed)

@@ -25,7 +25,7 @@ from p2pfl.sim.vector_replay import Replay
 from p2pfl.sim.vector_setup import check_run, drawn_model, draws_of, first_vectors, no_oracle, own_steps
 from p2pfl.topology import Schedule
 from p2pfl.train.local_phase import Execution, LocalPhase
-from p2pfl.train.mixing import VectorGraph, VectorInbox
+from p2pfl.train.mixing import VectorGraph, VectorInbox, VectorRelays
 from p2pfl.train.plan_code import PlanCode
 from p2pfl.train.rules import Context
 from p2pfl.train.settings import Settings
@@ -106,6 +106,7 @@ class VectorisedRun:
             deployed=draws.deployed,
         )  # fmt: skip
         self._linear = self._linear_mixing()
+        self._relays = VectorRelays(self._graph)
         self.round = 0
 
     # --- what came of it
@@ -172,7 +173,7 @@ class VectorisedRun:
         population.each = on_device if unequal else None
         column = on_device.unsqueeze(-1).to(self.x.dtype) if unequal else None
         training = t < self.schedule.rounds
-        context = Context(t, self.settings.learning_rate, self._most if training else 0, column)
+        context = Context(t, self.settings.learning_rate, self._most if training else 0, column, not training)
         if len(idle) and training:
             self._stand_still(idle, t)
         for wave in self._waves(t, rows):
@@ -209,7 +210,7 @@ class VectorisedRun:
             yield rows[np.isin(rows, ready)]
 
     def _adopt(self, site: int, states: Any, t: int) -> None:
-        assert self._replay is not None and self._linear is not None
+        assert self._replay is not None
         own, x = float(states["own"][0]), self.x
         mean = sum(float(row["weight"]) * self._replay.state_of(row, x, t, self._linear.model) for row in states)
         moved = own * x[site] + (1.0 - own) * mean
@@ -219,8 +220,8 @@ class VectorisedRun:
 
     def _mix(self, t: int, context: Context, *, closing: bool) -> None:
         population = self.population
-        if self._linear is None:
-            self._mix_edges(context)
+        if not self._rule.needs.linear and not closing:
+            self._relay(context)
         elif self._replay is not None:
             names = tuple(channel.name for channel in self._rule.channels)
             self._linear.round(
@@ -232,11 +233,12 @@ class VectorisedRun:
             pulls = [self._scheduled.of(mixing, absent) for mixing in self.schedule.round(t).mixings]
             self._linear.round(self.x, population.state, context, pulls, closing=closing, lying=self._lying(t))
 
-    def _mix_edges(self, context: Context) -> None:
-        """Rules with messages per edge, on a graph that stays the same."""
+    def _relay(self, context: Context) -> None:
+        """Rules with a relayed channel, on a graph that stays the same."""
         population = self.population
         state, messages = self._rule.send(population.state, self.x, context, self._graph)
-        population.state, population.x = self._rule.merge(state, self.x, context, VectorInbox(self._graph, messages))
+        inbox = VectorInbox(self._graph, messages, self._relays)
+        population.state, population.x = self._rule.merge(state, self.x, context, inbox)
 
     def _absent(self, t: int) -> Any:
         away = {site for fault in in_round(self._faults, t) if fault.absent for site in fault.sites}
@@ -270,7 +272,7 @@ class VectorisedRun:
         mixing = self.schedule.round(0).mixings[0]
         return VectorGraph.from_matrix(mixing.matrix, self.shares.to(self.settings.dtype), self._device)
 
-    def _linear_mixing(self) -> LinearMixing | None:
+    def _linear_mixing(self) -> LinearMixing:
         mask = self.layout.shared_mask.to(self._device)
         self._shared = None if bool(mask.all()) else mask.to(self.settings.dtype)
-        return LinearMixing(self._rule, self._graph, self._shared) if self._rule.needs.linear else None
+        return LinearMixing(self._rule, self._graph, self._shared)

@@ -2,8 +2,9 @@
 
 Tensors: ``x`` [P]; ``state/NAME`` of the update rule and its optimiser; ``buffer/NAME`` of the module; ``own/CHANNEL``
 and ``total/CHANNEL`` [S] of the round in work; ``kept/NUMBER/CHANNEL`` [S], the displacements that may have to be taken
-back; ``past/NUMBER/CHANNEL`` [S], in asynchronous runs, the own messages that may still be mixed with. The facts are
-JSON under one metadata key: a file has one order of bytes for one state. Neither received messages (whoever wants them
+back; ``past/NUMBER/CHANNEL`` [S], in asynchronous runs, the own messages that may still be mixed with;
+``relay/NUMBER`` [p] of a relayed channel (`p2pfl.train.relays` says which is which). The facts are JSON under one
+metadata key: a file has one order of bytes for one state. Neither received messages (whoever wants them
 mixed gives them again) nor the site's sampling key are in it.
 """
 
@@ -48,6 +49,8 @@ class Checkpoint:
     trained: Context | None = None
     encoded: tuple[int, int] | None = None
     past: Mapping[Place, Mapping[str, Tensor]] = field(default_factory=dict)
+    relays: Mapping[str, Tensor] = field(default_factory=dict)
+    relay_facts: Mapping[str, Any] | None = None  # None: the rule relays nothing
 
     def vectors(self) -> Iterator[Mapping[str, Tensor]]:
         """Every group of tensors [S] by channel."""
@@ -94,6 +97,7 @@ def read(path: str, digest: str, like: Checkpoint) -> Checkpoint:
 def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     tensors = {"x": checkpoint.x}
     groups = {"state": checkpoint.state, "buffer": checkpoint.buffers, "own": checkpoint.own, "total": checkpoint.total}
+    groups |= {"relay": checkpoint.relays}
     groups |= {f"kept/{number}": values for number, values in enumerate(checkpoint.kept.values())}
     groups |= {f"past/{number}": values for number, values in enumerate(checkpoint.past.values())}
     for group, values in groups.items():
@@ -103,13 +107,14 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
     trained = checkpoint.trained
-    return {
+    facts = {
         "origin": dict(checkpoint.origin),
         "kept": [list(tag) for tag in checkpoint.kept],
         "trained": None if trained is None else [trained.round, trained.lr, trained.steps],
         "encoded": None if checkpoint.encoded is None else list(checkpoint.encoded),
         "past": [list(place) for place in checkpoint.past],
     }
+    return facts if checkpoint.relay_facts is None else {**facts, "relays": dict(checkpoint.relay_facts)}
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,6 +153,8 @@ def _parse(data: bytes) -> Checkpoint:
         trained=None if trained is None else Context(int(trained[0]), float(trained[1]), int(trained[2])),
         encoded=None if encoded is None else (int(encoded[0]), int(encoded[1])),
         past={(int(row[0]), int(row[1])): part(f"past/{number}") for number, row in enumerate(facts.get("past", ()))},
+        relays=part("relay"),
+        relay_facts=facts.get("relays"),
     )
     if _tensors(found).keys() != tensors.keys():
         raise ValueError("tensors that no fact names")

@@ -31,6 +31,17 @@ def encode(value: Tensor, base: Tensor | None) -> tuple[bytes, Tensor, Digest]:
 def rebuild(payload: bytes, base: Tensor | None, size: int, dtype: torch.dtype, result: str) -> Tensor:
     """The sender's vector [S]; MalformedMessage for a wrong size or NaN or infinity, SignatureRefused for a
     result that is not what the sender signed."""
+    value = vector(payload, size, dtype, base)
+    digest = vector_digest(value)
+    if digest != result:
+        raise SignatureRefused(
+            f"delta rebuilds to {digest[:12]}…, its sender signed {result[:12]}…; refused, ask its sender"
+        )
+    return value
+
+
+def vector(payload: bytes, size: int, dtype: torch.dtype, base: Tensor | None = None) -> Tensor:
+    """``base`` (None: zero) and the payload's numbers, [size]; MalformedMessage for a wrong size, NaN or infinity."""
     numpy_dtype = np.dtype("<f4" if dtype == torch.float32 else "<f8")
     if len(payload) != size * numpy_dtype.itemsize:
         raise MalformedMessage(
@@ -42,9 +53,4 @@ def rebuild(payload: bytes, base: Tensor | None, size: int, dtype: torch.dtype, 
     value = delta if base is None else base + delta
     if not bool(torch.isfinite(value).all()):
         raise MalformedMessage("delta with entries that are NaN or infinite; refused, ask its sender")
-    digest = vector_digest(value)
-    if digest != result:
-        raise SignatureRefused(
-            f"delta rebuilds to {digest[:12]}…, its sender signed {result[:12]}…; refused, ask its sender"
-        )
     return value

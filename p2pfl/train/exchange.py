@@ -41,6 +41,17 @@ def read_edges(rows: Sequence[Sequence[Any]], place: Place) -> tuple[list[Tag], 
     return [tag_of([row[0], *(row[3:] or place)]) for row in rows], edges
 
 
+def relayed_edges(edges: Sequence[Edge], channel: str) -> tuple[list[Edge], list[tuple[str, str]]]:
+    """The edges without their messages of a relayed channel, and those: (origin, key). Raises IllegalStep."""
+    for origin, _, keys in edges:
+        if channel not in keys:
+            raise IllegalStep(f"no message of channel {channel} from {origin}; give one of each channel")
+    rest: list[Edge] = [
+        (origin, weight, {name: key for name, key in keys.items() if name != channel}) for origin, weight, keys in edges
+    ]
+    return rest, [(origin, keys[channel]) for origin, _, keys in edges]
+
+
 @dataclass(frozen=True, slots=True)
 class _Received:
     channel: str
@@ -190,8 +201,10 @@ class Exchange:
         if len(self._kept) + len(tags) > KEPT_LIMIT:
             raise LimitExceeded(f"{KEPT_LIMIT} displacements are unsettled; forget those outside the window")
 
-    def mix(self, tags: Sequence[Tag], edges: Sequence[Edge]) -> float:
+    def mix(self, tags: Sequence[Tag], edges: Sequence[Edge], *, moves: bool = True) -> float:
         """Move the own messages by the sum of the edges' displacements, in the given order; keep each one.
+
+        With ``moves=False`` nothing is displaced by these messages, now or when they are taken back.
 
         Returns the root mean square of m_j - m_i over edges and entries of the first channel, 0 without
         edges. Received messages that were mixed are dropped.
@@ -204,6 +217,8 @@ class Exchange:
                 gap = self._received.pop(keys[channel]).value - own
                 if channel == next(iter(self._own)):
                     squares.append(float(gap.square().mean()))
+                if not moves:
+                    continue
                 kept[channel] = gap.mul_(weight)
                 before = totals.get(channel)
                 totals[channel] = kept[channel] if before is None else before + kept[channel]

@@ -15,43 +15,26 @@ from p2pfl.train.sparse import SparseProduct, displacements
 
 
 class PeerGraph:
-    """The edges between one site and its ``degree`` neighbours; tensors are [P], edges [degree, p]."""
+    """What one site knows of the graph; tensors are [P]."""
 
-    def __init__(self, share: float, degree: int = 0, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, share: float, dtype: torch.dtype = torch.float64) -> None:
         self.share = torch.tensor([share], dtype=dtype)
-        self._degree = degree
-
-    def at_sender(self, x: Tensor) -> Tensor:
-        """[p] -> [degree, p]."""
-        return x.expand(self._degree, x.shape[-1])
-
-    def rev(self, m: Tensor) -> Tensor:
-        """The messages that came in, in the same order as those that go out."""
-        return m
-
-    def total(self, m: Tensor) -> Tensor:
-        """[degree, p] -> [p]."""
-        return m.sum(dim=0)
 
 
 class PeerInbox:
-    """One site's arrivals: displacements [p] and, for channels per edge, single messages [degree, p]."""
+    """One site's arrivals: displacements [p] and, of relayed channels, the sums [p]."""
 
-    def __init__(self, pulls: Mapping[str, Tensor], edges: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, pulls: Mapping[str, Tensor], totals: Mapping[str, Tensor] | None = None) -> None:
         self._pulls = pulls
-        self._edges = edges or {}
+        self._totals = totals or {}
 
     def pull(self, channel: str) -> Tensor:
         """The displacement of this channel."""
         return self._pulls[channel]
 
-    def edges(self, channel: str) -> Tensor:
-        """The single messages of this channel."""
-        return self._edges[channel]
-
     def total(self, channel: str) -> Tensor:
-        """Their sum."""
-        return self._edges[channel].sum(dim=0)
+        """The sum of this relayed channel."""
+        return self._totals[channel]
 
 
 class SparseMatrix(Protocol):
@@ -146,21 +129,32 @@ class VectorGraph:
         return self._mix(m)
 
 
+class VectorRelays:
+    """The relays of n sites without losses: each edge's last one, [E, p], at first 0."""
+
+    def __init__(self, graph: VectorGraph) -> None:
+        self._graph = graph
+        self._last: Tensor | None = None
+
+    def take(self, known: Tensor) -> Tensor:
+        """One round: what all sites know, [n, p], less what came along each edge; the sums at the receivers, [n, p]."""
+        sent = self._graph.at_sender(known)
+        self._last = sent if self._last is None else sent - self._graph.rev(self._last)
+        return self._graph.total(self._last)
+
+
 class VectorInbox:
     """What n sites received of each other's ``messages`` in one round without losses."""
 
-    def __init__(self, graph: VectorGraph, messages: Mapping[str, Tensor]) -> None:
+    def __init__(self, graph: VectorGraph, messages: Mapping[str, Tensor], relays: VectorRelays | None = None) -> None:
         self._graph = graph
         self._messages = messages
+        self._relays = relays or VectorRelays(graph)
 
     def pull(self, channel: str) -> Tensor:
         """Displacements [n, p]."""
         return self._graph.pull(self._messages[channel])
 
-    def edges(self, channel: str) -> Tensor:
-        """Single messages [E, p]."""
-        return self._messages[channel]
-
     def total(self, channel: str) -> Tensor:
-        """Their sums at the receivers, [n, p]."""
-        return self._graph.total(self._messages[channel])
+        """Takes this round's relays in; their sums at the receivers, [n, p]."""
+        return self._relays.take(self._messages[channel])

@@ -37,12 +37,14 @@ class Apart:
 
 
 def why_not(settings: Mapping[str, Any]) -> str | None:
-    """Why runs with these settings are not replayed; None if they are.
-
-    Raises ConfigError also for a rule that peers cannot run, such as RelaySGD; all others mix linearly.
-    """
-    if read_settings(settings).staleness:
+    """Why runs with these settings are not replayed; None if they are. Raises ConfigError."""
+    read = read_settings(settings)
+    if read.staleness:
         return "the run is asynchronous: a delta may be mixed rounds later, which is not replayed"
+    if not read.rule.needs.linear:
+        return (
+            f"the rule is {read.rule.name}: what a relay holds depends on all the rounds before it, and is not replayed"
+        )
     return None
 
 

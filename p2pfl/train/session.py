@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p2pfl.errors import ConfigError, DataError, IllegalStep, PlanError
+from p2pfl.errors import ConfigError, DataError, IllegalStep, MalformedMessage, PlanError
 from p2pfl.train import checkpoints, model_files
 from p2pfl.train.adopting import adopt, read_states
 from p2pfl.train.checkpoints import Checkpoint
 from p2pfl.train.checks import plan_problems
-from p2pfl.train.exchange import Exchange, read_edges, tag_of
+from p2pfl.train.exchange import Exchange, read_edges, relayed_edges, tag_of
 from p2pfl.train.mixing import PeerGraph, PeerInbox
 from p2pfl.train.oracle import ModuleOracle, put
 from p2pfl.train.plan_code import Batch, PlanCode
-from p2pfl.train.rules import Context, Messages, State
+from p2pfl.train.relays import TABLE_SIZE, Relays, relay_size, relay_tag
+from p2pfl.train.rules import Channel, Context, Messages, State
 from p2pfl.train.sampling import batch_indices, noise_seed
 from p2pfl.train.settings import read_settings
 
@@ -39,10 +40,14 @@ class Session:
         self._module = self._new_module(seed=0)
         self._layout = self._settings.layout(self._module)
         self._rule = self._settings.rule
+        self._relayed = next((channel.name for channel in self._rule.channels if channel.relayed), None)
+        if self._relayed is not None and self._layout.shared_size != self._layout.size:
+            raise ConfigError(f"rule {self._rule.name} shares all parameters; share batch norm too, or use GroupNorm")
         self._data: dict[str, Batch] = {}
         self._x: Tensor | None = None
         self._state: State = {}
         self._exchange: Exchange | None = None
+        self._relays: Relays | None = None
         self._run, self._key = b"", b""
         self._origin: Mapping[str, str] = {}
         self._trained: Context | None = None
@@ -50,8 +55,7 @@ class Session:
 
     def describe(self) -> dict[str, Any]:
         """Number of parameters P, dtype, and each channel's name, size in bytes and kind of base."""
-        size = self._layout.shared_size * self._settings.dtype.itemsize
-        channels = [{"name": c.name, "size": size, "base": c.base} for c in self._rule.channels]
+        channels = [{"name": c.name, "size": self._bytes_of(c), "base": c.base} for c in self._rule.channels]
         dtype = str(self._settings.dtype).removeprefix("torch.")
         return {"parameters": self._layout.size, "dtype": dtype, "channels": channels}
 
@@ -84,7 +88,8 @@ class Session:
         graph = PeerGraph(share, dtype=self._settings.dtype)
         self._state = self._rule.init(self._x, graph)
         base = self._layout.select_shared(self._x)
-        bases = {c.name: base if c.base == "model" else None for c in self._rule.channels}
+        bases = {c.name: base if c.base == "model" else None for c in self._rule.channels if not c.relayed}
+        self._relays = self._new_relays(run, key)
         self._exchange = Exchange(bases, self._layout.shared_size, self._settings.dtype, self._settings.staleness)
         self._trained, self._encoded = None, None
         digests = {
@@ -99,9 +104,10 @@ class Session:
         Not in it: received messages, the site's key, its data. Raises StoreError; an older file stands then.
         """
         x, exchange = self._begun()
+        facts, relays = (None, {}) if self._relays is None else self._relays.remember()
         now = Checkpoint(
             self._origin, x, self._state, dict(self._module.named_buffers()),
-            exchange.own, exchange.total, exchange.kept, self._trained, self._encoded, exchange.past,
+            exchange.own, exchange.total, exchange.kept, self._trained, self._encoded, exchange.past, relays, facts,
         )  # fmt: skip
         return checkpoints.write(path, now)
 
@@ -115,10 +121,12 @@ class Session:
         """
         x = self._layout.flatten(self._module)
         state = self._rule.init(x, PeerGraph(share, dtype=self._settings.dtype))
-        own = {channel.name: self._layout.select_shared(x) for channel in self._rule.channels}
+        own = {channel.name: self._layout.select_shared(x) for channel in self._rule.channels if not channel.relayed}
         like = Checkpoint(self._origin_of(initial, run), x, state, dict(self._module.named_buffers()), own)
         found = checkpoints.read(path, digest, like)
+        relays = self._recalled(found, path, run, key)
         channels = self.begin(initial, run, key, share)
+        self._relays = relays
         self._begun()[1].restore(found.own, found.total, found.kept, found.past)
         with torch.no_grad():
             for name, buffer in self._module.named_buffers():
@@ -165,7 +173,7 @@ class Session:
         """Each channel's name, payload bytes and result digest; the session adopts what receivers rebuild.
 
         Step 0 sends what the rule says; a later step the messages as mixed so far. Closing rounds send the
-        model channel only. Raises IllegalStep for a second encoding of one step.
+        model channel only. Raises IllegalStep for a second encoding of one step, and a second step with relays.
         """
         x, exchange = self._begun()
         if self._encoded == (round, step):
@@ -173,8 +181,13 @@ class Session:
         if self._encoded is None or self._encoded[0] != round:
             exchange.start_round()
         first = not exchange.own
+        if self._relayed is not None and step and not closing:
+            raise IllegalStep(f"{self._rule.name} mixes once per round; there is no step {step}")
         messages = self._first_messages(x, round, closing) if first else dict(exchange.own)
+        relay = None if self._relayed is None else messages.pop(self._relayed, None)
         answers = exchange.encode(messages)
+        if self._relays is not None and relay is not None:
+            answers.append(self._relays.encode(round, relay))
         if first:
             name = self._model_channel
             self._x = self._layout.replace_shared(x, exchange.own[name])
@@ -190,11 +203,17 @@ class Session:
 
         Raises MalformedMessage (size, NaN, infinity) or SignatureRefused (digest); nothing is stored then.
         """
-        self._begun()[1].receive(key, channel, payload, result)
+        _, exchange = self._begun()
+        if self._relays is not None and channel == self._relays.channel:
+            self._relays.receive(key, payload, result)
+        else:
+            exchange.receive(key, channel, payload, result)
 
     def drop(self, keys: Sequence[str]) -> None:
         """Forget received messages that will not be mixed; mixed ones are gone already."""
         self._begun()[1].drop(keys)
+        if self._relays is not None:
+            self._relays.drop(keys)
 
     def forget(self, pairs: Sequence[Sequence[Any]]) -> None:
         """These (origin, round, step) are settled: their displacements stay for good."""
@@ -225,12 +244,17 @@ class Session:
             raise IllegalStep(f"corrections in step {step} of round {round}; give them with the round's last mixing")
         if tags and self._encoded != (round, step):
             raise IllegalStep(f"round {round}, step {step} is mixed before it is encoded; encode first")
+        relays = None if closing else self._relays
+        named, arrived = (named, []) if relays is None else relayed_edges(named, relays.channel)
         exchange.check(tags, named, taken_back)
-        distance = exchange.mix(tags, named)
+        if relays is not None:
+            relays.check([key for _, key in arrived])
+        distance = exchange.mix(tags, named, moves=relays is None)
+        totals = {} if relays is None else {relays.channel: relays.take(round, arrived)}
         if last:
             pulls = {c: self._layout.spread_shared(pull) for c, pull in exchange.finish(taken_back).items()}
             context = self._context(round, closing)
-            self._state, self._x = self._rule.merge(self._state, x, context, PeerInbox(pulls))
+            self._state, self._x = self._rule.merge(self._state, x, context, PeerInbox(pulls, totals))
             self._trained = None
         digest = self.digest()
         return {"digest": digest, "shared": self._shared_digest(digest, last), "distance": distance}
@@ -322,7 +346,29 @@ class Session:
     def _context(self, round: int, closing: bool) -> Context:
         if self._trained is not None and self._trained.round == round and not closing:
             return self._trained
-        return Context(round, self._settings.learning_rate, 0)
+        return Context(round, self._settings.learning_rate, 0, closing=closing)
+
+    def _bytes_of(self, channel: Channel) -> int:
+        shared, width = self._layout.shared_size, self._settings.dtype.itemsize
+        return relay_size(shared) * width + TABLE_SIZE if channel.relayed else shared * width
+
+    def _new_relays(self, run: bytes, key: bytes) -> Relays | None:
+        if self._relayed is None:
+            return None
+        return Relays(self._relayed, relay_size(self._layout.shared_size), self._settings.dtype, relay_tag(key, run))
+
+    def _recalled(self, found: Checkpoint, path: str, run: bytes, key: bytes) -> Relays | None:
+        """The relays of a checkpoint. Raises DataError where it has some that do not fit, or none and should."""
+        noise_seed(key, run, 0, 0)  # refuses a key of a wrong size
+        relays = self._new_relays(run, key)
+        if (relays is None) != (found.relay_facts is None) or (relays is None and found.relays):
+            raise DataError(f"the checkpoint {path} does not fit the plan's rule; this run cannot be resumed here")
+        if relays is not None and found.relay_facts is not None:
+            try:
+                relays.recall(found.relay_facts, found.relays)
+            except MalformedMessage as error:
+                raise DataError(f"the checkpoint {path}: {error}; this run cannot be resumed here") from error
+        return relays
 
     def _first_messages(self, x: Tensor, round: int, closing: bool) -> Messages:
         if closing:
@@ -330,8 +376,13 @@ class Session:
         if self._trained is None or self._trained.round != round:
             self.train(round, 0)  # a site that did not train this round has moved by nothing
         graph = PeerGraph(1.0, dtype=self._settings.dtype)
+        if self._relays is not None:  # what is too old by now counts no more
+            self._state = {**self._state, self._relays.channel: self._relays.total(round)}
         self._state, messages = self._rule.send(self._state, x, self._context(round, closing), graph)
-        return {channel: self._layout.select_shared(message) for channel, message in messages.items()}
+        return {
+            channel: message if channel == self._relayed else self._layout.select_shared(message)
+            for channel, message in messages.items()
+        }
 
     def _new_module(self, seed: int) -> torch.nn.Module:
         if not 0 <= seed < 2**63:

@@ -42,11 +42,8 @@ class Settings:
         return Layout(module, dtype=self.dtype, buffers=self.buffers, batch_norm=self.batch_norm)
 
 
-def read_settings(values: Mapping[str, Any], *, peers: bool = True) -> Settings:
-    """Settings from plain values; ConfigError names the first wrong one and what to write instead.
-
-    ``peers=False``: for a simulation of all sites at once, which also knows rules that peers cannot run yet.
-    """
+def read_settings(values: Mapping[str, Any]) -> Settings:
+    """Settings from plain values; ConfigError names the first wrong one and what to write instead."""
     known = {*_REQUIRED, "optimiser", "staleness", *_CHOICES}
     for name in values:
         if name not in known:
@@ -71,7 +68,7 @@ def read_settings(values: Mapping[str, Any], *, peers: bool = True) -> Settings:
     staleness = values.get("staleness", 0)
     if type(staleness) is not int or not 0 <= staleness <= MAX_STALENESS:
         raise ConfigError(f"training setting staleness is {staleness!r}; write a whole number of 0 to {MAX_STALENESS}")
-    check_combination(rule.name, optimiser.name, peers=peers, staleness=staleness)
+    check_combination(rule.name, optimiser.name, staleness=staleness)
     return Settings(
         rule=rule,
         optimiser=optimiser,

@@ -58,6 +58,8 @@ def test_four_machines_run_to_the_end(tmp_path: Path) -> None:
         ("kgt", 4, "ring", 0.1, 400),
         pytest.param("kgt", 4, "full", 0.1, 300, marks=pytest.mark.slow),
         ("dpsgd", 1, "full", 0.5, 150),
+        ("relaysgd", 1, "chain", 0.3, 250),
+        ("relaysgd", 1, "star", 0.3, 250),
     ],
 )
 def test_weighted_optimum_is_reached_to_1e_12(
@@ -109,6 +111,43 @@ def test_kgt_survives_lost_messages(tmp_path: Path, share_lost: float, seed: int
     shares = world.machine(0).context.running.shares
     conserved = sum(shares[peer] * site.session.state["correction"].numpy() for peer, site in world.sites.items())
     assert np.abs(conserved).max() < 1e-12
+
+
+@pytest.mark.parametrize(("share_lost", "seed"), [(0.05, 0), (0.05, 1)])
+def test_relaysgd_survives_lost_messages(tmp_path: Path, share_lost: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    started: list[bool] = []
+
+    def lost(kind: str, source: object, target: object, data: object) -> bool:
+        return bool(started) and kind != "flood" and rng.random() < share_lost
+
+    world = bottle(tmp_path, "relaysgd", 1, 0.3, topology={"kind": "chain"}, rounds=300, lost=lost, deadline=3.0)
+    world.begin()
+    world.run(lambda: all(site.machine and site.machine.state is not State.PROPOSING for site in world.sites.values()))
+    started.append(True)
+    world.run()
+    assert world.done()
+    mixed = [len(entry["edges"]) for site in world.sites.values() for entry in site.entries("mixed")]
+    assert sum(mixed) < 300 * 6, "losses must have happened, or this test shows nothing"
+    assert error(world) < 1e-12
+
+
+def test_relaysgd_goes_on_without_a_killed_site(tmp_path: Path) -> None:
+    """What was taken in of it counts 16 rounds more; then each of the others fills its share with the own model."""
+    world = bottle(tmp_path, "relaysgd", 1, 0.3, topology={"kind": "star"}, rounds=40, deadline=3.0)
+    world.begin()
+    world.run(lambda: all(site.machine and site.machine.rounds.rounds_done >= 5 for site in world.sites.values()))
+    schedule = world.machine(0).context.running_schedule
+    leaf = next(peer for peer in schedule.nodes if schedule.graph.degree(peer) == 1)
+    world.kill(world.order.index(leaf))
+    world.run(world.done)
+    shares = world.machine(world.order.index(schedule.nodes[0])).context.running.shares
+    for peer, site in world.sites.items():
+        if peer != leaf:
+            assert site.machine is not None
+            assert site.machine.rounds.rounds_done == 40
+            counted = float(site.session.state["relay"][-1])
+            assert counted == pytest.approx(1.0 - shares[peer] - shares[leaf], abs=1e-12)
 
 
 def test_a_killed_site_costs_the_others_its_data_not_their_run(tmp_path: Path) -> None:

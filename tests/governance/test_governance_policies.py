@@ -29,6 +29,15 @@ def text(more: str = "", rule: str = "dpsgd", kind: str = "ring") -> bytes:
     return PLAN.format(more=more, rule=rule, kind=kind).replace(f'"{kind}"', f'"{kind}"{extra}').encode()
 
 
+def test_relaysgd_needs_a_tree_and_says_what_to_choose() -> None:
+    settings = parse_settings(text(rule="relaysgd", kind="chain"))
+    assert settings.graph_problem(4, 3) is None and settings.graph_problem(1, 0) is None
+    problem = str(settings.graph_problem(4, 4))
+    assert "relaysgd needs a tree" in problem and "4 edges between 4 sites" in problem and "chain or star" in problem
+    assert parse_settings(text()).graph_problem(4, 4) is None
+    assert "cannot begin in the middle" in str(settings.newcomer_problem)
+
+
 def test_a_plan_is_synchronous_unless_it_says_otherwise() -> None:
     settings = parse_settings(text())
     assert settings.training.late_rounds == 0

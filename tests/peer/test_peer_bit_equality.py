@@ -88,10 +88,12 @@ def one_thread() -> Iterator[None]:
 
 
 def write_plan(folder: Path, rule: str, rounds: int, deadline: float) -> Path:
+    """The consortium's own ring, and for relays a chain."""
+    topology = '[topology]\nkind = "chain"\n' if rule == "relaysgd" else ""
     plan = folder / "plan"
     plan.mkdir()
     (plan / "plan.py").write_text(PLAN)
-    (plan / "plan.toml").write_text(SETTINGS.format(rule=rule, rounds=rounds, deadline=deadline))
+    (plan / "plan.toml").write_text(SETTINGS.format(rule=rule, rounds=rounds, deadline=deadline) + topology)
     return plan
 
 
@@ -322,8 +324,9 @@ def replay_recorded(recorded: Recorded) -> dict[PeerId, str]:
 
 
 @pytest.mark.timeout(300)
-async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path, "kgt", rounds=8, deadline=60.0)
+@pytest.mark.parametrize("rule", ["kgt", "relaysgd"])
+async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, rule: str) -> None:
+    plan = write_plan(tmp_path, rule, rounds=8, deadline=60.0)
     async with processes(tmp_path) as sites:
         run = await begin(sites, plan)
         told = {report["peer"]: report for report in await reports(sites)}
@@ -355,7 +358,7 @@ async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("rule", "how"), [("dpsgd", "killed"), ("kgt", "stopped")])
+@pytest.mark.parametrize(("rule", "how"), [("dpsgd", "killed"), ("kgt", "stopped"), ("relaysgd", "killed")])
 async def test_recorded_absences_replayed_in_memory_end_with_the_same_bits(tmp_path: Path, rule: str, how: str) -> None:
     plan = write_plan(tmp_path, rule, rounds=60, deadline=1.0)
     async with processes(tmp_path) as sites:
@@ -380,7 +383,7 @@ async def test_recorded_absences_replayed_in_memory_end_with_the_same_bits(tmp_p
     assert lonely >= 8, "somebody must have been missing, or this test shows nothing"
 
 
-@pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
+@pytest.mark.parametrize("rule", ["dpsgd", "kgt", "relaysgd"])
 def test_lost_messages_and_corrections_replayed_end_with_the_same_bits(tmp_path: Path, rule: str) -> None:
     """In memory and without processes, so that displacements are taken back for sure."""
     rng = np.random.default_rng(3)
@@ -394,7 +397,10 @@ def test_lost_messages_and_corrections_replayed_end_with_the_same_bits(tmp_path:
         "dtype": "float32",
     }  # fmt: skip
     files = write_data(tmp_path)
-    world = Bottle(files, PLAN, settings, rounds=40, closing_rounds=2, deadline=3.0, lost=lost)
+    world = Bottle(
+        files, PLAN, settings, rounds=40, closing_rounds=2, deadline=3.0, lost=lost,
+        topology={"kind": "chain" if rule == "relaysgd" else "ring"},
+    )  # fmt: skip
     world.begin()
     world.run(lambda: all("round_started" in site.kinds() or site.timers for site in world.sites.values()))
     started.append(True)

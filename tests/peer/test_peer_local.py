@@ -11,7 +11,9 @@ import pytest
 from bottle import QUADRATIC_PLAN, Quadratic
 
 import p2pfl
+from p2pfl.audit import gather_source, lineage
 from p2pfl.errors import ConfigError, DataError
+from p2pfl.train.rules import RelaySGD
 
 SETTINGS = """
 [plan]
@@ -63,6 +65,25 @@ async def test_a_run_in_an_existing_loop(tmp_path: Path) -> None:
             assert not list((folder / "outbox").iterdir()), "everything acknowledged is deleted"
             assert not (folder / "runs" / runs[0].id / "prekey").exists()
     assert not folders[0].exists(), "the homes are temporary"
+
+
+async def test_relaysgd_on_a_chain_and_what_its_lineage_says(tmp_path: Path) -> None:
+    quadratic = Quadratic.make((40, 30, 20, 10))
+    files = quadratic.write(tmp_path)
+    plan = write_plan(tmp_path, rule="relaysgd", kind="chain", rate=0.3, rounds=120)
+    async with p2pfl.local(plan, files, peers=4) as peers:
+        with pytest.raises(ConfigError, match="relaysgd needs a tree, and 4 edges between 4 sites make cycles"):
+            await peers[0].propose(peers.plan, topology={"kind": "ring"})
+        runs = await peers.run(seed=3)
+        for run in runs:
+            assert run.report()["finished"] and run.report()["missing"] == [] and run.report()["unsettled"] == 0
+            model = await run.result()
+            np.testing.assert_allclose(model.x.detach().numpy(), quadratic.optimum, atol=1e-8)
+        logs = [gather_source(peer.home.audit) for peer in peers]
+        found = lineage(logs, runs[0].report()["digest"])
+        assert not found.linear, "what a relay adds is not its edge's weight"
+        assert all(row.rounds for row in found.contributors) and not any(row.weights for row in found.contributors)
+        assert {channel for _, _, channel in logs[0].runs[runs[0].id].sent_at} == {c.name for c in RelaySGD.channels}
 
 
 async def test_pause_resume_and_leave(tmp_path: Path) -> None:

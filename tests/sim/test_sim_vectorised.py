@@ -23,9 +23,7 @@ from p2pfl.sim.vectorised import VectorisedRun
 from p2pfl.topology import spectral_gap
 from p2pfl.train import local_phase
 from p2pfl.train.local_phase import ExecutionWarning
-from p2pfl.train.mixing import PeerGraph, PeerInbox
 from p2pfl.train.plan_code import PlanCode
-from p2pfl.train.rules import Context
 from p2pfl.train.settings import read_settings
 
 RING = {"kind": "ring"}
@@ -197,29 +195,6 @@ def test_the_weighted_mean_is_kept_by_mixing(spec: Any) -> None:
     mean = run.shares @ run.x
     finished(run)
     assert torch.allclose(run.shares @ run.x, mean, atol=1e-14, rtol=0)
-
-
-def test_relaysgd_equals_the_form_of_one_peer() -> None:
-    """Peers cannot run it yet: here the rule's own form for one peer is driven by hand, on a tree of 7."""
-    data, tree = tables(7), {"kind": "edges", "edges": [[0, 1], [0, 2], [1, 3], [1, 4], [2, 5], [2, 6]]}
-    settings = settings_of("relaysgd")
-    run = finished(engine(data, tree, rounds=20, settings=settings, peers=False))
-    twin = engine(data, tree, rounds=20, settings=settings, peers=False)
-    rule, near = read_settings(settings, peers=False).rule, [sorted(nx.Graph(tree["edges"])[i]) for i in range(7)]
-    graphs = [PeerGraph(float(twin.shares[i]), len(near[i])) for i in range(7)]
-    x = list(twin.x.clone())
-    state = [rule.init(x[i], graphs[i]) for i in range(7)]
-    for number in range(20):
-        twin.population.x = torch.stack(x)
-        twin._train(number, np.ones(7, dtype=bool), twin._each)  # plain SGD: no state of its own
-        sent, context = [], Context(number, settings["learning_rate"], 3)
-        for i in range(7):
-            state[i], messages = rule.send(state[i], twin.x[i], context, graphs[i])
-            sent.append(messages["relay"])
-        for i in range(7):
-            arrived = torch.stack([sent[j][near[j].index(i)] for j in near[i]])
-            state[i], x[i] = rule.merge(state[i], twin.x[i], context, PeerInbox({}, {"relay": arrived}))
-    assert float((run.x - torch.stack(x)).abs().max()) < 1e-12
 
 
 # --- exact theory

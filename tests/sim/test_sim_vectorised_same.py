@@ -12,11 +12,15 @@ TOPOLOGIES = {
     "ring": {"kind": "ring"},
     "full": {"kind": "full"},
     "hierarchical": {"kind": "hierarchical", "clusters": 2},
+    "chain": {"kind": "chain"},
+    "star": {"kind": "star"},
+    "tree": {"kind": "edges", "edges": [[0, 1], [0, 2], [1, 3], [1, 4], [2, 5], [2, 6]]},
 }
+LINEAR = [(rule, *world) for rule in ("dpsgd", "kgt") for world in (("ring", 8), ("full", 4), ("hierarchical", 6))]
+RELAYED = [("relaysgd", "chain", 5), ("relaysgd", "star", 6), ("relaysgd", "tree", 7)]
 
 
-@pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
-@pytest.mark.parametrize(("kind", "sites"), [("ring", 8), ("full", 4), ("hierarchical", 6)])
+@pytest.mark.parametrize(("rule", "kind", "sites"), LINEAR + RELAYED)
 def test_same_as_peers_in_memory(tmp_path: Path, rule: str, kind: str, sites: int) -> None:
     data, settings = tables(sites), settings_of(rule)
     deployed = in_memory(tmp_path, data, settings, TOPOLOGIES[kind], rounds=18, closing=2)
@@ -27,8 +31,11 @@ def test_same_as_peers_in_memory(tmp_path: Path, rule: str, kind: str, sites: in
     assert float((start - deployed.x).abs().min(-1).values.max()) > 1e-6, "training is to move every entry"
 
 
-@pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
-@pytest.mark.parametrize(("kind", "sites"), [("ring", 5), ("full", 8), ("hierarchical", 4)])
+@pytest.mark.parametrize(
+    ("rule", "kind", "sites"),
+    [(rule, *world) for rule in ("dpsgd", "kgt") for world in (("ring", 5), ("full", 8), ("hierarchical", 4))]
+    + RELAYED,
+)
 def test_same_as_the_virtual_clock(tmp_path: Path, rule: str, kind: str, sites: int) -> None:
     data, settings = tables(sites), settings_of(rule)
     deployed = virtual_clock(tmp_path, data, settings, TOPOLOGIES[kind], rounds=20, closing=0)

@@ -164,12 +164,12 @@ def schedule_of(
 
 def engine(
     data: Any, topology: Any, *, rounds: int = 10, closing: int = 0, plan: str = PLAN, seed: int = 3,
-    settings: dict[str, Any] | None = None, peers: bool = True, **more: Any,
+    settings: dict[str, Any] | None = None, **more: Any,
 ) -> VectorisedRun:  # fmt: skip
     """A run of the engine alone, weighted by the sizes of the sites' data."""
     train, rows = joined(data)
     schedule = schedule_of(topology, len(data), rounds, closing, [float(len(label)) for _, label in data])
     return VectorisedRun(
-        PlanCode(plan.encode()), read_settings(settings or settings_of(), peers=peers), train, rows, schedule,
+        PlanCode(plan.encode()), read_settings(settings or settings_of()), train, rows, schedule,
         seed=seed, **{"execution": "eager", **more},
     )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from train_worlds import CLASSIFIER_PLAN, QUADRATIC_PLAN, stationary_edges, weighted_optimum
 
 from p2pfl.errors import ConfigError, DataError, IllegalStep, MalformedMessage, PlanError, SignatureRefused
-from p2pfl.train.mixing import VectorGraph, VectorInbox
+from p2pfl.train.mixing import VectorGraph, VectorInbox, VectorRelays
 from p2pfl.train.plan_code import PlanCode
 from p2pfl.train.rules import Context, rule_named
 from p2pfl.train.sampling import batch_indices
@@ -132,10 +132,10 @@ def test_kgt_is_biased_when_losses_are_not_taken_back() -> None:
     assert world.drift() > 1e-3
 
 
-@pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
+@pytest.mark.parametrize("rule", ["dpsgd", "kgt", "relaysgd"])
 @pytest.mark.parametrize("plan", [QUADRATIC_PLAN, CLASSIFIER_PLAN])
 def test_sessions_equal_the_stacked_form(rule: str, plan: bytes) -> None:
-    world = Consortium(plan, 4, rule=rule)
+    world = Consortium(plan, 4, "tree" if rule == "relaysgd" else "ring", rule=rule)
     code, session = PlanCode(plan), world.sessions[0]
     x = world.stacked
     data = [code.load(f"{i}", torch.float64)["train"] for i in range(4)]
@@ -143,7 +143,7 @@ def test_sessions_equal_the_stacked_form(rule: str, plan: bytes) -> None:
         world.round(number)
     graph = VectorGraph(4, world.edges, world.shares)
     stacked, module = rule_named(rule, session._settings.optimiser), code.model().double()
-    state = stacked.init(x, graph)
+    state, relays = stacked.init(x, graph), VectorRelays(graph)
     for number in range(20):
 
         def batch(step: int, number: int = number) -> StackedBatch:
@@ -158,7 +158,7 @@ def test_sessions_equal_the_stacked_form(rule: str, plan: bytes) -> None:
             oracle = StackedOracle(code, module, session._layout, batch)
         state, x = stacked.local(state, x, context, oracle)
         state, messages = stacked.send(state, x, context, graph)
-        state, x = stacked.merge(state, x, context, VectorInbox(graph, messages))
+        state, x = stacked.merge(state, x, context, VectorInbox(graph, messages, relays))
     assert float((world.stacked - x).abs().max()) < 1e-12
 
 
@@ -172,6 +172,73 @@ def quadratic_oracle(data: list[tuple]):
         return Gradient(grad, grad.sum(-1))
 
     return oracle
+
+
+def relaying(sites: int = 6, **settings) -> Consortium:
+    return Consortium(QUADRATIC_PLAN, sites, "tree", **{"rule": "relaysgd", "local_steps": 1, **settings})
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.05])
+def test_relaysgd_reaches_the_weighted_optimum_also_with_losses(loss: float) -> None:
+    """What the machines settle about one-sided losses, taken back or forgotten, moves nothing."""
+    world, chance = relaying(4, learning_rate=0.1), random.Random(1)
+    directed = [(receiver, sender) for receiver, sender, _ in world.edges]
+    owed: list[list] = [[] for _ in world.sessions]
+    taken_back = 0
+    for number in range(500):
+        lost = frozenset(edge for edge in directed if chance.random() < loss)
+        world.round(number, lost, owed)
+        owed = [[] for _ in world.sessions]
+        for receiver, sender in set(directed) - lost:
+            if (sender, receiver) in lost:
+                owed[receiver].append((str(sender), number, 0))
+                taken_back += 1
+            else:
+                world.sessions[receiver].forget([(str(sender), number, 0)])
+    assert float((world.stacked - quadratic_optimum(world.shares)).norm(dim=-1).max()) < 1e-10
+    assert (taken_back > 0) == (loss > 0)
+
+
+def test_closing_rounds_of_relaysgd_average() -> None:
+    world = relaying(local_steps=5)
+    for number in range(30):
+        world.round(number)
+    mean = world.mean
+    apart = float((world.stacked - mean).abs().max())
+    for number in range(30, 430):
+        world.mix(number, closing=True)
+    assert torch.allclose(world.mean, mean, atol=1e-12, rtol=0)
+    assert float((world.stacked - mean).abs().max()) < 1e-3 * apart
+
+
+def test_relaysgd_refuses_two_mixings_and_messages_that_are_not_here() -> None:
+    world = relaying(3)
+    for session in world.sessions:
+        session.train(0, 1)
+    sent = [session.encode(0, 0, False) for session in world.sessions]
+    first = world.sessions[0]
+    keys = {message["channel"]: f"1/{message['channel']}" for message in sent[1]}
+    for message in sent[1]:
+        first.receive(keys[message["channel"]], message["channel"], message["payload"], message["result"])
+    before = first.digest()
+    for wrong, match in (
+        ({"model": "1/model"}, "no message of channel relay from 1"),
+        ({**keys, "relay": "1/none"}, "no message of channel relay under"),
+        ({**keys, "model": "1/none"}, "no message of channel model"),
+    ):
+        with pytest.raises(IllegalStep, match=match):
+            first.mix(0, 0, [("1", 0.2, wrong)], [], True, False)
+    assert first.digest() == before
+    first.mix(0, 0, [("1", 0.2, keys)], [], True, False)
+    first.train(1, 1)
+    with pytest.raises(IllegalStep, match="mixes once per round"):
+        first.encode(1, 1, False)
+
+
+def test_relaysgd_shares_all_parameters() -> None:
+    plan = CLASSIFIER_PLAN.replace(b"nn.Linear(6, 5),", b"nn.Linear(6, 5), nn.BatchNorm1d(5),")
+    with pytest.raises(ConfigError, match="shares all parameters"):
+        Session(plan, settings_of(rule="relaysgd", batch_norm="private"))
 
 
 def test_closing_rounds_keep_the_mean_and_agree() -> None:
@@ -458,7 +525,6 @@ def test_an_abandoned_round_does_not_leak_into_the_next() -> None:
     ("change", "words"),
     [
         ({"rule": "fedavg"}, "dpsgd, kgt"),
-        ({"rule": "relaysgd"}, "simulations only"),
         ({"rule": "kgt", "optimiser": {"name": "adam"}}, "choose sgd"),
         ({"optimiser": "adam"}, "write for example"),
         ({"learning_rate": 0}, "positive number"),

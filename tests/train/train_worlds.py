@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from p2pfl.train.mixing import PeerGraph, PeerInbox, VectorGraph, VectorInbox
+from p2pfl.train.mixing import PeerGraph, PeerInbox, VectorGraph, VectorInbox, VectorRelays
+from p2pfl.train.relays import Relays, relay_size, relay_tag
 from p2pfl.train.rules import Context, Gradient, Rule
 
 QUADRATIC_PLAN = b"""
@@ -117,21 +118,25 @@ def stationary_edges(kind: str, shares: Tensor) -> list[tuple[int, int, float]]:
 def run_stacked(rule: Rule, world: Quadratic, graph: VectorGraph, rounds: int, lr: float, steps: int):
     """All sites as rows of [n, P]."""
     x = torch.zeros(graph.sites, world.size, dtype=torch.float64)
-    state = rule.init(x, graph)
+    state, relays = rule.init(x, graph), VectorRelays(graph)
     for number in range(rounds):
         context = Context(number, lr, steps)
         state, x = rule.local(state, x, context, world.oracle())
         state, messages = rule.send(state, x, context, graph)
-        state, x = rule.merge(state, x, context, VectorInbox(graph, messages))
+        state, x = rule.merge(state, x, context, VectorInbox(graph, messages, relays))
     return state, x
 
 
-def run_joined(rule: Rule, world: Quadratic, graph: VectorGraph, rounds: int, lr: float, steps: int) -> Tensor:
-    """Each site alone in the [P] form, messages carried by hand."""
+def run_joined(
+    rule: Rule, world: Quadratic, graph: VectorGraph, rounds: int, lr: float, steps: int, arrives=lambda i, j, t: True
+) -> Tensor:
+    """Each site alone in the [P] form, messages carried by hand; ``arrives`` (receiver, sender, round) of relays."""
     sites = range(graph.sites)
     listed = list(zip(graph.receiver.tolist(), graph.sender.tolist(), graph.weight.tolist(), strict=True))
     near = {i: [(sender, weight) for receiver, sender, weight in listed if receiver == i] for i in sites}
-    local = [PeerGraph(float(graph.share[i]), len(near[i])) for i in sites]
+    local = [PeerGraph(float(graph.share[i])) for i in sites]
+    tags = [relay_tag(bytes([i]) * 16, b"run") for i in sites]
+    relays = [Relays("relay", relay_size(world.size), torch.float64, tags[i]) for i in sites]
     x = [torch.zeros(world.size, dtype=torch.float64) for _ in sites]
     state = [rule.init(x[i], local[i]) for i in sites]
     for number in range(rounds):
@@ -141,15 +146,17 @@ def run_joined(rule: Rule, world: Quadratic, graph: VectorGraph, rounds: int, lr
             state[i], x[i] = rule.local(state[i], x[i], context, world.oracle(i))
             state[i], messages = rule.send(state[i], x[i], context, local[i])
             sent.append(messages)
+        rows = [relays[i].encode(number, sent[i]["relay"]) if "relay" in sent[i] else {} for i in sites]
         for i in sites:
-            pulls, edges = {}, {}
+            pulls, totals = {}, {}
             for channel in rule.channels:
-                if channel.per_edge:
-                    places = [[sender for sender, _ in near[j]].index(i) for j, _ in near[i]]
-                    rows = [sent[j][channel.name][p] for (j, _), p in zip(near[i], places, strict=True)]
-                    edges[channel.name] = torch.stack(rows)
+                own = sent[i][channel.name]
+                if channel.relayed:
+                    arrived = [j for j, _ in near[i] if arrives(i, j, number)]
+                    for j in arrived:
+                        relays[i].receive(f"{j}", rows[j]["payload"], rows[j]["result"])
+                    totals[channel.name] = relays[i].take(number, [(f"{j}", f"{j}") for j in arrived])
                 else:
-                    own = sent[i][channel.name]
                     pulls[channel.name] = sum(w * (sent[j][channel.name] - own) for j, w in near[i])
-            state[i], x[i] = rule.merge(state[i], x[i], context, PeerInbox(pulls, edges))
+            state[i], x[i] = rule.merge(state[i], x[i], context, PeerInbox(pulls, totals))
     return torch.stack(x)

@@ -61,13 +61,11 @@ def check_combination(
     *,
     sites: int | None = None,
     edges: int | None = None,
-    peers: bool = False,
     staleness: int = 0,
 ) -> None:
     """Refuse what does not go together; ConfigError gives the reason.
 
-    ``sites`` and ``edges`` (undirected) of the connected graph are checked where they are known; ``peers``
-    is True for a run through real peers, which need messages that one displacement can take back. ``staleness``
+    ``sites`` and ``edges`` (undirected) of the connected graph are checked where they are known. ``staleness``
     above 0 is an asynchronous run, whose edges may be mixed so many own rounds late.
     """
     needs = _known(rule).needs
@@ -85,11 +83,6 @@ def check_combination(
         raise ConfigError(
             f"rule {rule} does not go with the asynchronous policy{why}; choose the synchronous policy or "
             f"{' or '.join(name for name, kind in RULES.items() if kind.needs.delays)}"
-        )
-    if peers and not needs.linear:
-        raise ConfigError(
-            f"rule {rule} runs in simulations only so far: a lost relay cannot be taken back yet; "
-            f"choose {' or '.join(name for name, kind in RULES.items() if kind.needs.linear)}"
         )
 
 

@@ -31,21 +31,26 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """One named message. ``base`` says what a delta of it is taken against."""
+    """One named message. ``base`` says what a delta of it is taken against.
+
+    ``relayed``: a message [..., P+1] to all neighbours, from which each takes off what the sender has from itself
+    (`p2pfl.train.relays`). The rule's state holds under the channel's name the sum of what was taken in.
+    """
 
     name: str
     base: Literal["model", "zero"]
-    per_edge: bool = False
+    relayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Facts of one round: its number, the learning rate, the number K of local steps."""
+    """Facts of one round: its number, the learning rate, the number K of local steps, whether it only averages."""
 
     round: int
     lr: float
     steps: int
     each: Tensor | None = None  # [..., 1]: the sites' own numbers where they differ; ``steps`` is then the most
+    closing: bool = False
 
 
 class Gradient(NamedTuple):
@@ -64,23 +69,11 @@ class Oracle(Protocol):
 
 
 class Graph(Protocol):
-    """The edges of one round as a rule sees them; ``E`` directed edges."""
+    """The sites of one round as a rule sees them."""
 
     @property
     def share(self) -> Tensor:
         """Sample share pi of each site, [..., 1]; all shares sum to 1."""
-        ...
-
-    def at_sender(self, x: Tensor) -> Tensor:
-        """[..., p] -> [E, p]: for each edge the row of the site that sends along it."""
-        ...
-
-    def rev(self, m: Tensor) -> Tensor:
-        """[E, p] -> [E, p]: for each edge the message of the opposite edge."""
-        ...
-
-    def total(self, m: Tensor) -> Tensor:
-        """[E, p] -> [..., p]: sum of the messages that arrive at each site."""
         ...
 
 
@@ -91,12 +84,8 @@ class Inbox(Protocol):
         """Displacement sum_j w_ij (m_j - m_i), [..., p]."""
         ...
 
-    def edges(self, channel: str) -> Tensor:
-        """The single messages, [E, p], in the graph's order of edges."""
-        ...
-
     def total(self, channel: str) -> Tensor:
-        """Sum of the single messages that arrived at each site, [..., p]."""
+        """Sum over a site's neighbours of what was last taken in of a relayed channel, [..., P+1]."""
         ...
 
 
@@ -116,7 +105,7 @@ class Rule(Protocol):
         ...
 
     def send(self, state: State, x: Tensor, ctx: Context, graph: Graph) -> tuple[State, Messages]:
-        """One message per channel: [..., p], or [E, p] for a channel per edge."""
+        """One message per channel: [..., P], or [..., P+1] for a relayed channel."""
         ...
 
     def merge(self, state: State, x: Tensor, ctx: Context, inbox: Inbox) -> tuple[State, Tensor]:
