@@ -16,6 +16,7 @@ from p2pfl.sim.recording import Recording, record
 from p2pfl.sim.results import Columns
 from p2pfl.sim.scenario import TimeTable
 from p2pfl.sim.timing import Timing
+from p2pfl.sim.unequal_steps import with_steps
 from p2pfl.topology import Schedule
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def pace_of(simulation: Simulation) -> Pace:
     if time is None:
         return Pace("none", schedule)
     links, compute = check_time(time, peers, simulation.seed)
+    compute = with_steps(compute, simulation.each, simulation.settings.local_steps)
     if time.clock == "model":
         return _modelled(simulation, links, compute)
     counts = [len(rows) for rows in simulation.parts.rows]
@@ -93,7 +95,7 @@ def pace_of(simulation: Simulation) -> Pace:
         peers, topology=simulation.spec, rounds=schedule.rounds, closing_rounds=schedule.closing_rounds,
         content_bytes=content_bytes(simulation), seed=simulation.seed, links=links, compute=compute,
         samples=counts if simulation.weights == "samples" else [1] * peers,
-        local_steps=simulation.settings.local_steps, staleness=time.staleness,
+        local_steps=simulation.each.tolist(), staleness=time.staleness,
         deadline=simulation.plan.settings.training.deadline,
     )  # fmt: skip
     return Pace("machines", recording.schedule, _recorded(recording), recording.decisions)
