@@ -135,7 +135,11 @@ def engine(simulation: Simulation, pace: Pace) -> VectorisedRun:
         simulation.code, simulation.settings, train, rows, pace.schedule, seed=simulation.seed,
         execution=simulation.execution, device=simulation.device, decisions=pace.decisions,
         steps=simulation.each.tolist(),
-        faults=[vector_fault(fault, simulation, place) for place, fault in enumerate(simulation.faults)],
+        faults=[
+            vector_fault(fault, simulation, place)
+            for place, fault in enumerate(simulation.faults)
+            if fault.kind != "absent" or pace.decisions is None  # recorded decisions have their absences in them
+        ],
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from p2pfl.errors import ConfigError
+from p2pfl.sim.absences import Absences, absences_of, pauses
 from p2pfl.sim.compute import ComputeModel
 from p2pfl.sim.decisions import Decisions
 from p2pfl.sim.links import LinkModel
@@ -90,26 +91,33 @@ def pace_of(simulation: Simulation) -> Pace:
     compute = with_steps(compute, simulation.each, simulation.settings.local_steps)
     if time.clock == "model":
         return _modelled(simulation, links, compute)
+    absences = absences_of(simulation.faults, peers, simulation.seed)
     counts = [len(rows) for rows in simulation.parts.rows]
     recording = record(
         peers, topology=simulation.spec, rounds=schedule.rounds, closing_rounds=schedule.closing_rounds,
         content_bytes=content_bytes(simulation), seed=simulation.seed, links=links, compute=compute,
         samples=counts if simulation.weights == "samples" else [1] * peers,
         local_steps=simulation.each.tolist(), staleness=time.staleness,
-        deadline=simulation.plan.settings.training.deadline,
+        deadline=simulation.plan.settings.training.deadline, faults=pauses(absences, schedule),
+        catch_up_rounds=simulation.plan.settings.training.catch_up_rounds,
     )  # fmt: skip
-    return Pace("machines", recording.schedule, _recorded(recording), recording.decisions)
+    return Pace("machines", recording.schedule, _recorded(recording, absences), recording.decisions)
 
 
-def _recorded(recording: Recording) -> Iterator[Step]:
+def _recorded(recording: Recording, absences: Absences) -> Iterator[Step]:
     for t, row in enumerate(recording.decisions.rounds):
         floods = np.zeros(len(row.bytes)) if row.floods is None else row.floods
         mixed = sum(int(edges["sign"].sum()) for edges in row.edges)
         wanted = 0
         if t < recording.schedule.total:
             matrices = [mixing.matrix for mixing in recording.schedule.round(t).mixings]
-            wanted = sum(int(matrix.nnz) - int((matrix.diagonal() != 0).sum()) for matrix in matrices)
+            wanted = sum(_edges_between(matrix, absences.of(t)) for matrix in matrices)
         yield Step(row.seconds, row.bytes - floods, floods, mixed=mixed, wanted=wanted)
+
+
+def _edges_between(matrix: Any, away: np.ndarray) -> int:
+    coo = matrix.tocoo()
+    return int(((coo.row != coo.col) & ~np.isin(coo.row, away) & ~np.isin(coo.col, away)).sum())
 
 
 def check_pace(simulation: Simulation) -> None:
@@ -140,6 +148,7 @@ def _modelled(simulation: Simulation, links: Any, compute: Any) -> Pace:
     timing = Timing(
         simulation.schedule, links, compute, content_bytes(simulation), simulation.seed,
         deadline=simulation.plan.settings.training.deadline, heartbeats=few,
+        absences=absences_of(simulation.faults, simulation.parts.peers, simulation.seed),
     )  # fmt: skip
     nothing = np.full(simulation.parts.peers, np.nan)
     steps = (

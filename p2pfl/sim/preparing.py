@@ -18,6 +18,7 @@ import torch
 from p2pfl.data import Examples, Partition, Parts, from_arrays
 from p2pfl.errors import ConfigError
 from p2pfl.governance import Plan
+from p2pfl.sim.absences import absences_of, check_absences
 from p2pfl.sim.checks import check_simulation
 from p2pfl.sim.fault_sites import check_fault_times
 from p2pfl.sim.pace import check_time
@@ -114,8 +115,7 @@ def prepare(
     absences = check_fault_times(faults, each > 0, seed, schedule.rounds, schedule.total)
     if time is not None:
         check_time(time, peers, seed)
-        if any(fault.kind == "absent" for fault in faults):
-            raise ConfigError("absent sites are not timed: leave [time] out, or make the site slow in its profiles")
+        check_absences(absences_of(faults, peers, seed), time, schedule.total)
     remarks = check_plan(code, settings, examples, parts, execution)
     execution, padding = unpadded(code, settings, examples, parts, execution)
     simulation = Simulation(

@@ -36,12 +36,24 @@ class InState:
     after: float = 0.0
 
 
-When = At | InState
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """When the last of these sites has begun this round or a later one, or has nothing left to do in the run."""
+
+    sites: tuple[int, ...]
+    round: int
+
+    def reached(self, world: VirtualConsortium) -> bool:
+        """Whether that is so now."""
+        return all(_has_begun(world.sites[number], self.round) for number in self.sites)
+
+
+When = At | InState | Begun
 
 
 @dataclass(slots=True)
 class _Waiting:
-    when: InState
+    when: InState | Begun
     fault: Fault
     seen: int = 0
 
@@ -80,17 +92,27 @@ class Triggers:
         due = []
         for item in self._waiting:
             when = item.when
-            if when.site == site.number and when.state is place[0] and when.round in (None, place[1][0]):
+            if isinstance(when, Begun):
+                if site.number in when.sites and when.reached(self._world):
+                    due.append(item)
+            elif when.site == site.number and when.state is place[0] and when.round in (None, place[1][0]):
                 item.seen += 1
                 if item.seen == when.count:
                     due.append(item)
         for item in due:
             self._waiting.remove(item)
-            if item.when.after:
-                self._world.clock.after(item.when.after, lambda fault=item.fault: self._strike(fault))  # type: ignore[misc]
+            after = 0.0 if isinstance(item.when, Begun) else item.when.after
+            if after:
+                self._world.clock.after(after, lambda fault=item.fault: self._strike(fault))  # type: ignore[misc]
             else:
                 self._strike(item.fault)
 
     def _strike(self, fault: Fault) -> None:
         self.struck.append((self._world.clock.now, fault))
         fault.strike(self._world)
+
+
+def _has_begun(site: Site, round_: int) -> bool:
+    machine = site.machine
+    begun = machine is not None and machine.state is not State.PROPOSING and machine.context.position[0] >= round_
+    return begun or site.finished
