@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from p2pfl.errors import ConfigError
-from p2pfl.gossip import State
+from p2pfl.sim.decisions import Decisions
 from p2pfl.sim.fault_sites import sites_of_fault
 from p2pfl.sim.faults import Fault, Leave, UserPause, UserResume
 from p2pfl.sim.scenario import FaultTable, TimeTable
-from p2pfl.sim.triggers import Begun, InState, When
+from p2pfl.sim.triggers import Begun, When
 from p2pfl.topology import Schedule
 
 
@@ -102,8 +102,8 @@ def begins_of_round(absences: Absences, schedule: Schedule, round: int, ended: n
     return begins
 
 
-def check_absences(absences: Absences, time: TimeTable | None, total: int) -> None:
-    """ConfigError for absences that the machines cannot be made to have."""
+def check_absences(absences: Absences, time: TimeTable | None, peers: int, total: int) -> None:
+    """ConfigError for absences that the machines of so many sites cannot be made to have in so many rounds."""
     if time is None or time.clock == "model" or not absences:
         return
     if time.staleness:
@@ -116,6 +116,12 @@ def check_absences(absences: Absences, time: TimeTable | None, total: int) -> No
             'with clock = "machines" an absence is a user\'s pause, which a site can begin after round 0: let it begin '
             'in round 1 or later, or write clock = "model"'
         )
+    empty = [t for t in range(total) if len(absences.of(t)) == peers]
+    if empty:
+        raise ConfigError(
+            f"all sites are absent in round {empty[0]}, so nobody's machine would end it; leave one of them, or write "
+            'clock = "model"'
+        )
 
 
 def pauses(absences: Absences, schedule: Schedule) -> list[tuple[Fault, When]]:
@@ -126,10 +132,28 @@ def pauses(absences: Absences, schedule: Schedule) -> list[tuple[Fault, When]]:
     found: list[tuple[Fault, When]] = []
     nearest = Nearest(schedule)
     for site, first, until in absences.periods(schedule.total):
-        found.append((UserPause(site, None), Begun((site,), first - 1)))
+        found.append((UserPause(site, None), Begun(((site, first - 1),))))
         if until == schedule.total:
-            found.append((Leave(site), InState(site, State.PAUSED, round=first)))
+            found.append((Leave(site), Begun(((site, first),))))
             continue
         others = nearest.there(site, set(absences.of(until - 1).tolist()))
-        found.append((UserResume(site), Begun(tuple(others), until)))
+        # not before it was paused: a site that was left behind would pause afterwards, for ever
+        found.append((UserResume(site), Begun(((site, first - 1), *((other, until) for other in others)))))
     return found
+
+
+def check_kept(absences: Absences, decisions: Decisions, total: int) -> None:
+    """ConfigError if somebody who should have been away trained, or mixed messages of that round, at the machines.
+
+    A pause is heard of, not known: sites that were left behind, or skipped rounds, come to other rounds than was meant.
+    """
+    for t, recorded in enumerate(decisions.rounds[:total]):
+        took_part = set(np.flatnonzero(recorded.active).tolist())
+        for rows in recorded.edges:
+            took_part |= {int(site) for site in rows[rows["round"] == t]["receiver"]}
+        wrong = sorted(took_part & {*absences.of(t).tolist()})
+        if wrong:
+            raise ConfigError(
+                f"the machines did not keep to the absences: site {wrong[0]} took part in round {t}, since "
+                'users\' pauses reach others late; write clock = "model", or longer local work'
+            )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from p2pfl.errors import ConfigError
-from p2pfl.sim.absences import Absences, absences_of, pauses
+from p2pfl.sim.absences import Absences, absences_of, check_kept, pauses
 from p2pfl.sim.compute import ComputeModel
 from p2pfl.sim.decisions import Decisions
 from p2pfl.sim.links import LinkModel
@@ -100,8 +100,19 @@ def pace_of(simulation: Simulation) -> Pace:
         local_steps=simulation.each.tolist(), staleness=time.staleness,
         deadline=simulation.plan.settings.training.deadline, faults=pauses(absences, schedule),
         catch_up_rounds=simulation.plan.settings.training.catch_up_rounds,
+        limit_seconds=_longest(simulation, links, compute, absences) if absences else None,
     )  # fmt: skip
+    check_kept(absences, recording.decisions, schedule.total)
     return Pace("machines", recording.schedule, _recorded(recording, absences), recording.decisions)
+
+
+def _longest(simulation: Simulation, links: LinkModel, compute: ComputeModel, absences: Absences) -> float:
+    """Virtual seconds after which a run with absences has lost its way: a user's pause may have come after its end."""
+    deadline, schedule = simulation.plan.settings.training.deadline, simulation.schedule
+    timing = Timing(
+        schedule, links, compute, content_bytes(simulation), simulation.seed, heartbeats=False, absences=absences
+    )
+    return 10.0 * max(float(row.seconds.max()) for row in timing) + 2.0 * schedule.total * deadline
 
 
 def _recorded(recording: Recording, absences: Absences) -> Iterator[Step]:

@@ -115,7 +115,7 @@ def prepare(
     absences = check_fault_times(faults, each > 0, seed, schedule.rounds, schedule.total)
     if time is not None:
         check_time(time, peers, seed)
-        check_absences(absences_of(faults, peers, seed), time, schedule.total)
+        check_absences(absences_of(faults, peers, seed), time, peers, schedule.total)
     remarks = check_plan(code, settings, examples, parts, execution)
     execution, padding = unpadded(code, settings, examples, parts, execution)
     simulation = Simulation(

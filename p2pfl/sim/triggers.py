@@ -38,14 +38,13 @@ class InState:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """When the last of these sites has begun this round or a later one, or has nothing left to do in the run."""
+    """When each of these sites has begun its round here or a later one, or has nothing left to do in the run."""
 
-    sites: tuple[int, ...]
-    round: int
+    rounds: tuple[tuple[int, int], ...]  # (site, round)
 
     def reached(self, world: VirtualConsortium) -> bool:
         """Whether that is so now."""
-        return all(_has_begun(world.sites[number], self.round) for number in self.sites)
+        return all(_has_begun(world.sites[number], round_) for number, round_ in self.rounds)
 
 
 When = At | InState | Begun
@@ -93,14 +92,15 @@ class Triggers:
         for item in self._waiting:
             when = item.when
             if isinstance(when, Begun):
-                if site.number in when.sites and when.reached(self._world):
+                if when.reached(self._world):
                     due.append(item)
             elif when.site == site.number and when.state is place[0] and when.round in (None, place[1][0]):
                 item.seen += 1
                 if item.seen == when.count:
                     due.append(item)
         for item in due:
-            self._waiting.remove(item)
+            self._waiting.remove(item)  # all of them first: what strikes may come back here, and would strike them, too
+        for item in due:
             after = 0.0 if isinstance(item.when, Begun) else item.when.after
             if after:
                 self._world.clock.after(after, lambda fault=item.fault: self._strike(fault))  # type: ignore[misc]
@@ -115,4 +115,4 @@ class Triggers:
 def _has_begun(site: Site, round_: int) -> bool:
     machine = site.machine
     begun = machine is not None and machine.state is not State.PROPOSING and machine.context.position[0] >= round_
-    return begun or site.finished
+    return begun or (bool(site.round_times) and site.finished)  # before it was started, it is not finished

@@ -1,7 +1,7 @@
 """Sites that are away, in seconds and bytes: cases by hand, and machines whose users pause.
 
 Of machines with small contents agreed on: who is away when, the end of every round of every site within 3 %, all bytes
-within 15 %; and bytes of content exactly where nobody comes back. What a pause costs besides is in
+within 10 %; and bytes of content exactly where nobody comes back. What a pause costs besides is in
 docs/simulated-time.md.
 """
 
@@ -16,7 +16,7 @@ from sim_worlds import blobs, write_plan
 
 from p2pfl.errors import ConfigError
 from p2pfl.sim import ComputeModel, LinkModel, simulate, warnings_of
-from p2pfl.sim.absences import Absences, Nearest, Span, pauses
+from p2pfl.sim.absences import Absences, Nearest, Span, check_kept, pauses
 from p2pfl.sim.recording import record
 from p2pfl.sim.timing import RoundTimes, Timing
 from p2pfl.topology import Schedule
@@ -117,7 +117,7 @@ def test_seconds_and_bytes_are_those_of_machines_whose_users_pause(topology: Any
         assert not mixed & {*absences.of(t).tolist()}, "nobody mixes with who is away"
     np.testing.assert_allclose([f.seconds for f in timed], [f.seconds for f in rounds], rtol=0.03, atol=links.latency)
     sent = sum(facts.bytes.sum() for facts in rounds)
-    assert sum(facts.bytes.sum() for facts in timed) == pytest.approx(sent, rel=0.15)
+    assert sum(facts.bytes.sum() for facts in timed) == pytest.approx(sent, rel=0.1)
     if spans == "for good":
         np.testing.assert_array_equal(sum(facts.content for facts in timed), recorded.sent["content"])
 
@@ -142,27 +142,47 @@ def test_the_timing_model_changes_nothing_that_is_learnt(plan: Path) -> None:
 
 def test_machines_decide_beside_liars(plan: Path) -> None:
     """The absences are in what was recorded; the lies are not, and count as they do without machines."""
-    time, values = {"clock": "machines", "seconds": 5.0}, {"peers": 6, "rounds": 6, "execution": "eager"}
-    lie = {"kind": "lying", "sites": 0, "size": 1.0}
-    one, two = (simulate(plan, blobs(), time=time, faults=[*AWAY, *more], **values) for more in ([], [lie]))
-    assert one.facts["clock"] == "machines" and 0.8 < one.facts["edges_mixed"] <= 1
+    time = {"clock": "machines", "seconds": 2.0, "profiles": {"slow": 4}}
+    values: dict[str, Any] = {"peers": 6, "rounds": 6, "execution": "eager", "time": time}
+    away, lie = {"kind": "absent", "sites": 4, "first": 3}, {"kind": "lying", "sites": 0, "size": 1.0}
+    one, two = (simulate(plan, blobs(), faults=faults, **values) for faults in ([away], [away, lie]))
+    assert one.facts["clock"] == "machines" and 0.9 < one.facts["edges_mixed"] <= 1
+    one.facts["edges_mixed"] = 0.5
+    assert ["users pause" in said for said in warnings_of({"away": [one]})] == [True], "not the plan's deadline"
     assert one.sites["seconds"].tolist() == two.sites["seconds"].tolist()
     assert not np.array_equal(one.parameters, two.parameters)
-    assert one.sites["seconds"][4] < 0.8 * np.delete(one.sites["seconds"], 4).min()
-    (said,) = warnings_of({"away": [one]})
-    assert "users pause" in said
+    assert one.sites["seconds"][4] < 0.9 * np.delete(one.sites["seconds"], 4).min()
+
+
+def test_a_run_whose_machines_do_not_keep_to_the_absences_is_refused(plan: Path) -> None:
+    """Fast neighbours mix the last message after the word of the pause, wait once more, and are waited for."""
+    with pytest.raises(ConfigError, match="did not keep to the absences: site 3 took part in round 2"):
+        simulate(plan, blobs(), peers=6, rounds=6, time={"clock": "machines", "seconds": 5.0}, faults=AWAY)
+
+
+def test_machines_that_do_not_keep_to_absences_are_told() -> None:
+    """The same run read against other absences than its own."""
+    absences, schedule = Absences([Span((2,), 1, 3)]), schedule_of("ring", 4, 5)
+    compute = ComputeModel(seconds=10.0, factors={2: 1.6})
+    recorded = record(4, rounds=5, closing_rounds=0, compute=compute, faults=pauses(absences, schedule))
+    check_kept(absences, recorded.decisions, 5)
+    with pytest.raises(ConfigError, match="site 2 took part in round 3"):
+        check_kept(Absences([Span((2,), 1, 4)]), recorded.decisions, 5)
 
 
 @pytest.mark.parametrize(
-    ("time", "first", "wanted"),
+    ("time", "fault", "wanted"),
     [
-        ({"clock": "machines"}, 0, "begin in round 1 or later"),
-        ({"clock": "machines", "staleness": 2}, 1, "in asynchronous rounds nobody can say"),
+        ({}, {"sites": 1, "first": 0}, "begin in round 1 or later"),
+        ({"staleness": 2}, {"sites": 1, "first": 1}, "in asynchronous rounds nobody can say"),
+        ({}, {"sites": 1.0, "first": 2}, "all sites are absent in round 2"),
+        ({}, {"sites": 1.0, "first": 6, "last": 6}, "all sites are absent in round 6"),
     ],
 )
 def test_what_machines_cannot_be_made_to_do_is_refused(
-    plan: Path, time: dict[str, Any], first: int, wanted: str
+    plan: Path, time: dict[str, Any], fault: dict[str, Any], wanted: str
 ) -> None:
+    fault = {"kind": "absent", "last": 3} | fault
     with pytest.raises(ConfigError, match=wanted) as refused:
-        simulate(plan, blobs(), peers=4, time=time, faults=[{"kind": "absent", "sites": 1, "first": first, "last": 3}])
+        simulate(plan, blobs(), peers=4, time={"clock": "machines", **time}, faults=[fault])
     assert "\n" not in str(refused.value)
