@@ -12,7 +12,7 @@ import numpy as np
 from p2pfl.data import Partition, iid, partition_named
 from p2pfl.errors import ConfigError
 from p2pfl.settings_files import SHOWN, Table, check_tables
-from p2pfl.sim.scenario import PAGE, FaultTable
+from p2pfl.sim.scenario import PAGE, FaultTable, StepsTable
 from p2pfl.topology import spec_from_graph
 
 AnyTable = TypeVar("AnyTable", bound=Table)
@@ -87,6 +87,13 @@ def faults_of(value: Any) -> list[FaultTable]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ConfigError(f'faults are {_shown(value)}; give a list, such as [{{"kind": "lying", "sites": 1}}]')
     return [table_of(FaultTable, f"fault {place}", fault) for place, fault in enumerate(value)]
+
+
+def steps_of(value: Any) -> list[StepsTable]:
+    """All tables of local steps. ConfigError."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f'steps are {_shown(value)}; give a list, such as [{{"sites": 1, "local_steps": 2}}]')
+    return [table_of(StepsTable, f"steps {place}", table) for place, table in enumerate(value)]
 
 
 def mapping_of(name: str, value: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from p2pfl.sim.vectorised import VectorisedRun
 if TYPE_CHECKING:
     from p2pfl.sim.preparing import Simulation
 
-SITE_COLUMNS = {"site", "examples", "share", "neighbours", "seconds", "bytes", "heartbeat_bytes"}
+SITE_COLUMNS = {"site", "examples", "share", "neighbours", "local_steps", "seconds", "bytes", "heartbeat_bytes"}
 MOST_EDGES_KEPT = 2_000_000  # of the graph, in a result
 
 
@@ -134,7 +134,12 @@ def engine(simulation: Simulation, pace: Pace) -> VectorisedRun:
     return VectorisedRun(
         simulation.code, simulation.settings, train, rows, pace.schedule, seed=simulation.seed,
         execution=simulation.execution, device=simulation.device, decisions=pace.decisions,
-        faults=[vector_fault(fault, simulation, place) for place, fault in enumerate(simulation.faults)],
+        steps=simulation.each.tolist(),
+        faults=[
+            vector_fault(fault, simulation, place)
+            for place, fault in enumerate(simulation.faults)
+            if fault.kind != "absent" or pace.decisions is None  # recorded decisions have their absences in them
+        ],
     )  # fmt: skip
 
 
@@ -179,6 +184,7 @@ def _sites(simulation: Simulation, judge: Judge, pace: Pace) -> Columns:
         "examples": np.array([len(rows) for rows in simulation.parts.rows]),
         "share": simulation.shares,
         "neighbours": np.array([simulation.schedule.graph.degree[node] for node in nodes]),
+        "local_steps": simulation.each,
         **pace.of_sites(),
         **judge.of_sites(len(nodes)),
     }
@@ -205,6 +211,7 @@ def _facts(simulation: Simulation, run: VectorisedRun, judge: Judge, pace: Pace)
         "weights": simulation.weights, "seed": simulation.seed,
         "time": None if simulation.time is None else simulation.time.model_dump(),
         "faults": [fault.model_dump() for fault in simulation.faults], "evaluate": simulation.evaluate.model_dump(),
+        "steps": [table.model_dump() for table in simulation.steps],
         "metric": judge.metric, "lower_is_better": sorted(simulation.code.lower_is_better),
         "evaluated_on": "test" if examples.test else "training examples",
         "execution": str(run.execution), "execution_facts": execution, "device": simulation.device,

@@ -210,6 +210,17 @@ class UserPause(Fault):
 
 
 @dataclass(frozen=True)
+class UserResume(Fault):
+    """The user resumes the run where it was paused."""
+
+    site: int
+
+    def strike(self, world: VirtualConsortium) -> None:
+        """Ask for it."""
+        _command(world, self.site, events.Resume)
+
+
+@dataclass(frozen=True)
 class FailTraining(Fault):
     """The next local trainings of the site fail, so many of them; it is absent then."""
 

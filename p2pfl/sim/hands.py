@@ -109,7 +109,7 @@ def _restore(site: Site, start: StartRecord, digest: Digest) -> None:
 
 def _train(site: Site, effect: effects.Train) -> None:
     round_, changed = effect.round, dict[str, Any](effect.arguments)
-    steps = int(changed.pop("local_steps", site.world.local_steps))
+    steps = int(changed.pop("local_steps", site.world.local_steps[site.number]))
     if site.failing > 0:
         site.failing -= 1
         site.post(events.TrainingFailed(site.now, round_, "the test wants it to fail"))

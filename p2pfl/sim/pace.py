@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from p2pfl.errors import ConfigError
+from p2pfl.sim.absences import Absences, absences_of, check_kept, pauses
 from p2pfl.sim.compute import ComputeModel
 from p2pfl.sim.decisions import Decisions
 from p2pfl.sim.links import LinkModel
@@ -16,6 +17,7 @@ from p2pfl.sim.recording import Recording, record
 from p2pfl.sim.results import Columns
 from p2pfl.sim.scenario import TimeTable
 from p2pfl.sim.timing import Timing
+from p2pfl.sim.unequal_steps import with_steps
 from p2pfl.topology import Schedule
 
 if TYPE_CHECKING:
@@ -86,28 +88,47 @@ def pace_of(simulation: Simulation) -> Pace:
     if time is None:
         return Pace("none", schedule)
     links, compute = check_time(time, peers, simulation.seed)
+    compute = with_steps(compute, simulation.each, simulation.settings.local_steps)
     if time.clock == "model":
         return _modelled(simulation, links, compute)
+    absences = absences_of(simulation.faults, peers, simulation.seed)
     counts = [len(rows) for rows in simulation.parts.rows]
     recording = record(
         peers, topology=simulation.spec, rounds=schedule.rounds, closing_rounds=schedule.closing_rounds,
         content_bytes=content_bytes(simulation), seed=simulation.seed, links=links, compute=compute,
         samples=counts if simulation.weights == "samples" else [1] * peers,
-        local_steps=simulation.settings.local_steps, staleness=time.staleness,
-        deadline=simulation.plan.settings.training.deadline,
+        local_steps=simulation.each.tolist(), staleness=time.staleness,
+        deadline=simulation.plan.settings.training.deadline, faults=pauses(absences, schedule),
+        catch_up_rounds=simulation.plan.settings.training.catch_up_rounds,
+        limit_seconds=_longest(simulation, links, compute, absences) if absences else None,
     )  # fmt: skip
-    return Pace("machines", recording.schedule, _recorded(recording), recording.decisions)
+    check_kept(absences, recording.decisions, schedule.total)
+    return Pace("machines", recording.schedule, _recorded(recording, absences), recording.decisions)
 
 
-def _recorded(recording: Recording) -> Iterator[Step]:
+def _longest(simulation: Simulation, links: LinkModel, compute: ComputeModel, absences: Absences) -> float:
+    """Virtual seconds after which a run with absences has lost its way: a user's pause may have come after its end."""
+    deadline, schedule = simulation.plan.settings.training.deadline, simulation.schedule
+    timing = Timing(
+        schedule, links, compute, content_bytes(simulation), simulation.seed, heartbeats=False, absences=absences
+    )
+    return 10.0 * max(float(row.seconds.max()) for row in timing) + 2.0 * schedule.total * deadline
+
+
+def _recorded(recording: Recording, absences: Absences) -> Iterator[Step]:
     for t, row in enumerate(recording.decisions.rounds):
         floods = np.zeros(len(row.bytes)) if row.floods is None else row.floods
         mixed = sum(int(edges["sign"].sum()) for edges in row.edges)
         wanted = 0
         if t < recording.schedule.total:
             matrices = [mixing.matrix for mixing in recording.schedule.round(t).mixings]
-            wanted = sum(int(matrix.nnz) - int((matrix.diagonal() != 0).sum()) for matrix in matrices)
+            wanted = sum(_edges_between(matrix, absences.of(t)) for matrix in matrices)
         yield Step(row.seconds, row.bytes - floods, floods, mixed=mixed, wanted=wanted)
+
+
+def _edges_between(matrix: Any, away: np.ndarray) -> int:
+    coo = matrix.tocoo()
+    return int(((coo.row != coo.col) & ~np.isin(coo.row, away) & ~np.isin(coo.col, away)).sum())
 
 
 def check_pace(simulation: Simulation) -> None:
@@ -138,6 +159,7 @@ def _modelled(simulation: Simulation, links: Any, compute: Any) -> Pace:
     timing = Timing(
         simulation.schedule, links, compute, content_bytes(simulation), simulation.seed,
         deadline=simulation.plan.settings.training.deadline, heartbeats=few,
+        absences=absences_of(simulation.faults, simulation.parts.peers, simulation.seed),
     )  # fmt: skip
     nothing = np.full(simulation.parts.peers, np.nan)
     steps = (

@@ -18,13 +18,15 @@ import torch
 from p2pfl.data import Examples, Partition, Parts, from_arrays
 from p2pfl.errors import ConfigError
 from p2pfl.governance import Plan
+from p2pfl.sim.absences import absences_of, check_absences
 from p2pfl.sim.checks import check_simulation
 from p2pfl.sim.fault_sites import check_fault_times
 from p2pfl.sim.pace import check_time
 from p2pfl.sim.padding import without_padding
 from p2pfl.sim.results import SimResult
-from p2pfl.sim.scenario import EvaluateTable, FaultTable, TimeTable
+from p2pfl.sim.scenario import EvaluateTable, FaultTable, StepsTable, TimeTable
 from p2pfl.sim.simulation import Progress
+from p2pfl.sim.unequal_steps import steps_of_sites
 from p2pfl.sim.vector_setup import drawn_model
 from p2pfl.topology import Schedule
 from p2pfl.train.layout import Layout
@@ -58,6 +60,9 @@ class Simulation:
     device: str
     execution: str
     name: str
+    each: np.ndarray
+    """Local steps of each site, int64 [n]."""
+    steps: Sequence[StepsTable] = ()
     remarks: tuple[str, ...] = ()
     """What somebody should know before it trains: a fall-back, a partition with few examples."""
 
@@ -77,7 +82,7 @@ def prepare(
     plan: Plan, examples: Examples, *, partition: Partition, topology: Mapping[str, Any] | None, peers: int,
     rounds: int | None, closing_rounds: int | None, seed: int, training: Mapping[str, Any], weights: str,
     time: TimeTable | None, faults: Sequence[FaultTable], evaluate: EvaluateTable, device: str = "cpu",
-    execution: str = "auto", name: str = "",
+    execution: str = "auto", name: str = "", steps: Sequence[StepsTable] = (),
 ) -> Simulation:  # fmt: skip
     """Check everything that can be checked without training. Raises ConfigError, PlanError or DataError."""
     if peers < 1:
@@ -106,16 +111,16 @@ def prepare(
         settings.rule.name, settings.optimiser.name, sites=peers, edges=schedule.graph.number_of_edges(),
         staleness=staleness,
     )  # fmt: skip
-    absences = check_fault_times(faults, peers, seed, schedule.rounds, schedule.total)
+    each = steps_of_sites(steps, peers, seed, settings.local_steps)
+    absences = check_fault_times(faults, each > 0, seed, schedule.rounds, schedule.total)
     if time is not None:
         check_time(time, peers, seed)
-        if any(fault.kind == "absent" for fault in faults):
-            raise ConfigError("absent sites are not timed: leave [time] out, or make the site slow in its profiles")
+        check_absences(absences_of(faults, peers, seed), time, peers, schedule.total)
     remarks = check_plan(code, settings, examples, parts, execution)
     execution, padding = unpadded(code, settings, examples, parts, execution)
     simulation = Simulation(
         plan, code, settings, examples, parts, schedule, spec, shares, seed, weights, time, faults, evaluate,
-        device, execution, name or plan.settings.plan.name, remarks + padding + absences,
+        device, execution, name or plan.settings.plan.name, each, steps, remarks + padding + absences,
     )  # fmt: skip
     check_simulation(simulation)
     return simulation

@@ -118,7 +118,13 @@ def warnings_of(groups: Groups) -> list[str]:
                 'timing model does; for what they would have done, write clock = "machines".'
             )
         shares = [share for result in results if (share := result.facts.get("edges_mixed")) is not None]
-        if shares and min(shares) < MIXED_ENOUGH:
+        pause = any(fault["kind"] == "absent" for result in results for fault in result.facts.get("faults", ()))
+        if shares and min(shares) < MIXED_ENOUGH and pause:
+            said.append(
+                f"{name}: only {100 * min(shares):.0f} % of the deltas between sites that were there were mixed: where "
+                "users pause, neighbours may go on without the last delta, or wait for one that does not come."
+            )
+        elif shares and min(shares) < MIXED_ENOUGH:
             said.append(
                 f"{name}: only {100 * min(shares):.0f} % of the graph's deltas were mixed: rounds take longer than the "
                 "plan's deadline lets neighbours wait; raise the plan's deadline, or simulate shorter rounds."

@@ -41,8 +41,8 @@ class SimResult:
     evaluated, ``distance`` (sqrt(sum_i pi_i |x_i - x_bar|^2)) and each figure of the plan for the ``mean_model``, the
     ``worst_site``, the ``best_site`` and as mean over ``sites``. Not a number where nothing was evaluated.
 
-    ``sites``: columns over sites at the end: ``site``, ``examples``, ``neighbours``, ``seconds``, ``bytes``, and their
-    figures. ``edges`` [E, 2] of the union graph. ``facts``: everything that decides the numbers, and what ran.
+    ``sites``: columns over sites at the end: ``site``, ``examples``, ``neighbours``, ``local_steps``, ``seconds``,
+    ``bytes``, and their figures. ``edges`` [E, 2] of the union graph. ``facts``: everything that decides the numbers.
     ``cost``: seconds on the clock by phase. ``parameters`` [n, P] at the end, not saved unless asked.
     """
 

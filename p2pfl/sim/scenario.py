@@ -18,6 +18,7 @@ PAGE = "docs/simulations.md"
 LIMIT = 1024 * 1024  # bytes; the edges of a graph of some thousand sites
 MOST_PEERS = 1_000_000
 MOST_SEEDS = 1000
+MOST_STEPS = 100_000  # of one site in a round
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -73,6 +74,13 @@ class FaultTable(Table):
     last: int | None = Field(default=None, ge=0)  # None: to the end
 
 
+class StepsTable(Table):
+    """One ``[[steps]]``: sites that take another number of local steps than the plan or ``[training]`` says."""
+
+    sites: int | float | list[int]  # a site's number, a share of all sites drawn with the seed, or numbers
+    local_steps: int = Field(ge=0, le=MOST_STEPS)  # in a round; 0: mixes, does not train
+
+
 class EvaluateTable(Table):
     """``[evaluate]``: how often, and of how many sites; evaluation costs as much as training."""
 
@@ -95,6 +103,7 @@ class Scenario(Table):
     training: dict[str, Any] = Field(default={})  # in place of the plan's [training]
     time: TimeTable | None = None
     fault: list[FaultTable] = Field(default=[])
+    steps: list[StepsTable] = Field(default=[])  # the last one that names a site holds
     evaluate: EvaluateTable = EvaluateTable()
 
     @field_validator("data", "partition", "topology")
@@ -167,6 +176,8 @@ def varied(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
         table, dot, key = SHORT.get(name, name).partition(".")
         if not dot or table not in values:
             raise ConfigError(f"{name!r} cannot be varied; use {', '.join(SHORT)}, or table.key of the scenario")
+        if isinstance(values[table], list):
+            raise ConfigError(f"{name!r} cannot be varied: there may be several [[{table}]]; write another scenario")
         if key == "kind" and table in ("topology", "partition"):
             values[table] = {"kind": value}
         else:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from p2pfl.data import Examples, Partition
 from p2pfl.governance import Plan, read_plan
-from p2pfl.sim.arguments import faults_of, mapping_of, partition_of, spec_of, table_of, text, whole
+from p2pfl.sim.arguments import faults_of, mapping_of, partition_of, spec_of, steps_of, table_of, text, whole
 from p2pfl.sim.results import SimResult
-from p2pfl.sim.scenario import EvaluateTable, FaultTable, TimeTable
+from p2pfl.sim.scenario import EvaluateTable, FaultTable, StepsTable, TimeTable
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -36,6 +36,7 @@ def simulate(
     weights: str = "samples",
     time: TimeTable | Mapping[str, Any] | None = None,
     faults: Sequence[FaultTable | Mapping[str, Any]] = (),
+    steps: Sequence[StepsTable | Mapping[str, Any]] = (),
     evaluate: EvaluateTable | Mapping[str, Any] | None = None,
     device: str = "cpu",
     execution: str = "auto",
@@ -49,7 +50,7 @@ def simulate(
     ``partition``: from `p2pfl.data`, or as a scenario has it (default: `iid`). ``topology``: a kind, a spec or a
     networkx graph on the positions 0 to peers - 1 (default: the plan's, or a ring).
     ``rule``, ``training``: in place of what the plan says. ``weights``: "samples" or "equal" shares. ``time``,
-    ``faults``, ``evaluate``: as in a scenario (docs/simulations.md). ``execution``: "auto", "compiled",
+    ``faults``, ``steps``, ``evaluate``: as in a scenario (docs/simulations.md). ``execution``: "auto", "compiled",
     "traced", "eager", "loop". ``progress`` is called with (rounds done, rounds).
 
     The same arguments give the same numbers, whatever the chunks; on another kind of processor up to rounding. An
@@ -69,6 +70,7 @@ def simulate(
         closing_rounds=None if closing_rounds is None else whole("closing_rounds", closing_rounds),
         seed=whole("seed", seed), training=changes, weights=text("weights", weights),
         time=None if time is None else table_of(TimeTable, "time", time), faults=faults_of(faults),
+        steps=steps_of(steps),
         evaluate=EvaluateTable() if evaluate is None else table_of(EvaluateTable, "evaluate", evaluate),
         device=text("device", device), execution=text("execution", execution), name=text("name", name),
     )  # fmt: skip

@@ -126,6 +126,7 @@ def prepared(cell: Cell, inputs: Inputs) -> Simulation:
         peers=scenario.scenario.peers, rounds=scenario.scenario.rounds,
         closing_rounds=scenario.scenario.closing_rounds, seed=cell.seed, training=_training(scenario),
         weights=scenario.scenario.weights, time=scenario.time, faults=scenario.fault, evaluate=scenario.evaluate,
+        steps=scenario.steps,
         execution=scenario.scenario.execution, device=scenario.scenario.device,
         name=scenario.scenario.name,
     )  # fmt: skip

@@ -1,9 +1,10 @@
-"""Seconds and bytes of synchronous rounds without faults, for thousands of sites, without machines.
+"""Seconds and bytes of synchronous rounds, for thousands of sites, without machines.
 
 The same link and compute models as the virtual clock, one array operation for all sites at a time. A site trains,
 encodes, commits and announces; its neighbours ask for the content, which shares its uplink; who has all it waits for
-mixes and goes on. Checked against real machines in `tests/sim/test_sim_timing.py`; `docs/simulated-time.md` says what
-is left out.
+mixes and goes on. A site that is away neither works nor sends, and nobody waits for it. Checked
+against real machines in `tests/sim/test_sim_timing.py` and `test_sim_absences.py`; what is left out says
+`docs/simulated-time.md`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.gossip.heartbeat import MAX_CORES_TOLD
 from p2pfl.gossip.messages import INLINE_LIMIT
 from p2pfl.gossip.presence import BEAT
+from p2pfl.sim.absences import Absences, begins_of_round
 from p2pfl.sim.compute import ComputeModel
 from p2pfl.sim.links import LinkModel
 from p2pfl.sim.patience import Patience
@@ -91,7 +93,8 @@ class Timing:
     linked: str = "graph"
     deadline: float = np.inf
     heartbeats: bool = True
-    _known: dict[tuple[int, int], tuple[Mixing, _Edges]] = field(default_factory=dict, repr=False)
+    absences: Absences = field(default_factory=Absences)
+    _known: dict[tuple[int, int, bytes], tuple[Mixing, _Edges]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.links.loss or self.links.reorder or self.links.duplicate:
@@ -119,13 +122,15 @@ class Timing:
     def step(self) -> RoundTimes:
         """The next round. IllegalStep after the last one."""
         n, edges = len(self._free), self._edges_of_round(self._round)
+        left_off, here = self._free, ~np.isin(np.arange(n), self.absences.of(self._round))
         mixes = [item.degree > 0 for item in edges]
-        mixes[0] |= ~np.any(mixes, axis=0)  # who has no neighbours commits and mixes alone
+        mixes[0] |= here & ~np.any(mixes, axis=0)  # who has no neighbours commits and mixes alone
         own = float(np.mean(np.sum(mixes, axis=0)))  # messages of a site in this round
         told = min(MAX_CORES_TOLD, self._cores + own / 2)
         self._slow_down(told)
         following = self._seconds_of_work(self._round + 1)
-        began, ready = self._free, self._worked(self._free, self._work)
+        began = begins_of_round(self.absences, self.schedule, self._round, self._free)
+        ready = np.where(here, self._worked(began, self._work), began)
         waited, announced, missed = np.zeros(n), np.zeros(n), 0
         for step, item in enumerate(edges):
             then = self._then(edges[step + 1 :], following)
@@ -147,7 +152,7 @@ class Timing:
             waited=waited,
             content=sum(item.degree for item in edges) * self.content_bytes,
             announcements=announced,
-            floods=(ready - began) * self._beats(told),
+            floods=(ready - left_off) * self._beats(told),
             missed=missed,
         )
 
@@ -230,14 +235,16 @@ class Timing:
     # --- who waits for whom, and bytes
 
     def _edges_of_round(self, round_: int) -> list[_Edges]:
-        return [self._edges(mixing, step) for step, mixing in enumerate(self.schedule.round(round_).mixings)]
+        away = self.absences.of(round_)
+        return [self._edges(mixing, step, away) for step, mixing in enumerate(self.schedule.round(round_).mixings)]
 
-    def _edges(self, mixing: Mixing, step: int) -> _Edges:
-        known = self._known.get((id(mixing), step))
+    def _edges(self, mixing: Mixing, step: int, away: Array) -> _Edges:
+        key = (id(mixing), step, away.tobytes())
+        known = self._known.get(key)
         if known is None:
             if len(self._known) > KEPT:
                 self._known.clear()
-            known = self._known[id(mixing), step] = (mixing, _edges_of(mixing, step, self._patience))
+            known = self._known[key] = (mixing, _edges_of(mixing, step, self._patience, away))
         return known[1]
 
     def _beats(self, told: float) -> Array:
@@ -260,9 +267,10 @@ def _announcement(degree: Array) -> Array:
     return ANNOUNCEMENT[0] + ANNOUNCEMENT[1] * degree
 
 
-def _edges_of(mixing: Mixing, step: int, patience: Patience) -> _Edges:
+def _edges_of(mixing: Mixing, step: int, patience: Patience, away: Array) -> _Edges:
     coo = mixing.matrix.tocoo()
     real = (coo.row != coo.col) & (coo.data != 0.0)
+    real &= ~(np.isin(coo.row, away) | np.isin(coo.col, away))
     receivers, senders = coo.row[real], coo.col[real]
     order = np.argsort(receivers, kind="stable")
     degree = np.bincount(receivers, minlength=len(mixing.nodes))

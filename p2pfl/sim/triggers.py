@@ -36,12 +36,23 @@ class InState:
     after: float = 0.0
 
 
-When = At | InState
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """When each of these sites has begun its round here or a later one, or has nothing left to do in the run."""
+
+    rounds: tuple[tuple[int, int], ...]  # (site, round)
+
+    def reached(self, world: VirtualConsortium) -> bool:
+        """Whether that is so now."""
+        return all(_has_begun(world.sites[number], round_) for number, round_ in self.rounds)
+
+
+When = At | InState | Begun
 
 
 @dataclass(slots=True)
 class _Waiting:
-    when: InState
+    when: InState | Begun
     fault: Fault
     seen: int = 0
 
@@ -80,17 +91,28 @@ class Triggers:
         due = []
         for item in self._waiting:
             when = item.when
-            if when.site == site.number and when.state is place[0] and when.round in (None, place[1][0]):
+            if isinstance(when, Begun):
+                if when.reached(self._world):
+                    due.append(item)
+            elif when.site == site.number and when.state is place[0] and when.round in (None, place[1][0]):
                 item.seen += 1
                 if item.seen == when.count:
                     due.append(item)
         for item in due:
-            self._waiting.remove(item)
-            if item.when.after:
-                self._world.clock.after(item.when.after, lambda fault=item.fault: self._strike(fault))  # type: ignore[misc]
+            self._waiting.remove(item)  # all of them first: what strikes may come back here, and would strike them, too
+        for item in due:
+            after = 0.0 if isinstance(item.when, Begun) else item.when.after
+            if after:
+                self._world.clock.after(after, lambda fault=item.fault: self._strike(fault))  # type: ignore[misc]
             else:
                 self._strike(item.fault)
 
     def _strike(self, fault: Fault) -> None:
         self.struck.append((self._world.clock.now, fault))
         fault.strike(self._world)
+
+
+def _has_begun(site: Site, round_: int) -> bool:
+    machine = site.machine
+    begun = machine is not None and machine.state is not State.PROPOSING and machine.context.position[0] >= round_
+    return begun or (bool(site.round_times) and site.finished)  # before it was started, it is not finished

@@ -41,7 +41,8 @@ class VirtualConsortium:
     only those of the "graph". ``staleness`` above 0: an asynchronous run. ``content_bytes``: simulated size of each
     delta, which is then pulled; 0 sends the real bytes, inside announcements where they fit. ``argument_problem`` and
     ``tolerance`` are what the plan says about a change of arguments (by default: all is allowed) and about distances at
-    the end. ``folder`` takes audit logs (``audited``) and real sessions' files.
+    the end. ``local_steps``: of all sites, or of each. ``folder`` takes audit logs (``audited``) and real sessions'
+    files.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class VirtualConsortium:
         patience: float = 60.0,
         catch_up_rounds: int = CATCH_UP_ROUNDS,
         approve_after: float = 0.5,
-        local_steps: int = 1,
+        local_steps: int | Sequence[int] = 1,
         staleness: int = 0,
         content_bytes: int = 0,
         minimum_contributors: int = 1,
@@ -72,7 +73,10 @@ class VirtualConsortium:
         audited: bool = False,
     ) -> None:
         _check(signatures, training, linked)
-        self.seed, self.approve_after, self.local_steps = seed, approve_after, local_steps
+        self.seed, self.approve_after = seed, approve_after
+        self.local_steps = [local_steps] * sites if isinstance(local_steps, int) else list(local_steps)
+        if len(self.local_steps) != sites:
+            raise ConfigError(f"local steps of {len(self.local_steps)} sites for {sites}; give one number, or one each")
         self.content_bytes, self.audited, self.staleness = content_bytes, audited, staleness
         self.argument_problem, self.tolerance = argument_problem, tolerance
         self.compute, self.clock = compute or ComputeModel(), Clock()

@@ -58,6 +58,21 @@ def test_dry_run_trains_nothing(folder: Path, capsys: pytest.CaptureFixture[str]
     assert not (folder / "results").exists()
 
 
+def test_unequal_local_steps_in_a_sweep(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "unequal.toml").write_text(SCENARIO + "[[steps]]\nsites = 1\nlocal_steps = 1\n")
+    vary = ("--vary", "local_steps=2,4", "--seeds", 1, "--out", "s", "--json")
+    done = do(capsys, "sim", "sweep", "unequal.toml", *vary)
+    assert done.code == 0, done.err
+    values = json.loads(done.out)
+    assert [value["local_steps"] for value in values] == [2, 4]
+    assert [value["steps"] for value in values] == [[{"sites": 1, "local_steps": 1}]] * 2
+    assert json.loads(do(capsys, "sim", "sweep", "unequal.toml", *vary, "--resume").out) == values
+    other = do(capsys, "sim", "sweep", "blobs.toml", *vary, "--resume")
+    assert other.code == 1 and "results of other runs" in other.sentence()
+    refused = do(capsys, "sim", "sweep", "unequal.toml", "--vary", "steps.sites=1,2", "--dry-run")
+    assert refused.code == 1 and "there may be several [[steps]]" in refused.sentence()
+
+
 @pytest.mark.parametrize("library", ["pyarrow", "matplotlib"])
 def test_a_missing_library_is_told_before_anything_is_read(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, library: str

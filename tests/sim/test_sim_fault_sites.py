@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
+
+from p2pfl.errors import ConfigError
 from p2pfl.sim.fault_sites import check_fault_times, sites_of_fault
 from p2pfl.sim.profiles import chosen_sites
 from p2pfl.sim.scenario import FaultTable
@@ -9,6 +13,10 @@ from p2pfl.sim.scenario import FaultTable
 
 def absent(sites: object, first: int = 0, last: int | None = None) -> FaultTable:
     return FaultTable.model_validate({"kind": "absent", "sites": sites, "first": first, "last": last})
+
+
+def all_of(sites: int) -> np.ndarray:
+    return np.ones(sites, dtype=bool)
 
 
 def test_two_faults_of_one_kind_are_at_sites_of_their_own() -> None:
@@ -20,8 +28,19 @@ def test_two_faults_of_one_kind_are_at_sites_of_their_own() -> None:
 
 def test_rounds_without_anybody_are_told() -> None:
     everybody = [absent([0, 1], 0, 4), absent([2, 3], 3)]
-    assert check_fault_times(everybody, 4, 0, 10, 11) == ("all sites are absent in round 3: nobody trains in it",)
-    assert check_fault_times(everybody, 5, 0, 10, 11) == ()
-    assert check_fault_times([absent([0, 1], 0, 4), absent([2, 3], 5)], 4, 0, 10, 11) == ()
-    assert check_fault_times([absent([0, 1, 2, 3], 10)], 4, 0, 10, 11) == (), "closing rounds train nobody"
-    assert check_fault_times([], 4, 0, 10, 11) == ()
+    assert check_fault_times(everybody, all_of(4), 0, 10, 11) == (
+        "all sites are absent in round 3: nobody trains in it",
+    )
+    assert check_fault_times(everybody, all_of(5), 0, 10, 11) == ()
+    assert check_fault_times([absent([0, 1], 0, 4), absent([2, 3], 5)], all_of(4), 0, 10, 11) == ()
+    assert check_fault_times([absent([0, 1, 2, 3], 10)], all_of(4), 0, 10, 11) == (), "closing rounds train nobody"
+    assert check_fault_times([], all_of(4), 0, 10, 11) == ()
+
+
+def test_who_has_no_local_steps_does_not_count_as_there() -> None:
+    only_two = np.array([True, True, False, False])
+    said = ("all sites that have local steps are absent in round 4: nobody trains in it",)
+    assert check_fault_times([absent([0, 1], 4, 5)], only_two, 0, 10, 11) == said
+    assert check_fault_times([absent([1, 2, 3], 4)], only_two, 0, 10, 11) == ()
+    with pytest.raises(ConfigError, match="all sites that have local steps are absent in every training round"):
+        check_fault_times([absent([0, 1])], only_two, 0, 10, 11)

@@ -81,7 +81,9 @@ def test_worst_and_best_of_a_figure_that_is_better_when_lower(tmp_path: Path, fi
     assert again.facts["lower_is_better"] == (["misses"] if line else [])
 
 
-@pytest.mark.parametrize("figure", ["share", "site", "seconds", "neighbours", "bytes", "heartbeat_bytes"])
+@pytest.mark.parametrize(
+    "figure", ["share", "site", "seconds", "neighbours", "local_steps", "bytes", "heartbeat_bytes"]
+)
 def test_a_figure_named_like_a_column_of_the_sites_is_refused(tmp_path: Path, figure: str) -> None:
     plan = write_plan(tmp_path / "plan")
     (plan / "plan.py").write_text((plan / "plan.py").read_text().replace('"accuracy":', f'"{figure}":'))

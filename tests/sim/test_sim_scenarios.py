@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from sim_worlds import SCENARIO, write_scenario
 
 from p2pfl.errors import P2PFLError
 from p2pfl.sim import Inputs, cells_of, prepared, read_scenario, read_variation, varied
+from p2pfl.sim.profiles import chosen_sites
+from p2pfl.sim.results import FORMAT
 
 
 @pytest.fixture
@@ -60,6 +64,18 @@ BAD = {
         ("[topology]", '[[fault]]\nkind = "lying"\nsites = [1]\nfirst = 3\nlast = 2\n[topology]'), "a fault ends in round 2"),
     "faults under a rule without them": (
         ('"ring"', '"chain"\n[training]\nrule = "relaysgd"\n[[fault]]\nkind = "lying"\nsites = [1]'), "without losses and faults"),
+    "steps of no site": (("[topology]", "[[steps]]\nsites = [6]\nlocal_steps = 1\n[topology]"), "steps 0: sites [6]"),
+    "steps of a share above all": (("[topology]", "[[steps]]\nsites = 1.5\nlocal_steps = 1\n[topology]"), "steps 0: 1.5"),
+    "steps below none": (("[topology]", "[[steps]]\nsites = 1\nlocal_steps = -1\n[topology]"), "steps.0.local_steps is -1"),
+    "far too many steps": (
+        ("[topology]", "[[steps]]\nsites = 1\nlocal_steps = 100001\n[topology]"), "steps.0.local_steps is 100001"),
+    "steps of a part": (("[topology]", "[[steps]]\nsites = 1\nlocal_steps = 1.5\n[topology]"), "steps.0.local_steps is 1.5"),
+    "steps without a number": (("[topology]", "[[steps]]\nsites = 1\n[topology]"), "steps.0.local_steps is missing"),
+    "steps as one table": (("[topology]", "[steps]\nsites = 1\nlocal_steps = 1\n[topology]"), "steps"),
+    "nobody trains": (("[topology]", "[[steps]]\nsites = 1.0\nlocal_steps = 0\n[topology]"), "so nobody trains"),
+    "nobody who trains is there": (
+        ("[topology]", '[[steps]]\nsites = [1, 2, 3, 4, 5]\nlocal_steps = 0\n[[fault]]\nkind = "absent"\nsites = 0\n[topology]'),
+        "all sites that have local steps are absent"),
     "uplinks full of heartbeats": (("[topology]", "[time]\nbandwidth = 100.0\n[topology]"), "give more bandwidth"),
     "not TOML": (("[scenario]", "[scenario"), "not valid TOML"),
 }  # fmt: skip
@@ -136,3 +152,51 @@ def test_a_cell_is_known_by_what_decides_its_numbers(scenario: Path, tmp_path: P
         assert changed.key != one.key, changes
     assert cells_of(read, {}, [1], lambda scenario: "inputs")[0].key != one.key
     assert cells_of(read, {}, [0], lambda scenario: "other inputs")[0].key != one.key
+
+
+UNEQUAL = """
+[[steps]]
+sites = 0.5
+local_steps = 1
+
+[[steps]]
+sites = [0, 3]
+local_steps = 5
+"""
+
+
+def test_tables_of_local_steps_come_through_a_scenario(scenario: Path) -> None:
+    plain = read_scenario(scenario)
+    scenario.write_text(SCENARIO + UNEQUAL)
+    read, inputs = read_scenario(scenario), Inputs()
+    assert [table.model_dump() for table in read.steps] == [
+        {"sites": 0.5, "local_steps": 1}, {"sites": [0, 3], "local_steps": 5},
+    ]  # fmt: skip
+    assert type(read).model_validate(read.model_dump()) == read
+    assert varied(read, {"local_steps": 4}).steps == read.steps
+    (cell,) = cells_of(read, {}, [0], inputs.digest)
+    drawn = set(chosen_sites("steps 0", 0.5, 6, 0))
+    wanted = [5 if site in (0, 3) else 1 if site in drawn else 3 for site in range(6)]
+    simulation = prepared(cell, inputs)
+    assert simulation.each.tolist() == wanted and len(set(wanted)) == 3, "the later table wins; 3 is the plan's"
+    keys = {cells_of(one, {}, [0], inputs.digest)[0].key for one in (plain, read, varied(plain, {"local_steps": 4}))}
+    assert len(keys) == 3
+
+
+def test_a_scenario_without_tables_of_steps_has_the_key_that_it_always_had(scenario: Path) -> None:
+    """The digest of the same values without the name of the table: results of before are found under --resume."""
+    (cell,) = cells_of(read_scenario(scenario), {}, [0], lambda scenario: "inputs")
+    values = cell.scenario.model_dump()
+    assert values.pop("steps") == []
+    for name in ("name", "description", "seeds", "plan"):
+        del values["scenario"][name]
+    del values["data"]["path"]
+    text = json.dumps([FORMAT, values, 0, "inputs"], sort_keys=True)
+    assert cell.key == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_one_of_several_tables_is_not_varied(scenario: Path) -> None:
+    scenario.write_text(SCENARIO + UNEQUAL)
+    for name in ("steps.local_steps", "fault.size"):
+        with pytest.raises(P2PFLError, match="there may be several"):
+            varied(read_scenario(scenario), {name: 2})

@@ -61,3 +61,17 @@ def test_optimisers_and_ways(tmp_path: Path, optimiser: dict[str, Any], executio
     run = finished(vectorised(deployed, data, settings, execution=execution))
     assert run.execution.chosen == execution
     assert float((run.x - deployed.x).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
+@pytest.mark.parametrize(("kind", "sites"), [("ring", 5), ("full", 4), ("hierarchical", 6)])
+@pytest.mark.parametrize("execution", ["loop", "eager"])
+def test_unequal_local_steps(tmp_path: Path, rule: str, kind: str, sites: int, execution: str) -> None:
+    """Also a site that mixes and never trains."""
+    data, settings, steps = tables(sites), settings_of(rule), [3, 0, 1, 7, 2, 3][:sites]
+    deployed = virtual_clock(tmp_path, data, settings, TOPOLOGIES[kind], rounds=20, closing=2, steps=steps)
+    own = [steps[number] for number in deployed.order]
+    run = finished(vectorised(deployed, data, settings, execution=execution, steps=own))
+    assert float((run.x - deployed.x).abs().max()) < 1e-12
+    equal = finished(vectorised(deployed, data, settings, execution=execution))
+    assert float((equal.x - deployed.x).abs().max()) > 1e-3, "or the numbers of steps decide nothing"

@@ -112,9 +112,10 @@ def in_memory(folder: Path, data: Any, settings: dict[str, Any], topology: Any, 
 
 
 def virtual_clock(
-    folder: Path, data: Any, settings: dict[str, Any], topology: Any, rounds: int, closing: int
-) -> Deployed:
-    """Real machines and sessions under the virtual clock."""
+    folder: Path, data: Any, settings: dict[str, Any], topology: Any, rounds: int, closing: int,
+    steps: Sequence[int] | None = None,
+) -> Deployed:  # fmt: skip
+    """Real machines and sessions under the virtual clock; ``steps`` of each file's site where they differ."""
     files = write(folder, data)
 
     def trainer(number: int) -> Session:
@@ -124,7 +125,8 @@ def virtual_clock(
 
     world = VirtualConsortium(
         len(data), topology=topology, rounds=rounds, closing_rounds=closing, training=trainer,
-        samples=[len(label) for _, label in data], local_steps=settings["local_steps"], deadline=600.0, folder=folder,
+        samples=[len(label) for _, label in data], local_steps=steps or settings["local_steps"],
+        deadline=600.0, folder=folder,
     )  # fmt: skip
     world.begin()
     assert world.run(world.done, limit_seconds=1e6)
