@@ -29,6 +29,7 @@ class Attendance:
     deliveries: Deliveries
     awaited_again: Callable[[], None]  # while collecting: somebody is waited for again
     missed: Counter[PeerId] = field(default_factory=Counter)  # deadlines in a row each neighbour let pass
+    away_from: dict[PeerId, int] = field(default_factory=dict)  # the round from which a neighbour said it is away
     was_away: bool = False  # neighbours may believe that they need not wait for this peer
 
     # --- the neighbours
@@ -56,9 +57,9 @@ class Attendance:
             context.log("absent", {"peer": peer, "round": round_, "until": round_ + 1, "reason": reason})
 
     def mixed(self, peer: PeerId, round_: int) -> None:
-        """Its message goes into a mixing: whatever was before, it is there."""
+        """Its message goes into a mixing: it is there, unless it has said that it is away from a later round on."""
         self.missed[peer] = 0
-        if peer in self.context.missing and peer in self.context.linked:
+        if not self._before_absence(peer, round_) and peer in self.context.missing and peer in self.context.linked:
             self._back(peer, round_)
 
     def heard(self, peer: PeerId, round_: int) -> None:
@@ -67,7 +68,7 @@ class Attendance:
         One round behind counts as present: it is on its way, and waiting for it brings both back in step. Words do
         not help one that let several deadlines pass: it is awaited again once a delta of its was really mixed.
         """
-        if round_ >= self.context.position[0] - 1 and self._only_late(peer):
+        if round_ >= self.context.position[0] - 1 and self._only_late(peer) and not self._before_absence(peer, round_):
             self._back(peer, round_)
 
     def alive(self, peer: PeerId, round_: int, taking_part: bool) -> None:
@@ -88,15 +89,21 @@ class Attendance:
             return
         if not away.back:
             if away.round >= context.position[0] - 1:
+                self.away_from[peer] = away.round
                 self.mark_missing(peer, f"it says: {away.reason}")
             return
         if not context.position[0] - SETTLING_WINDOW <= away.round <= context.position[0] + SETTLING_WINDOW:
             return
+        self.away_from.pop(peer, None)
         # it only begins that round: whoever took it to be through would leap past it, and be leapt past in turn
         self.deliveries.begins(peer, away.round)
         if self._only_late(peer):
             self._back(peer, away.round)
             self._wait_again()
+
+    def _before_absence(self, peer: PeerId, round_: int) -> bool:
+        """Its message of this round says nothing of its return: it left after it."""
+        return round_ < self.away_from.get(peer, 0)
 
     def _only_late(self, peer: PeerId) -> bool:
         context = self.context

@@ -263,6 +263,28 @@ def test_pause_and_resume(tmp_path: Path) -> None:
     assert all(site.machine and site.machine.rounds.biased == 0 for site in world.sites.values())
 
 
+def test_a_pause_that_was_told_is_not_waited_for_although_the_last_message_is_mixed_after_it(tmp_path: Path) -> None:
+    """Its neighbours still wait for somebody else in the round that it has mixed, and hear of the pause meanwhile."""
+    world = bottle(tmp_path, rounds=12, deadline=30.0)
+    world.begin()
+    world.run(lambda: world.machine(0).rounds.rounds_done == 4)
+    world[0].hold_training = True
+    world.run(lambda: world.machine(2).context.position[0] == 5 and world.machine(2).state is State.COLLECTING)
+    world[2].post(events.Pause(world.now))
+    world.run(lambda: world.machine(2).state is State.PAUSED and world[2].peer_id in world.machine(1).context.missing)
+    assert world.machine(1).context.position == (5, 0), "its message of this round is still to be mixed"
+    world[0].hold_training = False
+    world[0].post(events.TrainingFailed(world.now, 5, "the loss is not finite"))
+    world.run(lambda: world.machine(1).rounds.rounds_done == 9)
+    for number in (1, 3):
+        reasons = [entry["reason"] for entry in world[number].entries("absent") if entry["peer"] == world[2].peer_id]
+        assert reasons == ["it says: paused by the user"]
+    world[2].post(events.Resume(world.now))
+    world.run()
+    assert world.done()
+    assert all(world.machine(number).rounds.biased == 0 for number in range(4))
+
+
 def test_failing_training_makes_a_site_absent_for_the_round(tmp_path: Path) -> None:
     world = bottle(tmp_path, rounds=8, deadline=2.0)
     world.begin()
