@@ -128,7 +128,10 @@ def timed(rival: Rival, python: Path, variables: Mapping[str, str]) -> dict[str,
         lines = [line for line in out.read_text(errors="replace").splitlines() if line.startswith("{")]
         if status != 0 or not lines:
             raise Failed(reason(err.read_text(errors="replace"), f"ended with status {status} and no result"))
-        return dict(json.loads(lines[-1]))
+        try:
+            return dict(json.loads(lines[-1]))
+        except ValueError:
+            raise Failed(f"its result cannot be read: {lines[-1][:80]}") from None
 
 
 def end(process: subprocess.Popen[bytes], mark: str) -> None:

@@ -151,10 +151,9 @@ class RunFacts:
         """Nothing of this run stands in the log."""
         return self == RunFacts()
 
-    @property
-    def relayed(self) -> bool:
-        """Whether what was mixed stays in, also where an entry says that it was taken back."""
-        return any(channel == RELAY for _, _, channel in self.sent_at)
+    def relayed(self) -> frozenset[tuple[int, int]]:
+        """Rounds and steps in which sums were relayed: what was mixed there stays in, whatever is taken back."""
+        return frozenset((round_, step) for round_, step, channel in self.sent_at if channel == RELAY)
 
     def net(self, peer: str, place: Place) -> bool:
         """Whether the displacement over this edge stays in the owner's model."""

@@ -87,7 +87,7 @@ def lineage(logs: Sequence[LogFacts], digest: str) -> Lineage:
     cited.append(Cited(owner, started.entry))
     if started.charter in log.charters:
         cited.append(Cited(owner, log.charters[started.charter]))
-    plain = not started.staleness and not any(item.relayed for item in facts.values())
+    plain = not started.staleness and not any(item.relayed() for item in facts.values())
     linear = plain and not any(item.caught_up for item in facts.values())
     steps, weights, rounds = _backwards(facts, owner)
     known = sorted({owner, *rounds, *started.participants})
@@ -154,8 +154,9 @@ def _backwards(facts: dict[str, RunFacts], owner: str) -> tuple[list[Step], Weig
 def _edges_of(facts: RunFacts) -> dict[Place, Edges]:
     """The edges that stayed in a site's model, by the place of the messages; in peer-id order."""
     found: dict[Place, list[tuple[str, float]]] = defaultdict(list)
+    relayed = facts.relayed()
     for (peer, round_, step), mixed in sorted(facts.mixed.items()):
-        if facts.relayed or facts.net(peer, (round_, step)):
+        if (round_, step) in relayed or facts.net(peer, (round_, step)):
             found[(round_, step)].append((peer, mixed.weight))
     return {place: tuple(rows) for place, rows in found.items()}
 

@@ -21,7 +21,7 @@ from p2pfl.gossip.starting import Starting, schedule_of
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId, RunId, StartRecord
 
-STATE_FORMAT = 3
+STATE_FORMAT = 4
 STATE_LIMIT = 64 << 20  # bytes; what 50 neighbours signed within the window is some 2 MB
 STATE_ITEMS = 1 << 20
 WITHOUT_STATE = "this peer was restarted without its stored state"

@@ -519,6 +519,7 @@ class Rounds:
             "last_mixed": dict(self.last_mixed),
             "contributed": {peer: [list(item) for item in rounds.ranges] for peer, rounds in self.contributed.items()},
             "missed": dict(self.attendance.missed),
+            "away_from": dict(self.attendance.away_from),
             "biased": self.biased,
             "finished": self.finished,
             "loss": self.loss,
@@ -539,6 +540,7 @@ class Rounds:
             self.contributed[PeerId(peer)] = RoundSet([position_of(item) for item in ranges])
         self.finished = kept["finished"]
         self.attendance.missed = Counter({PeerId(peer): count for peer, count in kept["missed"].items()})
+        self.attendance.away_from = {PeerId(peer): round_ for peer, round_ in kept["away_from"].items()}
         self.loss, self.distance = kept["loss"], kept["distance"]
         self.digest = None if kept["digest"] is None else Digest(kept["digest"])
         self.pace.recall(kept["pace"])

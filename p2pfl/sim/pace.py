@@ -19,6 +19,7 @@ from p2pfl.sim.scenario import TimeTable
 from p2pfl.sim.timing import Timing
 from p2pfl.sim.unequal_steps import with_steps
 from p2pfl.topology import Schedule
+from p2pfl.train.relays import message_size
 
 if TYPE_CHECKING:
     from p2pfl.sim.preparing import Simulation
@@ -150,8 +151,8 @@ def check_time(time: TimeTable, peers: int, seed: int) -> tuple[LinkModel, Compu
 
 def content_bytes(simulation: Simulation) -> int:
     """What one site's message of one mixing weighs, all channels."""
-    settings = simulation.settings
-    return simulation.layout.shared_size * settings.dtype.itemsize * len(settings.rule.channels)
+    width, shared = simulation.settings.dtype.itemsize, simulation.layout.shared_size
+    return sum(message_size(channel, shared, width) for channel in simulation.settings.rule.channels)
 
 
 def _modelled(simulation: Simulation, links: Any, compute: Any) -> Pace:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-FORMAT = 1
+FORMAT = 2
 FACTS, ROUNDS, SITES, PARAMETERS = "result.json", "rounds.parquet", "sites.parquet", "parameters.safetensors"
 FACTS_LIMIT = 512 * 1024 * 1024  # bytes; a full graph of 5,000 peers has 12.5 million edges
 

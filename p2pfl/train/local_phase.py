@@ -32,9 +32,8 @@ from p2pfl.train.traced_paths import CompiledPath, TracedPath
 WAYS = ("compiled", "traced", "eager", "loop")
 CHUNK_NUMBERS = 780_000  # parameters and inputs of a chunk: 128 sites of the MLP 64-64-10, the fastest of 32 to 250
 COMPILED_NUMBERS = 200_000  # what costs less per call may take less at once: 32 sites, the fastest of 24 to 96
-BLOCK_SITES = (
-    512  # whose batches are drawn at once: for chunks of few sites, torch's calls would cost more than the draws
-)
+BLOCK_NUMBERS = 8_000_000  # parameters, and inputs of all steps, of a block: where they are copied, and drawn for
+BLOCK_SITES = 512  # at most; for chunks of few sites torch's calls would cost more than the draws
 COMPILE_SECONDS = 30.0  # what compiling is expected to take, before it is known
 TRACE_SECONDS = 0.5  # what recording is expected to take per local step, and what it saves has to make up for
 TRIALS = 2  # measured calls per way, after one that warms up; the faster one counts
@@ -97,7 +96,7 @@ class LocalPhase:
         self._plan, self._module, self._layout, self._rule = plan, module, layout, rule
         self._way, self._deployed = way, deployed
         self._on_cpu = torch.device(device).type == "cpu"
-        self._chunk, self._numbers = chunk, layout.size + inputs
+        self._chunk, self._parameters, self._inputs = chunk, layout.size, inputs
         self._threads = torch.get_num_threads() if self._on_cpu else 1
         self._paths: list[Path] = []
         self.execution = Execution("none", "nothing was trained yet", 0, self._threads)
@@ -110,7 +109,8 @@ class LocalPhase:
             trial = _Trial(sites, rows, data, context)
             self._run_all([lambda: self._choose(trial, len(rows) * rounds)])
         size = self.execution.chunk
-        per_block = max(1, min(BLOCK_SITES, math.ceil(len(rows) / len(self._paths))) // size) * size
+        most = min(BLOCK_SITES, BLOCK_NUMBERS // (self._parameters + self._inputs * context.steps))
+        per_block = max(1, min(most, math.ceil(len(rows) / len(self._paths))) // size) * size
         blocks = [rows[start : start + per_block] for start in range(0, len(rows), per_block)]
 
         def share(path: Path, part: range) -> None:
@@ -173,7 +173,7 @@ class LocalPhase:
 
     def _size(self, way: str, sites: int) -> int:
         numbers = COMPILED_NUMBERS if way == "compiled" else CHUNK_NUMBERS
-        return self._chunk or even(sites, self._threads, max(1, numbers // self._numbers))
+        return self._chunk or even(sites, self._threads, max(1, numbers // (self._parameters + self._inputs)))
 
     def _path(self, way: str, size: int) -> Path:
         parts = self._plan, copy.deepcopy(self._module), self._layout, self._rule

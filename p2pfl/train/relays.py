@@ -28,6 +28,7 @@ from p2pfl.errors import IllegalStep, LimitExceeded, MalformedMessage, PlanError
 from p2pfl.train import deltas
 from p2pfl.train.exchange import RECEIVED_LIMIT
 from p2pfl.train.model_files import vector_bytes
+from p2pfl.train.rules.interface import Channel
 from p2pfl.types import Digest
 
 KEPT_ROUNDS = 16  # as long as edges may be unsettled (DESIGN.md, "Flows settle")
@@ -50,6 +51,11 @@ def relay_tag(key: bytes, run: bytes) -> bytes:
 def relay_size(shared: int) -> int:
     """Entries of a relayed message: the parameters that travel, and the share that they stand for."""
     return shared + 1
+
+
+def message_size(channel: Channel, shared: int, width: int) -> int:
+    """Bytes of one message of a channel: ``shared`` parameters that travel, of ``width`` bytes each."""
+    return relay_size(shared) * width + TABLE_SIZE if channel.relayed else shared * width
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +126,9 @@ class Relays:
     def take(self, round: int, messages: Sequence[tuple[str, str]]) -> Tensor:
         """Take in this round's messages (origin, key), which are gone then; the sum [size] of all relays that count.
 
-        One that cannot be read is left out, and the last one of its origin counts on.
+        One that cannot be read is left out, and the last one of its origin counts on. If it names a message that is
+        not known here, one of the two was restored from an older disk: neither could read the other as long as both
+        name what they held then, so nothing of it counts, and its next message can be read.
         """
         for origin, key in messages:
             message = self._received.pop(key)
@@ -130,6 +138,8 @@ class Relays:
             if relay is not None:
                 self._relays[origin, round] = relay
                 self._held[origin], self._tags[origin] = round, message.tag
+            elif len(names) == 1 and self._sent(origin, names[0]) is None:
+                self._held.pop(origin, None)
         total = self.total(round)
         self._prune()
         return total
@@ -148,7 +158,8 @@ class Relays:
     def _read(self, origin: str, message: _Message, round: int) -> Tensor | None:
         """The message less what its sender has from here; None if that is not known, or no sum of shares is left."""
         names = [held for tag, held in message.holds if tag == self._tag]
-        if message.round != round or message.tag == self._tag or len(names) > 1:
+        others = {tag for other, tag in self._tags.items() if other != origin}
+        if message.round != round or message.tag in {self._tag, *others} or len(names) > 1:
             return None
         relay = message.value
         for held in names:

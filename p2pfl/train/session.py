@@ -23,8 +23,8 @@ from p2pfl.train.exchange import Exchange, read_edges, relayed_edges, tag_of
 from p2pfl.train.mixing import PeerGraph, PeerInbox
 from p2pfl.train.oracle import ModuleOracle, put
 from p2pfl.train.plan_code import Batch, PlanCode
-from p2pfl.train.relays import TABLE_SIZE, Relays, relay_size, relay_tag
-from p2pfl.train.rules import Channel, Context, Messages, State
+from p2pfl.train.relays import Relays, message_size, relay_size, relay_tag
+from p2pfl.train.rules import Context, Messages, State
 from p2pfl.train.sampling import batch_indices, noise_seed
 from p2pfl.train.settings import read_settings
 
@@ -55,7 +55,8 @@ class Session:
 
     def describe(self) -> dict[str, Any]:
         """Number of parameters P, dtype, and each channel's name, size in bytes and kind of base."""
-        channels = [{"name": c.name, "size": self._bytes_of(c), "base": c.base} for c in self._rule.channels]
+        size, width = self._layout.shared_size, self._settings.dtype.itemsize
+        channels = [{"name": c.name, "size": message_size(c, size, width), "base": c.base} for c in self._rule.channels]
         dtype = str(self._settings.dtype).removeprefix("torch.")
         return {"parameters": self._layout.size, "dtype": dtype, "channels": channels}
 
@@ -347,10 +348,6 @@ class Session:
         if self._trained is not None and self._trained.round == round and not closing:
             return self._trained
         return Context(round, self._settings.learning_rate, 0, closing=closing)
-
-    def _bytes_of(self, channel: Channel) -> int:
-        shared, width = self._layout.shared_size, self._settings.dtype.itemsize
-        return relay_size(shared) * width + TABLE_SIZE if channel.relayed else shared * width
 
     def _new_relays(self, run: bytes, key: bytes) -> Relays | None:
         if self._relayed is None:

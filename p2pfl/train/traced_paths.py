@@ -6,11 +6,13 @@ and the interpreter's work in every round; compiling also joins the operations, 
 
 from __future__ import annotations
 
+import random
 import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -71,8 +73,9 @@ class TracedPath:
         given = _tensors(inputs)
         with traced(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about its own insides
+            before = _random_states()
             graph, again = (make_fx(flat)(*given) for _ in range(2))
-            if not _same(graph, again):
+            if _random_states() != before or not _same(graph, again):
                 raise PlanError(
                     f"{self._plan.name}: the loss does not do the same each time it runs (does it count calls, or draw "
                     f"numbers outside torch?); let it depend on the model and the batch alone"
@@ -104,6 +107,12 @@ class _TracedContext:
     @property
     def round(self) -> int:
         raise IllegalStep("the rule reads the number of the round, so its local steps cannot be recorded once for all")
+
+
+def _random_states() -> tuple[Any, bytes, int]:
+    """Of Python's and numpy's generators: they change where the plan draws from them."""
+    _, words, place, *_ = np.random.get_state()
+    return random.getstate(), np.asarray(words).tobytes(), int(place)
 
 
 def _same(one: fx.GraphModule, other: fx.GraphModule) -> bool:

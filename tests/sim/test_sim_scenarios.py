@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ from sim_worlds import SCENARIO, write_scenario
 from p2pfl.errors import P2PFLError
 from p2pfl.sim import Inputs, cells_of, prepared, read_scenario, read_variation, varied
 from p2pfl.sim.profiles import chosen_sites
-from p2pfl.sim.results import FORMAT
 
 
 @pytest.fixture
@@ -181,18 +178,6 @@ def test_tables_of_local_steps_come_through_a_scenario(scenario: Path) -> None:
     assert simulation.each.tolist() == wanted and len(set(wanted)) == 3, "the later table wins; 3 is the plan's"
     keys = {cells_of(one, {}, [0], inputs.digest)[0].key for one in (plain, read, varied(plain, {"local_steps": 4}))}
     assert len(keys) == 3
-
-
-def test_a_scenario_without_tables_of_steps_has_the_key_that_it_always_had(scenario: Path) -> None:
-    """The digest of the same values without the name of the table: results of before are found under --resume."""
-    (cell,) = cells_of(read_scenario(scenario), {}, [0], lambda scenario: "inputs")
-    values = cell.scenario.model_dump()
-    assert values.pop("steps") == []
-    for name in ("name", "description", "seeds", "plan"):
-        del values["scenario"][name]
-    del values["data"]["path"]
-    text = json.dumps([FORMAT, values, 0, "inputs"], sort_keys=True)
-    assert cell.key == hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def test_one_of_several_tables_is_not_varied(scenario: Path) -> None:
