@@ -19,6 +19,7 @@ from p2pfl.errors import ConfigError, P2PFLError
 from p2pfl.figures import to_svg
 from p2pfl.sim import SimResult, charts, simulate, warnings_of
 from p2pfl.sim.charts import metric_chart, overview
+from p2pfl.sim.results import FORMAT
 from p2pfl.sim.vector_mixing import LinearMixing
 
 
@@ -133,7 +134,7 @@ def test_a_folder_that_is_no_result(result: SimResult, tmp_path: Path, damage: s
         result.save(folder)
     if damage == "other format":
         text = (folder / "result.json").read_text()
-        (folder / "result.json").write_text(text.replace('"format": 1', '"format": 9'))
+        (folder / "result.json").write_text(text.replace(f'"format": {FORMAT}', '"format": 9'))
     if damage == "torn table":
         (folder / "rounds.parquet").write_bytes((folder / "rounds.parquet").read_bytes()[:100])
     if damage == "no table":
