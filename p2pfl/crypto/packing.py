@@ -67,21 +67,8 @@ def unpack(data: bytes, *, what: str, limit: int, max_items: int = 4096) -> Any:
             f"{what} has {len(data)} bytes, more than the {limit} allowed; "
             "the sender's site must send less or the charter must raise the limit"
         )
-    # an item takes at least one byte: a short message cannot make the decoder reserve a long list
-    items = min(max_items, len(data))
     try:
-        value = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            object_pairs_hook=_mapping,
-            ext_hook=_refuse_extension,
-            max_str_len=limit,
-            max_bin_len=limit,
-            max_array_len=items,
-            max_map_len=items,
-            max_ext_len=0,
-        )
+        value = _decoded(data, limit, max_items, object_pairs_hook=_mapping, ext_hook=_refuse_extension)
     # every failure of the decoder is one of these: ExtraData, FormatError and StackError are ValueErrors
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         reason = str(error)[:_SHOWN_CHARACTERS] or type(error).__name__
@@ -96,21 +83,10 @@ def unpack_short_map(data: bytes, *, limit: int, max_items: int = 4096) -> dict[
     The lists hold plain values, or lists of them. None says nothing of the data: `unpack` may take or refuse it.
     Half the time of `unpack`, for nothing of ours is called while decoding.
     """
-    size = len(data)
-    if not 0 < size <= limit or data[0] & 0xF0 != _SHORT_MAP:
+    if not 0 < len(data) <= limit or data[0] & 0xF0 != _SHORT_MAP:
         return None
-    items = size if size < max_items else max_items
     try:
-        found: dict[Any, Any] = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            max_str_len=limit,
-            max_bin_len=limit,
-            max_array_len=items,
-            max_map_len=items,
-            max_ext_len=0,
-        )
+        found: dict[Any, Any] = _decoded(data, limit, max_items)
     except (ValueError, TypeError, msgpack.UnpackException):
         return None
     if len(found) != data[0] & 0x0F:  # a key that was named twice is there once
@@ -121,6 +97,24 @@ def unpack_short_map(data: bytes, *, limit: int, max_items: int = 4096) -> dict[
         if type(value) is not list or not all(type(item) in _PLAIN or _is_plain_list(item) for item in value):
             return None
     return found
+
+
+def _decoded(data: bytes, limit: int, max_items: int, **hooks: Any) -> Any:
+    """The decoder with all its limits: both ways of reading take and refuse the same."""
+    size = len(data)
+    # an item takes at least one byte: a short message cannot make the decoder reserve a long list
+    items = size if size < max_items else max_items
+    return msgpack.unpackb(
+        data,
+        raw=False,
+        strict_map_key=True,
+        max_str_len=limit,
+        max_bin_len=limit,
+        max_array_len=items,
+        max_map_len=items,
+        max_ext_len=0,
+        **hooks,
+    )
 
 
 def _is_plain_list(value: Any) -> bool:

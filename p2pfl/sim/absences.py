@@ -43,6 +43,11 @@ class Absences:
             self._known = {spans: np.array(sorted({site for span in spans for site in span.sites}), dtype=np.int64)}
         return self._known[spans]
 
+    def changes(self, rounds: int) -> list[int]:
+        """The rounds up to ``rounds`` in which others are away than in the one before; the first is one."""
+        ends = {when for span in self._spans for when in (span.first, span.until) if when is not None}
+        return sorted({0} | {when for when in ends if when < rounds})
+
     def back(self, round: int) -> list[int]:
         """The sites that were away in the round before and are there again in this one."""
         return sorted({*self.of(round - 1).tolist()} - {*self.of(round).tolist()}) if round else []
@@ -67,6 +72,19 @@ def absences_of(faults: Sequence[FaultTable], peers: int, seed: int) -> Absences
             if fault.kind == "absent"
         ]
     )
+
+
+def check_trained(absences: Absences, training: np.ndarray, rounds: int) -> tuple[str, ...]:
+    """Remarks on a run of so many training rounds; ``training`` bool [n]: which sites have any local steps.
+
+    ConfigError where none of these is there in any training round.
+    """
+    train, changes = set(np.flatnonzero(training).tolist()), absences.changes(rounds)
+    empty = [when for when in changes if train <= set(absences.of(when).tolist())]
+    who = "all sites" if len(train) == len(training) else "all sites that have local steps"
+    if len(empty) == len(changes):
+        raise ConfigError(f"{who} are absent in every training round, so nobody trains; leave some")
+    return (f"{who} are absent in round {empty[0]}: nobody trains in it",) if empty else ()
 
 
 class Nearest:

@@ -84,16 +84,18 @@ def table_of(kind: type[AnyTable], name: str, value: Any) -> AnyTable:
 
 def faults_of(value: Any) -> list[FaultTable]:
     """All faults. ConfigError."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f'faults are {_shown(value)}; give a list, such as [{{"kind": "lying", "sites": 1}}]')
-    return [table_of(FaultTable, f"fault {place}", fault) for place, fault in enumerate(value)]
+    return _tables_of(FaultTable, "faults", "fault", value, '[{"kind": "lying", "sites": 1}]')
 
 
 def steps_of(value: Any) -> list[StepsTable]:
     """All tables of local steps. ConfigError."""
+    return _tables_of(StepsTable, "steps", "steps", value, '[{"sites": 1, "local_steps": 2}]')
+
+
+def _tables_of(kind: type[AnyTable], names: str, name: str, value: Any, example: str) -> list[AnyTable]:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f'steps are {_shown(value)}; give a list, such as [{{"sites": 1, "local_steps": 2}}]')
-    return [table_of(StepsTable, f"steps {place}", table) for place, table in enumerate(value)]
+        raise ConfigError(f"{names} are {_shown(value)}; give a list, such as {example}")
+    return [table_of(kind, f"{name} {place}", table) for place, table in enumerate(value)]
 
 
 def mapping_of(name: str, value: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A fault is a value; `VirtualConsortium.inject` has it strike at a time, or when 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
 ASK_AGAIN = 1.0  # seconds until a user tries again whose peer is not running
 
 
-class Fault:
+class Fault(ABC):
     """Something that happens once."""
 
-    def prepare(self, world: VirtualConsortium) -> None:
+    def prepare(self, world: VirtualConsortium) -> None:  # noqa: B027 most faults have nothing to prepare
         """What must be done beforehand; called when the fault is injected."""
 
+    @abstractmethod
     def strike(self, world: VirtualConsortium) -> None:
         """It happens now."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

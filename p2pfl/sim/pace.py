@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from p2pfl.errors import ConfigError
-from p2pfl.sim.absences import Absences, absences_of, check_kept, pauses
+from p2pfl.sim.absences import Absences, check_kept, pauses
 from p2pfl.sim.compute import ComputeModel
 from p2pfl.sim.decisions import Decisions
 from p2pfl.sim.links import LinkModel
@@ -92,7 +92,7 @@ def pace_of(simulation: Simulation) -> Pace:
     compute = with_steps(compute, simulation.each, simulation.settings.local_steps)
     if time.clock == "model":
         return _modelled(simulation, links, compute)
-    absences = absences_of(simulation.faults, peers, simulation.seed)
+    absences = simulation.absences
     counts = [len(rows) for rows in simulation.parts.rows]
     recording = record(
         peers, topology=simulation.spec, rounds=schedule.rounds, closing_rounds=schedule.closing_rounds,
@@ -160,7 +160,7 @@ def _modelled(simulation: Simulation, links: Any, compute: Any) -> Pace:
     timing = Timing(
         simulation.schedule, links, compute, content_bytes(simulation), simulation.seed,
         deadline=simulation.plan.settings.training.deadline, heartbeats=few,
-        absences=absences_of(simulation.faults, simulation.parts.peers, simulation.seed),
+        absences=simulation.absences,
     )  # fmt: skip
     nothing = np.full(simulation.parts.peers, np.nan)
     steps = (

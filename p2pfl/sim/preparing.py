@@ -18,7 +18,7 @@ import torch
 from p2pfl.data import Examples, Partition, Parts, from_arrays
 from p2pfl.errors import ConfigError
 from p2pfl.governance import Plan
-from p2pfl.sim.absences import absences_of, check_absences
+from p2pfl.sim.absences import Absences, absences_of, check_absences, check_trained
 from p2pfl.sim.checks import check_simulation
 from p2pfl.sim.fault_sites import check_fault_times
 from p2pfl.sim.pace import check_time
@@ -71,6 +71,11 @@ class Simulation:
         """Where the model's tensors lie in the sites' vectors. Raises PlanError for a model that does not fit."""
         return self.settings.layout(drawn_model(self.code, self.settings.dtype, self.seed))
 
+    @cached_property
+    def absences(self) -> Absences:
+        """Who is away when."""
+        return absences_of(self.faults, self.parts.peers, self.seed)
+
     def run(self, progress: Progress | None = None) -> SimResult:
         """Train all rounds."""
         from p2pfl.sim.conduct import conduct
@@ -112,15 +117,17 @@ def prepare(
         staleness=staleness,
     )  # fmt: skip
     each = steps_of_sites(steps, peers, seed, settings.local_steps)
-    absences = check_fault_times(faults, each > 0, seed, schedule.rounds, schedule.total)
+    check_fault_times(faults, peers, seed, schedule.total)
+    absences = absences_of(faults, peers, seed)
+    alone = check_trained(absences, each > 0, schedule.rounds)
     if time is not None:
         check_time(time, peers, seed)
-        check_absences(absences_of(faults, peers, seed), time, peers, schedule.total)
+        check_absences(absences, time, peers, schedule.total)
     remarks = check_plan(code, settings, examples, parts, execution)
     execution, padding = unpadded(code, settings, examples, parts, execution)
     simulation = Simulation(
         plan, code, settings, examples, parts, schedule, spec, shares, seed, weights, time, faults, evaluate,
-        device, execution, name or plan.settings.plan.name, each, steps, remarks + padding + absences,
+        device, execution, name or plan.settings.plan.name, each, steps, remarks + padding + alone,
     )  # fmt: skip
     check_simulation(simulation)
     return simulation

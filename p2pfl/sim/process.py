@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from p2pfl.sim.clock import Action, Clock, Scheduled, SiteClock
 
 
-class Process:
+class Process(ABC):
     """Everything is entered for the present life; ``life`` counts processes, and an older one's actions are void."""
 
     def __init__(self, world_clock: Clock) -> None:
@@ -29,9 +30,9 @@ class Process:
         """The process's own clock."""
         return self.clock.at(self._time.now)
 
+    @abstractmethod
     def fire(self, name: str) -> None:
         """A timer is due."""
-        raise NotImplementedError
 
     def begin_life(self) -> None:
         """A new process."""

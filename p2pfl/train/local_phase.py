@@ -84,7 +84,7 @@ class LocalPhase:
         device: str | torch.device = "cpu",
         deployed: bool = False,
     ) -> None:
-        """``way``: "auto", "compiled", "eager" or "loop". ``inputs``: numbers in one site's batch. ``deployed``:
+        """``way``: "auto" or one of `WAYS`. ``inputs``: numbers in one site's batch. ``deployed``:
         dropout as at deployed sites.
 
         ConfigError for another way, or a chunk of no sites.

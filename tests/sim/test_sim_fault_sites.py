@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from p2pfl.errors import ConfigError
-from p2pfl.sim.fault_sites import check_fault_times, sites_of_fault
+from p2pfl.sim.absences import absences_of, check_trained
+from p2pfl.sim.fault_sites import sites_of_fault
 from p2pfl.sim.profiles import chosen_sites
 from p2pfl.sim.scenario import FaultTable
 
@@ -19,6 +20,11 @@ def all_of(sites: int) -> np.ndarray:
     return np.ones(sites, dtype=bool)
 
 
+def remarks(faults: list[FaultTable], training: np.ndarray) -> tuple[str, ...]:
+    """Of a run of ten training rounds."""
+    return check_trained(absences_of(faults, len(training), 0), training, 10)
+
+
 def test_two_faults_of_one_kind_are_at_sites_of_their_own() -> None:
     drawn = [sites_of_fault(absent(0.25), place, 40, 3) for place in range(3)]
     assert len(set(drawn)) == 3 and all(len(sites) == 10 for sites in drawn)
@@ -28,19 +34,17 @@ def test_two_faults_of_one_kind_are_at_sites_of_their_own() -> None:
 
 def test_rounds_without_anybody_are_told() -> None:
     everybody = [absent([0, 1], 0, 4), absent([2, 3], 3)]
-    assert check_fault_times(everybody, all_of(4), 0, 10, 11) == (
-        "all sites are absent in round 3: nobody trains in it",
-    )
-    assert check_fault_times(everybody, all_of(5), 0, 10, 11) == ()
-    assert check_fault_times([absent([0, 1], 0, 4), absent([2, 3], 5)], all_of(4), 0, 10, 11) == ()
-    assert check_fault_times([absent([0, 1, 2, 3], 10)], all_of(4), 0, 10, 11) == (), "closing rounds train nobody"
-    assert check_fault_times([], all_of(4), 0, 10, 11) == ()
+    assert remarks(everybody, all_of(4)) == ("all sites are absent in round 3: nobody trains in it",)
+    assert remarks(everybody, all_of(5)) == ()
+    assert remarks([absent([0, 1], 0, 4), absent([2, 3], 5)], all_of(4)) == ()
+    assert remarks([absent([0, 1, 2, 3], 10)], all_of(4)) == (), "closing rounds train nobody"
+    assert remarks([], all_of(4)) == ()
 
 
 def test_who_has_no_local_steps_does_not_count_as_there() -> None:
     only_two = np.array([True, True, False, False])
     said = ("all sites that have local steps are absent in round 4: nobody trains in it",)
-    assert check_fault_times([absent([0, 1], 4, 5)], only_two, 0, 10, 11) == said
-    assert check_fault_times([absent([1, 2, 3], 4)], only_two, 0, 10, 11) == ()
+    assert remarks([absent([0, 1], 4, 5)], only_two) == said
+    assert remarks([absent([1, 2, 3], 4)], only_two) == ()
     with pytest.raises(ConfigError, match="all sites that have local steps are absent in every training round"):
-        check_fault_times([absent([0, 1])], only_two, 0, 10, 11)
+        remarks([absent([0, 1])], only_two)
