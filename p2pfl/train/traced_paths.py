@@ -9,14 +9,13 @@ from __future__ import annotations
 import random
 import threading
 import warnings
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as trees
 
 from p2pfl.errors import IllegalStep, PlanError
 from p2pfl.train.chunk_paths import Chunk, Done, EagerPath
@@ -25,9 +24,15 @@ from p2pfl.train.optimisers import traced
 from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.rules import Context, Rule
 
-Options = dict[str, str | int | bool | Callable[..., Any]]
-COMPILING: Options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}  # shapes and dtypes are looked up here
-ON_CPU: Options = {"cpp_wrapper": True}  # one call without the interpreter's lock, so that threads run side by side
+ON_CPU = {"cpp_wrapper": True}  # one call without the interpreter's lock, so that threads run side by side
+
+
+class Made(NamedTuple):
+    """A recorded function of the leaves, and the names in the state and the private buffers that it answers with."""
+
+    function: Callable[..., Sequence[Tensor]]
+    state: tuple[str, ...]
+    private: tuple[str, ...]
 
 
 class TracedPath:
@@ -39,35 +44,39 @@ class TracedPath:
         """``size``: sites of a chunk; smaller ones are filled up."""
         self._eager = EagerPath(plan, module, layout, rule, keyed=keyed)
         self._plan, self._size = plan, size
-        self._made: dict[Any, Any] = {}
+        self._made: dict[Any, Made] = {}
         self._making = threading.Lock()
 
     def compute(self, chunk: Chunk, data: Batch, context: Context) -> Done:
         """See `Done`. Raises at the first call whatever recording raises, and PlanError for a plan that did not do the
         same twice."""
         count, chunk = len(chunk.x), chunk.padded(self._size)
-        inputs, spec = trees.tree_flatten((chunk, data))
-        key = (context.steps, context.lr, spec, tuple((t.shape, t.dtype) for t in inputs if t is not None))
+        inputs = _leaves(chunk, data)
+        shapes = tuple(None if t is None else (t.shape, t.dtype) for t in inputs)
+        key = (context.steps, context.lr, *chunk.state, None, *chunk.private, shapes)
         with torch.no_grad():
             with self._making:
-                made = self._made.get(key) or self._make(inputs, spec, context)
+                made = self._made.get(key) or self._make(inputs, chunk, len(data), context)
                 self._made[key] = made
-            function, out = made
-            done: Done = trees.tree_unflatten(function(*_tensors(inputs)), out)
-        return Done(*trees.tree_map(lambda tensor: tensor[:count], done))
+            function, names, others = made
+            leaves: Iterator[Tensor] = iter(function(*_tensors(inputs)))
+            if count < self._size:
+                leaves = (leaf[:count] for leaf in leaves)
+            x, losses = next(leaves), next(leaves)
+            state = {name: next(leaves) for name in names}
+            return Done(x, state, {name: next(leaves) for name in others}, losses)
 
-    def _make(self, inputs: list[Any], spec: Any, context: Context) -> tuple[Any, Any]:
-        outputs: list[Any] = []
+    def _make(self, inputs: list[Tensor | None], like: Chunk, parts: int, context: Context) -> Made:
         places = [place for place, value in enumerate(inputs) if value is not None]
+        names: list[tuple[str, ...]] = []
 
         def flat(*tensors: Tensor) -> list[Tensor]:
-            values = list(inputs)
+            values: list[Tensor | None] = list(inputs)
             for place, tensor in zip(places, tensors, strict=True):
                 values[place] = tensor
-            chunk, data = trees.tree_unflatten(values, spec)
-            done = self._eager.steps(chunk, data, cast(Context, _TracedContext(context)))
-            leaves, out = trees.tree_flatten(done)
-            outputs[:] = [out]
+            done = self._eager.steps(*_put_together(values, like, parts), cast(Context, _TracedContext(context)))
+            leaves = [done.x, done.losses, *done.state.values(), *done.private.values()]
+            names[:] = [tuple(done.state), tuple(done.private)]
             return [leaf.clone() if any(leaf is tensor for tensor in tensors) else leaf for leaf in leaves]
 
         given = _tensors(inputs)
@@ -80,9 +89,9 @@ class TracedPath:
                     f"{self._plan.name}: the loss does not do the same each time it runs (does it count calls, or draw "
                     f"numbers outside torch?); let it depend on the model and the batch alone"
                 )
-            return self._ready(graph, given), outputs[0]
+            return Made(self._ready(graph, given), *names)
 
-    def _ready(self, graph: fx.GraphModule, given: list[Tensor]) -> Callable[..., list[Tensor]]:
+    def _ready(self, graph: fx.GraphModule, given: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
         graph.graph.eliminate_dead_code()
         graph.recompile()
         return graph
@@ -91,10 +100,12 @@ class TracedPath:
 class CompiledPath(TracedPath):
     """Recorded and compiled by torch."""
 
-    def _ready(self, graph: fx.GraphModule, given: list[Tensor]) -> Callable[..., list[Tensor]]:
-        options = COMPILING | (ON_CPU if given[0].device.type == "cpu" else {})
-        function: Callable[..., list[Tensor]] = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
-        function(*given)  # compiles
+    def _ready(self, graph: fx.GraphModule, given: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+        for node in graph.graph.nodes:
+            node.meta.clear()  # notes of the recording, which the compiler would take for its own
+        options = ON_CPU if given[0].device.type == "cpu" else {}
+        function: Callable[..., Sequence[Tensor]] = torch._inductor.compile(graph, list(given), options=options)
+        function(*given)  # loads what was compiled
         return function
 
 
@@ -124,5 +135,20 @@ def _same(one: fx.GraphModule, other: fx.GraphModule) -> bool:
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in constants)
 
 
-def _tensors(values: list[Any]) -> list[Tensor]:
+def _leaves(chunk: Chunk, data: Batch) -> list[Tensor | None]:
+    """In a fixed order: a general walk through nested containers takes a tenth of a small chunk's time."""
+    one_each = chunk.x, chunk.positions, chunk.weights, chunk.keys, chunk.steps
+    return [*one_each, *chunk.state.values(), *chunk.private.values(), *data]
+
+
+def _put_together(leaves: Sequence[Any], like: Chunk, parts: int) -> tuple[Chunk, Batch]:
+    """What `_leaves` took apart; ``parts``: tensors of the data."""
+    x, positions, weights, keys, steps, *rest = leaves
+    named, data = rest[: len(rest) - parts], tuple(rest[len(rest) - parts :])
+    state = dict(zip(like.state, named, strict=False))
+    private = dict(zip(like.private, named[len(state) :], strict=True))
+    return Chunk(x, state, private, positions, weights, keys, steps), data
+
+
+def _tensors(values: list[Tensor | None]) -> list[Tensor]:
     return [value for value in values if value is not None]
