@@ -1,0 +1,69 @@
+"""Every rule and every topology through four processes over tcp, and the same in memory: the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from four_processes import Recorded, begin, processes, reports, write_plan
+
+from p2pfl.topology import KINDS
+from p2pfl.train.rules import RULES
+
+ROUNDS, CLOSING = 5, 2
+RULE_CASES = {"dpsgd": {}, "kgt": {}, "relaysgd": {"topology": 'kind = "chain"'}}
+"""For each rule what its plan says besides."""
+TOPOLOGIES = {
+    "ring": "",
+    "full": "",
+    "star": "",
+    "chain": "",
+    "hypercube": "",
+    "hierarchical": "clusters = 2",
+    "edges": "edges = [[0, 1], [1, 2], [2, 3], [1, 3]]",
+    "torus": "rows = 2\ncolumns = 2",
+    "regular": "degree = 3\nseed = 1",
+}
+"""For each kind of topology the other lines of its table, for four sites."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the worker: sums are taken in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_no_rule_and_no_topology_is_left_out() -> None:
+    assert set(RULE_CASES) == set(RULES)
+    assert set(TOPOLOGIES) == set(KINDS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("what", ["rules", "topologies"])
+async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, what: str) -> None:
+    """One run after the other in the same four processes."""
+    if what == "rules":
+        cases = {name: {"rule": name, **case} for name, case in RULE_CASES.items()}
+    else:
+        cases = {kind: {"rule": "dpsgd", "topology": f'kind = "{kind}"\n{rest}'} for kind, rest in TOPOLOGIES.items()}
+    runs, told = {}, {}
+    async with processes(tmp_path) as sites:
+        for name, case in cases.items():
+            plan = write_plan(tmp_path / name, rounds=ROUNDS, deadline=60.0, **case)
+            runs[name] = await begin(sites, plan)
+            told[name] = {report["peer"]: report for report in await reports(sites, runs[name])}
+    for name, run in runs.items():
+        assert all(report["finished"] and report["rounds_done"] == ROUNDS + CLOSING for report in told[name].values())
+        assert not any(report["missing"] or report["unsettled"] for report in told[name].values()), name
+        world = Recorded.read(sites, run).bottle()
+        world.begin()
+        world.run()
+        digests = {site.peer_id: site.session.digest() for site in world.sites.values()}
+        assert digests == {peer: report["digest"] for peer, report in told[name].items()}, f"{name}: not the same bits"
+    assert len({report["digest"] for reports in told.values() for report in reports.values()}) > len(cases)
