@@ -9,7 +9,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from p2pfl.errors import PlanError
-from p2pfl.governance.topologies import DEFAULT_TOPOLOGY, topology_problem
+from p2pfl.governance.rule_limits import (
+    LIMITS,
+    delays_problem,
+    numbers_problem,
+    statistics_problem,
+    steps_problem,
+    varying_problem,
+)
+from p2pfl.governance.topologies import DEFAULT_TOPOLOGY, VARYING, topology_problem
 from p2pfl.settings_files import SHOWN, Table, parse_tables
 from p2pfl.types import CATCH_UP_ROUNDS
 
@@ -19,14 +27,6 @@ MAX_ROUNDS = 100_000
 MAX_CLOSING_ROUNDS = 1000  # gossip refuses proposals with more
 MAX_STALENESS = 8  # gossip refuses more
 DEFAULT_STALENESS = 2
-NO_DELAYS = {
-    "kgt": "how its correction reacts to displacements that come late is neither proven nor measured",
-    "relaysgd": "it counts each site once per round, and a late message would be counted twice or never",
-}
-NO_NEWCOMERS = {
-    "relaysgd": "its relays count every site from the first round on, and cannot begin in the middle of a run"
-}
-NEEDS_TREE = frozenset({"relaysgd"})  # it would count a site once for each path to it
 MAX_DEADLINE = 24 * 3600.0  # seconds; gossip refuses more: nobody waits longer than a day for one round
 MAX_CATCH_UP_ROUNDS = 1000  # gossip refuses more
 
@@ -85,7 +85,8 @@ class OptimiserTable(Table):
 class TrainingTable(Table):
     """``[training]``: the update rule, the local steps, how many rounds and how long one may take."""
 
-    rule: Literal["dpsgd", "kgt", "relaysgd"]
+    rule: Literal["dpsgd", "fedprox", "kgt", "quasi_global", "exact_diffusion", "gradient_tracking", "relaysgd"]
+    rule_settings: dict[str, float] = Field(default={}, max_length=8)  # the rule's own numbers
     optimiser: OptimiserTable = OptimiserTable()
     learning_rate: float = Field(gt=0)
     local_steps: Count
@@ -128,11 +129,18 @@ class TrainingTable(Table):
     def _policy_fits(self) -> TrainingTable:
         if self.policy == "synchronous" and self.staleness is not None:
             raise ValueError('staleness is for policy = "asynchronous" only; leave it out, or choose that policy')
-        reason = NO_DELAYS.get(self.rule)
-        if self.policy == "asynchronous" and reason:
-            raise ValueError(
-                f"rule {self.rule} needs the synchronous policy: {reason}; choose dpsgd or leave policy out"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _rule_fits(self) -> TrainingTable:
+        problem = numbers_problem(self.rule, self.rule_settings)
+        problem = problem or steps_problem(self.rule, self.optimiser.name, self.allowed_steps[1])
+        if self.policy == "asynchronous":
+            problem = problem or delays_problem(self.rule)
+        if self.batch_norm == "shared" or self.buffers == "share":
+            problem = problem or statistics_problem(self.rule)
+        if problem:
+            raise ValueError(problem)
         return self
 
 
@@ -188,12 +196,15 @@ class PlanSettings(Table):
     @property
     def newcomer_problem(self) -> str | None:
         """Why no member can join a run of this plan that has begun; None if they can."""
-        reason = NO_NEWCOMERS.get(self.training.rule)
-        return None if reason is None else f"rule {self.training.rule} takes nobody in later: {reason}"
+        reason = LIMITS[self.training.rule].no_newcomers
+        return f"rule {self.training.rule} takes nobody in later: {reason}" if reason else None
 
-    def graph_problem(self, sites: int, edges: int) -> str | None:
-        """Why the rule does not go with a connected graph of so many sites and (undirected) edges; None if it does."""
-        if self.training.rule not in NEEDS_TREE or edges == sites - 1:
+    def graph_problem(self, sites: int, edges: int, kind: str = "") -> str | None:
+        """Why the rule does not go with a connected graph of so many sites and (undirected) edges, which comes from a
+        topology of this kind; None if it does."""
+        if kind in VARYING and varying_problem(self.training.rule):
+            return varying_problem(self.training.rule)
+        if not LIMITS[self.training.rule].tree or edges == sites - 1:
             return None
         return (
             f"rule {self.training.rule} needs a tree, and {edges} edges between {sites} sites make cycles; "
@@ -219,6 +230,17 @@ class PlanSettings(Table):
                 'policy = "asynchronous" mixes once per round on one graph, and a hierarchical topology twice with '
                 "changing heads; choose another topology or the synchronous policy"
             )
+        problem = varying_problem(self.training.rule)
+        if problem and self.topology_spec().get("kind") in VARYING:
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _steps_later(self) -> PlanSettings:
+        most = (self.arguments.local_steps or [self.training.local_steps])[-1]
+        problem = steps_problem(self.training.rule, self.training.optimiser.name, most)
+        if problem:
+            raise ValueError(problem)
         return self
 
     def session_settings(self) -> dict[str, Any]:
@@ -232,6 +254,8 @@ class PlanSettings(Table):
             "batch_size": training.batch_size,
             "dtype": training.dtype,
         }
+        if training.rule_settings:
+            values["rule_settings"] = dict(training.rule_settings)
         if training.late_rounds:
             values["staleness"] = training.late_rounds
         for name in ("batch_norm", "buffers"):

@@ -7,6 +7,9 @@ from typing import Any
 
 DEFAULT_TOPOLOGY: Mapping[str, Any] = {"kind": "ring"}
 
+VARYING = frozenset({"hierarchical"})
+"""Kinds that mix more than once in a round, or otherwise from round to round."""
+
 MAX_EDGES = 2016  # of a full graph of 64 sites
 MAX_SITES = 64
 

@@ -23,7 +23,8 @@ def check_simulation(simulation: Simulation) -> None:
     settings, schedule = simulation.settings, simulation.schedule
     faults = [vector_fault(fault, simulation, place) for place, fault in enumerate(simulation.faults)]
     recorded = simulation.time is not None and simulation.time.clock == "machines"
-    check_run(settings.rule, simulation.layout, schedule, None, faults, recorded=recorded)
+    most = int(simulation.each.max())
+    check_run(settings, simulation.layout, schedule, None, faults, most=most, recorded=recorded)
     check_pace(simulation)
 
 

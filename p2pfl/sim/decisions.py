@@ -60,6 +60,7 @@ class RecordedRound:
     bytes: np.ndarray  # float64 [n]: bytes that each site sent in the round, as the machines sent them
     adopted: np.ndarray = field(default_factory=no_adoptions)  # rows of ADOPTED
     floods: np.ndarray | None = None  # float64 [n]: of ``bytes``, in what everybody sends on; None: not told apart
+    idle: np.ndarray | None = None  # bool [n]: took part without a local step; None: of those, who mixed with somebody
 
     def __post_init__(self) -> None:
         """ConfigError for arrays that do not fit together."""
@@ -69,6 +70,17 @@ class RecordedRound:
                 raise ConfigError(f"a recorded round has {name} of shape {getattr(self, name).shape} for {sites} sites")
         if any(rows.dtype != EDGE for rows in self.edges) or self.adopted.dtype != ADOPTED:
             raise ConfigError("the edges of a recorded round have other columns than p2pfl.sim.decisions.EDGE says")
+
+    def takes_part(self, round: int) -> np.ndarray:
+        """Who trained or took part without a step in this round, whose number is ``round``; bool [n]."""
+        found: np.ndarray = self.active.copy()
+        if self.idle is not None:
+            found |= self.idle
+            return found
+        for rows in self.edges:
+            own = rows[(rows["round"] == round) & (rows["sign"] > 0)]
+            found[own["receiver"]] = found[own["sender"]] = True
+        return found
 
 
 @dataclass(frozen=True)

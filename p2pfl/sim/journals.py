@@ -71,6 +71,7 @@ class Sheet:
         self.number, self.mixings = number, mixings
         total = len(mixings)
         self.steps = [0] * total  # local steps, 0: did not train
+        self.idle = [False] * total  # took part and had none to take
         self.seconds = [float("nan")] * total
         self.bytes, self.floods = [0] * total, [0] * total
         self.edges: list[list[list[tuple[Any, ...]]]] = [[[] for _ in range(count)] for count in mixings]
@@ -96,7 +97,7 @@ class Sheet:
         self._leave(t)
         self.seconds[t] = note.time - began
         if note.kind == "train":
-            self.steps[t] = int(note.amount)
+            self.steps[t], self.idle[t] = int(note.amount), not note.amount
         elif note.kind == "adopt":
             self.adopted[t] += [(self.number, *took, note.amount) for took in note.taken]
         else:
@@ -149,4 +150,5 @@ def recorded_round(sheets: Sequence[Sheet], t: int) -> RecordedRound:
         bytes=np.array([sheet.bytes[t] for sheet in sheets], dtype=np.float64),
         adopted=np.array([row for sheet in sheets for row in sheet.adopted[t]], dtype=ADOPTED),
         floods=np.array([sheet.floods[t] for sheet in sheets], dtype=np.float64),
+        idle=np.array([sheet.idle[t] for sheet in sheets]),
     )

@@ -99,6 +99,8 @@ def prepare(
     _check_device(device)
     staleness = 0 if time is None else time.staleness
     values = {**plan.session_settings(), **training}
+    if "rule" in training and "rule_settings" not in training:
+        values.pop("rule_settings", None)  # another rule keeps none of the numbers of the plan's
     values.pop("staleness", None)
     settings = read_settings(values | ({"staleness": staleness} if staleness else {}))
     code = PlanCode(plan.source)
@@ -112,11 +114,11 @@ def prepare(
         spec, nodes, dict(zip(nodes, shares.tolist(), strict=True)), told.rounds if rounds is None else rounds,
         told.closing_rounds if closing_rounds is None else closing_rounds, staleness,
     )  # fmt: skip
+    each = steps_of_sites(steps, peers, seed, settings.local_steps)
     check_combination(
         settings.rule.name, settings.optimiser.name, sites=peers, edges=schedule.graph.number_of_edges(),
-        staleness=staleness,
+        staleness=staleness, steps=int(each.max()), varying=schedule.varying,
     )  # fmt: skip
-    each = steps_of_sites(steps, peers, seed, settings.local_steps)
     check_fault_times(faults, peers, seed, schedule.total)
     absences = absences_of(faults, peers, seed)
     alone = check_trained(absences, each > 0, schedule.rounds)

@@ -16,26 +16,30 @@ from p2pfl.topology import Schedule
 from p2pfl.train import model_files
 from p2pfl.train.layout import Layout
 from p2pfl.train.plan_code import PlanCode
-from p2pfl.train.rules import Rule
+from p2pfl.train.rules import check_combination
+from p2pfl.train.settings import Settings
 from p2pfl.train.stacked_sampling import CounterDraws, DeployedKeys, Draws
 
 
 def check_run(
-    rule: Rule, layout: Layout, schedule: Schedule, decisions: Decisions | None, faults: Sequence[VectorFault],
-    *, recorded: bool = False,
+    settings: Settings, layout: Layout, schedule: Schedule, decisions: Decisions | None,
+    faults: Sequence[VectorFault], *, most: int, recorded: bool = False,
 ) -> int:  # fmt: skip
-    """The number of rounds; ``recorded``: decisions will come. ConfigError for what does not go together."""
-    sites = len(schedule.nodes)
+    """The number of rounds; ``recorded``: decisions will come. ConfigError for what does not go together.
+
+    ``most``: the most local steps of any site in a round.
+    """
+    sites, rule = len(schedule.nodes), settings.rule
     check_faults(faults, sites)
+    check_combination(
+        rule.name, settings.optimiser.name, sites=sites, edges=schedule.graph.number_of_edges(),
+        staleness=settings.staleness, steps=most, varying=schedule.varying, statistics=layout.buffer_size > 0,
+    )  # fmt: skip
     linear = rule.needs.linear
     if not linear and (decisions is not None or recorded or faults):
         raise ConfigError(f"rule {rule.name} is simulated without losses and faults only; choose another rule")
     if not linear and layout.shared_size != layout.size:
         raise ConfigError(f"rule {rule.name} shares all parameters; share batch norm too, or use GroupNorm")
-    if not linear and schedule.graph.number_of_edges() != sites - 1:
-        raise ConfigError(f"rule {rule.name} needs a tree; choose a spanning tree, or another rule")
-    if not linear and len(schedule.round(0).mixings) > 1:
-        raise ConfigError(f"rule {rule.name} mixes once per round; choose another topology, or another rule")
     if decisions is None:
         return schedule.total
     total = len(decisions.rounds)

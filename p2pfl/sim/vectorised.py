@@ -85,7 +85,10 @@ class VectorisedRun:
         holdings = Holdings(rows, len(self.data[0]), self._device)
         draws: Draws = draws_of(sampling, seed)
         self._faults = tuple(faults)
-        self._total = check_run(self._rule, self.layout, schedule, decisions, self._faults)
+        self._each = own_steps(steps, self.sites, settings.local_steps)
+        self._most = int(max((int(r.steps.max()) for r in decisions.rounds), default=0)) if decisions else 0
+        self._most = self._most or int(self._each.max())
+        self._total = check_run(settings, self.layout, schedule, decisions, self._faults, most=self._most)
         self._scheduled = ScheduledPulls(self.sites, self._device)
         self._replay = None if decisions is None else Replay(decisions, self.sites, self._device)
         self.shares = torch.tensor(schedule.shares, dtype=torch.float64)
@@ -97,9 +100,6 @@ class VectorisedRun:
         self.population = Population(x, state, private, holdings, draws, settings.batch_size)
         if self.population.unequal and execution != "loop":
             check_padding(plan, module, self.data, holdings)
-        self._each = own_steps(steps, self.sites, settings.local_steps)
-        self._most = int(max((int(r.steps.max()) for r in decisions.rounds), default=0)) if decisions else 0
-        self._most = self._most or int(self._each.max())
         inputs = self.population.width * sum(tensor[0].numel() for tensor in self.data)
         self._local = LocalPhase(
             plan, module, self.layout, self._rule, way=execution, chunk=chunk, inputs=inputs, device=device,
@@ -154,7 +154,7 @@ class VectorisedRun:
         """Which sites take part in round t, and with how many local steps."""
         if self._replay is not None:
             recorded = self._replay.at(t)
-            return recorded.active & training, recorded.steps
+            return recorded.takes_part(t) & training, recorded.steps
         if not training:
             return np.zeros(self.sites, dtype=bool), self._each
         nodes = self.schedule.round(t).active
@@ -166,12 +166,12 @@ class VectorisedRun:
     def _train(self, t: int, active: Any, each: Any) -> Context:
         population = self.population
         rows = np.flatnonzero(active & (each > 0))
-        idle = np.flatnonzero(~(active & (each > 0)))
-        unequal = bool((each[rows] != self._most).any())
+        idle = np.flatnonzero(active & (each == 0))
         on_device = torch.from_numpy(each.astype(np.int64)).to(self._device)
         population.round, population.steps = t, self._most
-        population.each = on_device if unequal else None
-        column = on_device.unsqueeze(-1).to(self.x.dtype) if unequal else None
+        population.each = on_device if bool((each[rows] != self._most).any()) else None
+        differ = bool((each[active] != self._most).any())
+        column = on_device.unsqueeze(-1).to(self.x.dtype) if differ else None
         training = t < self.schedule.rounds
         context = Context(t, self.settings.learning_rate, self._most if training else 0, column, not training)
         if len(idle) and training:
@@ -182,11 +182,12 @@ class VectorisedRun:
         return context
 
     def _stand_still(self, idle: Any, t: int) -> None:
-        """Sites without a step have moved by nothing: the rule's state says so."""
+        """Sites that take part without a step: the rule says what that is. Nothing happens to those who are away."""
         population = self.population
         at = torch.from_numpy(idle).to(self._device)
         own = {name: value[at] for name, value in population.state.items() if len(value) == self.sites}
-        after, _ = self._rule.local(own, self.x[at], Context(t, self.settings.learning_rate, 0), no_oracle)
+        after, x = self._rule.local(own, self.x[at], Context(t, self.settings.learning_rate, 0), no_oracle)
+        self.x[at] = x
         for name, value in after.items():
             if value is not own.get(name):
                 population.state[name][at] = value

@@ -89,6 +89,11 @@ class Schedule:
         """Training and closing rounds together."""
         return self.rounds + self.closing_rounds
 
+    @property
+    def varying(self) -> bool:
+        """Whether rounds mix more than once, or otherwise from round to round."""
+        return len(self._clusters) > 1
+
     def closing_contraction(self) -> float:
         """How much of the disagreement the closing rounds leave at most, if nobody is absent: 0 to 1.
 

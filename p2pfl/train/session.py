@@ -142,12 +142,17 @@ class Session:
         """The rule's local steps of one round; mean loss over them, and examples seen.
 
         ``learning_rate`` and ``batch_size`` stand in for the plan's, where the proposer changed them.
-        With ``steps=0`` nothing changes, and the loss is 0 over 0 examples. Raises PlanError if the loss
+        With ``steps=0`` the rule says what a site does that takes part and takes no step (of most rules' parameters
+        nothing changes), and the loss is 0 over 0 examples. Raises PlanError if the loss
         is no longer finite; then nothing has changed either, but for private buffers.
         """
         x, _ = self._begun()
         if self._trained is not None and self._trained.round == round:
             raise IllegalStep(f"round {round} is trained already; encode and mix it")
+        if steps > (self._rule.needs.most_steps or steps):
+            raise IllegalStep(
+                f"{steps} local steps: {self._rule.needs.steps_reason}; take {self._rule.needs.most_steps}"
+            )
         data = self._part("train")
         context = Context(round, learning_rate or self._settings.learning_rate, steps)
         count, size = len(data[0]), batch_size or self._settings.batch_size
@@ -176,7 +181,7 @@ class Session:
         Step 0 sends what the rule says; a later step the messages as mixed so far. Closing rounds send the
         model channel only. Raises IllegalStep for a second encoding of one step, and a second step with relays.
         """
-        x, exchange = self._begun()
+        exchange = self._begun()[1]
         if self._encoded == (round, step):
             raise IllegalStep(f"round {round}, step {step} is encoded already; send what was encoded then")
         if self._encoded is None or self._encoded[0] != round:
@@ -184,14 +189,14 @@ class Session:
         first = not exchange.own
         if self._relayed is not None and step and not closing:
             raise IllegalStep(f"{self._rule.name} mixes once per round; there is no step {step}")
-        messages = self._first_messages(x, round, closing) if first else dict(exchange.own)
+        messages = self._first_messages(round, closing) if first else dict(exchange.own)
         relay = None if self._relayed is None else messages.pop(self._relayed, None)
         answers = exchange.encode(messages)
         if self._relays is not None and relay is not None:
             answers.append(self._relays.encode(round, relay))
         if first:
             name = self._model_channel
-            self._x = self._layout.replace_shared(x, exchange.own[name])
+            self._x = self._layout.replace_shared(self._begun()[0], exchange.own[name])
         if closing:
             exchange.drop_past()
         else:
@@ -367,11 +372,12 @@ class Session:
                 raise DataError(f"the checkpoint {path}: {error}; this run cannot be resumed here") from error
         return relays
 
-    def _first_messages(self, x: Tensor, round: int, closing: bool) -> Messages:
+    def _first_messages(self, round: int, closing: bool) -> Messages:
         if closing:
-            return {self._model_channel: self._layout.select_shared(x)}
+            return {self._model_channel: self._layout.select_shared(self._begun()[0])}
         if self._trained is None or self._trained.round != round:
-            self.train(round, 0)  # a site that did not train this round has moved by nothing
+            self.train(round, 0)  # a site that did not train takes part without a step
+        x = self._begun()[0]
         graph = PeerGraph(1.0, dtype=self._settings.dtype)
         if self._relays is not None:  # what is too old by now counts no more
             self._state = {**self._state, self._relays.channel: self._relays.total(round)}

@@ -44,7 +44,7 @@ class Settings:
 
 def read_settings(values: Mapping[str, Any]) -> Settings:
     """Settings from plain values; ConfigError names the first wrong one and what to write instead."""
-    known = {*_REQUIRED, "optimiser", "staleness", *_CHOICES}
+    known = {*_REQUIRED, "optimiser", "rule_settings", "staleness", *_CHOICES}
     for name in values:
         if name not in known:
             raise ConfigError(f"unknown training setting {name!r}; known ones are {', '.join(sorted(known))}")
@@ -64,11 +64,14 @@ def read_settings(values: Mapping[str, Any]) -> Settings:
     if rate > torch.finfo(DTYPES[values.get("dtype", "float32")]).max:
         raise ConfigError(f"training setting learning_rate is {rate!r}, more than the run's numbers hold; lower it")
     optimiser = _optimiser(values.get("optimiser", {"name": "sgd"}))
-    rule = rule_named(str(values["rule"]), optimiser)
+    rule = rule_named(str(values["rule"]), optimiser, _numbers(values.get("rule_settings", {})))
     staleness = values.get("staleness", 0)
     if type(staleness) is not int or not 0 <= staleness <= MAX_STALENESS:
         raise ConfigError(f"training setting staleness is {staleness!r}; write a whole number of 0 to {MAX_STALENESS}")
-    check_combination(rule.name, optimiser.name, staleness=staleness)
+    statistics = values.get("batch_norm") == "shared" or values.get("buffers") == "share"
+    check_combination(
+        rule.name, optimiser.name, staleness=staleness, steps=values["local_steps"], statistics=statistics
+    )
     return Settings(
         rule=rule,
         optimiser=optimiser,
@@ -80,6 +83,12 @@ def read_settings(values: Mapping[str, Any]) -> Settings:
         buffers=values.get("buffers", "exclude"),
         staleness=staleness,
     )
+
+
+def _numbers(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"training setting rule_settings is {value!r}; write for example {{ proximal = 0.1 }}")
+    return value
 
 
 def _optimiser(value: Any) -> Optimiser:

@@ -57,6 +57,7 @@ def test_settings_and_their_defaults() -> None:
 
 def test_optional_settings_reach_the_session() -> None:
     toml = TOML.replace('{ name = "sgd" }', '{ name = "adam", beta1 = 0, epsilon = 1e-7 }').replace("0.1", "1")
+    toml = toml.replace('"kgt"', '"dpsgd"')
     toml += 'dtype = "float64"\nbatch_norm = "private"\nbuffers = "share"\ndeadline = 5\n'
     plan = plan_from_files(SOURCE, toml.encode())
     values = plan.session_settings()
@@ -99,7 +100,7 @@ BAD = [
     ("clusters = 2", "clusters = [[0, 1], [true]]", ["topology clusters"]),
     ("clusters = 2", "size = 3", ["the keys kind, size", "exactly clusters, kind"]),
     ('kind = "hierarchical"\nclusters = 2', 'kind = "edges"\nedges = [[0]]', ["edges is [[0]]", "pairs"]),
-    ('rule = "kgt"', 'rule = "fedavg"', ["training.rule is 'fedavg'", "'dpsgd', 'kgt' or 'relaysgd'"]),
+    ('rule = "kgt"', 'rule = "fedavg"', ["training.rule is 'fedavg'", "'dpsgd', 'fedprox'", "or 'relaysgd'"]),
     ('rule = "kgt"', "", ["training.rule is missing"]),
     ('{ name = "sgd" }', '"sgd"', ["training.optimiser is 'sgd'", "a table"]),
     ('{ name = "sgd" }', '{ name = "lion" }', ["training.optimiser.name is 'lion'", "'adam'"]),

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from vector_worlds import finished, in_memory, settings_of, tables, vectorised, virtual_clock
 
+from p2pfl.train.rules import RULES
+
 TOPOLOGIES = {
     "ring": {"kind": "ring"},
     "full": {"kind": "full"},
@@ -16,13 +18,32 @@ TOPOLOGIES = {
     "star": {"kind": "star"},
     "tree": {"kind": "edges", "edges": [[0, 1], [0, 2], [1, 3], [1, 4], [2, 5], [2, 6]]},
 }
+ONE_STEP = {
+    "exact_diffusion": 1,
+    "gradient_tracking": 1,
+}  # local steps where a rule takes no more; else those of settings_of
+NUMBERS = {"fedprox": {"proximal": 0.5}, "quasi_global": {"beta": 0.8, "mu": 0.7}}
+ANYWHERE = ("dpsgd", "kgt", "fedprox", "quasi_global", "gradient_tracking")
+
+
+def settings_for(rule: str, **more: Any) -> dict[str, Any]:
+    own = {"local_steps": ONE_STEP.get(rule, 3), "rule_settings": NUMBERS.get(rule, {})}
+    return settings_of(rule, **own, **more)
+
+
 LINEAR = [(rule, *world) for rule in ("dpsgd", "kgt") for world in (("ring", 8), ("full", 4), ("hierarchical", 6))]
+LINEAR += [(rule, *world) for rule in ANYWHERE[2:] for world in (("ring", 5), ("hierarchical", 4))]
+LINEAR += [("exact_diffusion", "full", 4), ("exact_diffusion", "tree", 7)]
 RELAYED = [("relaysgd", "chain", 5), ("relaysgd", "star", 6), ("relaysgd", "tree", 7)]
+
+
+def test_every_rule_has_rows() -> None:
+    assert {rule for rule, *_ in LINEAR + RELAYED} == set(RULES)
 
 
 @pytest.mark.parametrize(("rule", "kind", "sites"), LINEAR + RELAYED)
 def test_same_as_peers_in_memory(tmp_path: Path, rule: str, kind: str, sites: int) -> None:
-    data, settings = tables(sites), settings_of(rule)
+    data, settings = tables(sites), settings_for(rule)
     deployed = in_memory(tmp_path, data, settings, TOPOLOGIES[kind], rounds=18, closing=2)
     run = vectorised(deployed, data, settings)
     start = run.x.clone()
@@ -34,10 +55,11 @@ def test_same_as_peers_in_memory(tmp_path: Path, rule: str, kind: str, sites: in
 @pytest.mark.parametrize(
     ("rule", "kind", "sites"),
     [(rule, *world) for rule in ("dpsgd", "kgt") for world in (("ring", 5), ("full", 8), ("hierarchical", 4))]
+    + [("quasi_global", "hierarchical", 4), ("gradient_tracking", "ring", 4), ("exact_diffusion", "star", 4)]
     + RELAYED,
 )
 def test_same_as_the_virtual_clock(tmp_path: Path, rule: str, kind: str, sites: int) -> None:
-    data, settings = tables(sites), settings_of(rule)
+    data, settings = tables(sites), settings_for(rule)
     deployed = virtual_clock(tmp_path, data, settings, TOPOLOGIES[kind], rounds=20, closing=0)
     run = finished(vectorised(deployed, data, settings))
     assert float((run.x - deployed.x).abs().max()) < 1e-12
@@ -63,15 +85,33 @@ def test_optimisers_and_ways(tmp_path: Path, optimiser: dict[str, Any], executio
     assert float((run.x - deployed.x).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
-@pytest.mark.parametrize(("kind", "sites"), [("ring", 5), ("full", 4), ("hierarchical", 6)])
+@pytest.mark.parametrize(
+    ("rule", "kind", "sites"),
+    [(rule, *world) for rule in ("dpsgd", "kgt") for world in (("ring", 5), ("full", 4), ("hierarchical", 6))]
+    + [("fedprox", "ring", 5), ("quasi_global", "hierarchical", 6)],
+)
 @pytest.mark.parametrize("execution", ["loop", "eager"])
 def test_unequal_local_steps(tmp_path: Path, rule: str, kind: str, sites: int, execution: str) -> None:
     """Also a site that mixes and never trains."""
-    data, settings, steps = tables(sites), settings_of(rule), [3, 0, 1, 7, 2, 3][:sites]
+    data, settings, steps = tables(sites), settings_for(rule), [3, 0, 1, 7, 2, 3][:sites]
     deployed = virtual_clock(tmp_path, data, settings, TOPOLOGIES[kind], rounds=20, closing=2, steps=steps)
     own = [steps[number] for number in deployed.order]
     run = finished(vectorised(deployed, data, settings, execution=execution, steps=own))
     assert float((run.x - deployed.x).abs().max()) < 1e-12
     equal = finished(vectorised(deployed, data, settings, execution=execution))
     assert float((equal.x - deployed.x).abs().max()) > 1e-3, "or the numbers of steps decide nothing"
+
+
+@pytest.mark.parametrize(
+    ("rule", "most"),
+    [("kgt", 1), ("kgt", 3), ("quasi_global", 3), ("exact_diffusion", 1), ("gradient_tracking", 1), ("fedprox", 3)],
+)
+def test_sites_without_a_step(tmp_path: Path, rule: str, most: int) -> None:
+    """All others take the same number, so nothing else tells the engine that some take none."""
+    data, settings, steps = tables(5), settings_for(rule) | {"local_steps": most}, [most, 0, most, most, 0]
+    deployed = virtual_clock(tmp_path, data, settings, TOPOLOGIES["ring"], rounds=20, closing=2, steps=steps)
+    own = [steps[number] for number in deployed.order]
+    run = finished(vectorised(deployed, data, settings, steps=own))
+    assert float((run.x - deployed.x).abs().max()) < 1e-12
+    equal = finished(vectorised(deployed, data, settings))
+    assert float((equal.x - deployed.x).abs().max()) > 1e-3

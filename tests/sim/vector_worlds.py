@@ -158,10 +158,10 @@ def finished(run: VectorisedRun) -> VectorisedRun:
 
 
 def schedule_of(
-    spec: Any, sites: int, rounds: int, closing: int = 0, shares: Sequence[float] | None = None
+    spec: Any, sites: int, rounds: int, closing: int = 0, shares: Sequence[float] | None = None, staleness: int = 0
 ) -> Schedule:
     nodes = [PeerId(f"{number:06d}") for number in range(sites)]
-    return Schedule(spec, nodes, dict(zip(nodes, shares or [1.0] * sites, strict=True)), rounds, closing)
+    return Schedule(spec, nodes, dict(zip(nodes, shares or [1.0] * sites, strict=True)), rounds, closing, staleness)
 
 
 def engine(

@@ -94,6 +94,10 @@ def test_relaysgd_without_shares_ends_elsewhere() -> None:
         ("kgt", "full", "sgd", 1),
         ("relaysgd", "tree", "sgd", 2),
         ("relaysgd", "tree", "adam", 1),
+        ("fedprox", "ring", "adam", 3),
+        ("quasi_global", "ring", "sgd", 3),
+        ("exact_diffusion", "full", "sgd", 1),
+        ("gradient_tracking", "ring", "sgd", 1),
     ],
 )
 def test_both_forms_agree(name: str, kind: str, optimiser: str, steps: int) -> None:
@@ -106,7 +110,18 @@ def test_both_forms_agree(name: str, kind: str, optimiser: str, steps: int) -> N
     assert float(stacked.abs().max()) > 0.1
 
 
-@pytest.mark.parametrize(("name", "optimiser"), [("dpsgd", "adam"), ("kgt", "sgd"), ("relaysgd", "momentum")])
+@pytest.mark.parametrize(
+    ("name", "optimiser"),
+    [
+        ("dpsgd", "adam"),
+        ("kgt", "sgd"),
+        ("relaysgd", "momentum"),
+        ("fedprox", "momentum"),
+        ("quasi_global", "sgd"),
+        ("exact_diffusion", "sgd"),
+        ("gradient_tracking", "sgd"),
+    ],
+)
 def test_a_rule_changes_nothing_in_place(name: str, optimiser: str) -> None:
     world = Quadratic(4)
     rule, graph = rule_named(name, optimiser_named(optimiser)), graph_of("tree", world)
@@ -125,7 +140,10 @@ def test_a_rule_changes_nothing_in_place(name: str, optimiser: str) -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: rule_named("fedavg", SGD()), "dpsgd, kgt, relaysgd"),
+        (
+            lambda: rule_named("fedavg", SGD()),
+            "one of dpsgd, fedprox, kgt, quasi_global, exact_diffusion, gradient_tracking, relaysgd",
+        ),
         (lambda: rule_named("kgt", Momentum()), "mean gradient"),
         (lambda: check_combination("kgt", "adam"), "choose sgd"),
         (lambda: check_combination("relaysgd", "sgd", sites=4, edges=4), "needs a tree"),

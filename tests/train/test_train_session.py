@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from train_worlds import CLASSIFIER_PLAN, QUADRATIC_PLAN, stationary_edges, weighted_optimum
+from session_worlds import RUN, Consortium, key_of, lossy_rounds, quadratic_optimum, settings_of
+from train_worlds import CLASSIFIER_PLAN, QUADRATIC_PLAN
 
 from p2pfl.errors import ConfigError, DataError, IllegalStep, MalformedMessage, PlanError, SignatureRefused
 from p2pfl.train.mixing import VectorGraph, VectorInbox, VectorRelays
@@ -20,102 +21,11 @@ from p2pfl.train.sampling import batch_indices
 from p2pfl.train.session import Session
 from p2pfl.train.stacked import StackedBatch, StackedOracle
 
-RUN = b"run"
-
-
-def settings_of(rule: str = "dpsgd", **more) -> dict:
-    return {
-        "rule": rule,
-        "learning_rate": 0.04,
-        "local_steps": 3,
-        "batch_size": 8,
-        "dtype": "float64",
-        **more,
-    }
-
-
-def key_of(site: int) -> bytes:
-    return hashlib.sha256(bytes([site])).digest()
-
-
-class Consortium:
-    """Sessions joined by hand, edge by edge."""
-
-    def __init__(self, plan: bytes, sites: int, kind: str = "ring", **settings) -> None:
-        shares = 1.0 + torch.arange(sites, dtype=torch.float64)
-        self.shares = shares / shares.sum()
-        self.sessions = [Session(plan, settings_of(**settings)) for _ in range(sites)]
-        initial = self.sessions[0].initial(seed=5)
-        for i, session in enumerate(self.sessions):
-            session.load_data(f"{i}")
-            session.begin(initial, RUN, key_of(i), float(self.shares[i]))
-        self.edges = stationary_edges(kind, self.shares)
-        self.steps = settings_of(**settings)["local_steps"]
-
-    def round(self, number: int, lost=frozenset(), corrections=None) -> None:
-        for session in self.sessions:
-            session.train(number, self.steps)
-        self.mix(number, lost, corrections)
-
-    def mix(self, number: int, lost=frozenset(), corrections=None, closing: bool = False, steps=1) -> None:
-        """``lost`` holds (receiver, sender) that do not arrive, ``corrections`` tags per site."""
-        for step in range(steps):
-            sent = [session.encode(number, step, closing) for session in self.sessions]
-            last = step == steps - 1
-            for i, session in enumerate(self.sessions):
-                edges = []
-                for receiver, sender, weight in self.edges:
-                    if receiver != i or (receiver, sender) in lost:
-                        continue
-                    keys = {m["channel"]: f"{sender}/{m['channel']}" for m in sent[sender]}
-                    for message in sent[sender]:
-                        key = keys[message["channel"]]
-                        session.receive(key, message["channel"], message["payload"], message["result"])
-                    edges.append((str(sender), weight, keys))
-                owed = corrections[i] if corrections and last else []
-                session.mix(number, step, edges, owed, last, closing)
-
-    @property
-    def stacked(self) -> torch.Tensor:
-        return torch.stack([session.vector for session in self.sessions])
-
-    @property
-    def mean(self) -> torch.Tensor:
-        return (self.shares[:, None] * self.stacked).sum(0)
-
-    def drift(self) -> float:
-        """|sum_i pi_i c_i|, 0 if every one-sided displacement has been taken back."""
-        corrections = torch.stack([session.state["correction"] for session in self.sessions])
-        return float((self.shares[:, None] * corrections).sum(0).abs().max())
-
-
-def quadratic_optimum(shares: torch.Tensor) -> torch.Tensor:
-    parts = [PlanCode(QUADRATIC_PLAN).load(f"{i}", torch.float64)["train"] for i in range(len(shares))]
-    return weighted_optimum(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), shares)
-
 
 def lossy_run(settle: bool, rounds: int = 300, seed: int = 0) -> tuple[Consortium, float]:
     """K-GT on a ring, 10 % of the edges lost on one side; what is owed is taken back 1 to 4 rounds later."""
-    chance = random.Random(seed)
     world = Consortium(QUADRATIC_PLAN, 4, rule="kgt")
-    directed = [(receiver, sender) for receiver, sender, _ in world.edges]
-    owed: dict[int, list[list]] = {}
-    for number in range(rounds):
-        lost = frozenset(edge for edge in directed if chance.random() < 0.1)
-        due = owed.pop(number, [[] for _ in world.sessions])
-        world.round(number, lost, due)
-        for receiver, sender in directed:
-            if (receiver, sender) in lost:
-                continue
-            tag = (str(sender), number, 0)
-            if settle and (sender, receiver) in lost:
-                later = owed.setdefault(number + chance.randint(1, 4), [[] for _ in world.sessions])
-                later[receiver].append(tag)
-            else:
-                world.sessions[receiver].forget([tag])
-    for number in sorted(owed):
-        for session, tags in zip(world.sessions, owed[number], strict=True):
-            session.mix(rounds, 0, [], tags, True, True)
+    lossy_rounds(world, rounds, 4, loss=0.1, seed=seed, settle=settle)
     return world, float((world.stacked - quadratic_optimum(world.shares)).norm(dim=-1).max())
 
 
@@ -524,7 +434,7 @@ def test_an_abandoned_round_does_not_leak_into_the_next() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rule": "fedavg"}, "dpsgd, kgt"),
+        ({"rule": "fedavg"}, "choose one of dpsgd"),
         ({"rule": "kgt", "optimiser": {"name": "adam"}}, "choose sgd"),
         ({"optimiser": "adam"}, "write for example"),
         ({"learning_rate": 0}, "positive number"),

@@ -1,12 +1,16 @@
-"""The update rules by name, and which combinations are refused before a run starts."""
+"""The update rules by name. A new one is a file here, a row in RULES, and a row in the battery of the tests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from p2pfl.errors import ConfigError
 from p2pfl.train.optimisers import Optimiser
+from p2pfl.train.rules.combinations import Combination, choice, problem_of
 from p2pfl.train.rules.dpsgd import DPSGD
+from p2pfl.train.rules.exact_diffusion import ExactDiffusion
+from p2pfl.train.rules.fedprox import FedProx
+from p2pfl.train.rules.gradient_tracking import GradientTracking
 from p2pfl.train.rules.interface import (
     Channel,
     Context,
@@ -17,9 +21,12 @@ from p2pfl.train.rules.interface import (
     Needs,
     Oracle,
     Rule,
+    Setting,
     State,
 )
 from p2pfl.train.rules.kgt import KGT
+from p2pfl.train.rules.numbers import checked_numbers
+from p2pfl.train.rules.quasi_global import QuasiGlobal
 from p2pfl.train.rules.relaysgd import RelaySGD
 
 __all__ = [
@@ -27,66 +34,60 @@ __all__ = [
     "KGT",
     "RULES",
     "Channel",
+    "Combination",
     "Context",
+    "ExactDiffusion",
+    "FedProx",
     "Gradient",
+    "GradientTracking",
     "Graph",
     "Inbox",
     "Messages",
     "Needs",
     "Oracle",
+    "QuasiGlobal",
     "RelaySGD",
     "Rule",
+    "Setting",
     "State",
     "check_combination",
     "rule_named",
 ]
 
-RULES: Mapping[str, type[DPSGD] | type[KGT] | type[RelaySGD]] = {
+RULES: Mapping[str, type[Rule]] = {
     "dpsgd": DPSGD,
+    "fedprox": FedProx,
     "kgt": KGT,
+    "quasi_global": QuasiGlobal,
+    "exact_diffusion": ExactDiffusion,
+    "gradient_tracking": GradientTracking,
     "relaysgd": RelaySGD,
 }
 
 
-def rule_named(name: str, optimiser: Optimiser) -> Rule:
-    """The rule with this name; ConfigError if it is unknown or does not go with the optimiser."""
-    _known(name)
-    check_combination(name, optimiser.name)
-    return RULES[name](optimiser)
+def rule_named(name: str, optimiser: Optimiser, numbers: Mapping[str, object] | None = None) -> Rule:
+    """The rule with this name and its own numbers, defaults where none are given.
 
-
-def check_combination(
-    rule: str,
-    optimiser: str,
-    *,
-    sites: int | None = None,
-    edges: int | None = None,
-    staleness: int = 0,
-) -> None:
-    """Refuse what does not go together; ConfigError gives the reason.
-
-    ``sites`` and ``edges`` (undirected) of the connected graph are checked where they are known. ``staleness``
-    above 0 is an asynchronous run, whose edges may be mixed so many own rounds late.
+    ConfigError if it is unknown, does not go with the optimiser, or does not have such a number.
     """
-    needs = _known(rule).needs
-    if optimiser not in needs.optimisers:
-        allowed = " or ".join(sorted(needs.optimisers))
-        why = f": {needs.reason}" if needs.reason else ""
-        raise ConfigError(f"rule {rule} does not go with optimiser {optimiser}{why}; choose {allowed}")
-    if needs.mixing == "tree" and sites is not None and edges is not None and edges != sites - 1:
-        raise ConfigError(
-            f"rule {rule} needs a tree, and {edges} edges between {sites} sites make cycles; "
-            f"choose a spanning tree of the graph, or another rule"
-        )
-    if staleness and not needs.delays:
-        why = f": {needs.delays_reason}" if needs.delays_reason else ""
-        raise ConfigError(
-            f"rule {rule} does not go with the asynchronous policy{why}; choose the synchronous policy or "
-            f"{' or '.join(name for name, kind in RULES.items() if kind.needs.delays)}"
-        )
+    known = _known(name)
+    check_combination(name, optimiser.name)
+    make: Callable[..., Rule] = known
+    return make(optimiser, **checked_numbers(name, known.settings, numbers or {}))
 
 
-def _known(name: str) -> type[DPSGD] | type[KGT] | type[RelaySGD]:
+def check_combination(rule: str, optimiser: str, **facts: int | bool | None) -> None:
+    """Refuse what does not go together; ConfigError gives the reason and what would fit.
+
+    ``facts`` are those of `Combination` that are known, by name.
+    """
+    asked = Combination(optimiser, **facts)  # type: ignore[arg-type]  # the names are the fields'
+    problem = problem_of(rule, _known(rule).needs, asked)
+    if problem is not None:
+        raise ConfigError(choice(problem, [name for name in RULES if not problem_of(name, RULES[name].needs, asked)]))
+
+
+def _known(name: str) -> type[Rule]:
     if name not in RULES:
         raise ConfigError(f"unknown update rule {name!r}; choose one of {', '.join(RULES)}")
     return RULES[name]

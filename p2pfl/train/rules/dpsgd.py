@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from p2pfl.train.optimisers import Optimiser
-from p2pfl.train.rules.interface import Channel, Context, Graph, Inbox, Messages, Needs, Oracle, State
+from p2pfl.train.rules.interface import Channel, Context, Graph, Inbox, Messages, Needs, Oracle, Setting, State
 from p2pfl.train.rules.local_steps import local_steps, optimiser_state
 
 
 class DPSGD:
     """Local steps, then one gossip average.
 
-    y_i = K optimiser steps from x_i on f_i;  x_i <- y_i + sum_j w_ij (y_j - y_i)
+        K times: x_i <- optimiser(x_i, grad f_i(x_i))
+        x_i <- x_i + sum_j w_ij (x_j - x_i)
 
-    Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017; with K > 1
-    it is DFedAvg. sum_i pi_i x_i is kept by the merge. With unequal sites the fixed point is the weighted
-    optimum only for K = 1 on the full graph; docs/update-rules.md has the measured bias on the ring.
-    Known good: lr .1 to .3, 1 to 5 local epochs; momentum .9 only when the sites' data look alike.
+    Sends: P per neighbour
+    Keeps: 0 with sgd, P with momentum, 2 P + 1 with adam
+    Use: sites whose data look alike, any local optimiser, and the asynchronous policy. lr 0.1 to 0.3, 1 to 5 local
+    epochs; momentum 0.9 only when the sites are alike.
+    Source: Lian, Zhang, Zhang, Hsieh, Zhang, Liu, "Can Decentralized Algorithms Outperform Centralized Algorithms?",
+    NeurIPS 2017, arXiv 1705.09056; with K > 1 it is decentralised FedAvg (Sun, Li, Wang, IEEE TPAMI 2023, arXiv
+    2104.11375)
+    Differs: the step is mixed with the model (adapt, then combine); pi_i w_ij = pi_j w_ji in place of a symmetric W.
+    Verified: the weighted optimum of quadratics for K = 1 on the full graph; else a bias, measured in
+    docs/update-rules.md; sum_i pi_i x_i is kept by the merge.
     """
 
     name: str = "dpsgd"
     needs: Needs = Needs(mixing="doubly", optimisers=frozenset({"sgd", "momentum", "adam"}), linear=True, delays=True)
     channels: tuple[Channel, ...] = (Channel("x", "model"),)
+    settings: Mapping[str, Setting] = {}
 
     def __init__(self, optimiser: Optimiser) -> None:
         self.optimiser = optimiser

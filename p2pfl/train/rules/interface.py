@@ -7,6 +7,7 @@ so the same lines serve both worlds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -18,15 +19,41 @@ Messages = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a rule asks of its surroundings; :func:`p2pfl.train.rules.check_combination` refuses the rest."""
+    """What a rule asks of its surroundings; :func:`p2pfl.train.rules.check_combination` refuses the rest.
+
+    Each limit has a reason beside it, part of the sentence that people read. What compression, robust merging,
+    privacy and personal parts ask of a rule are further fields here, once they exist.
+    """
 
     mixing: Literal["doubly", "tree"]  # "doubly": pi_i w_ij = pi_j w_ji; "tree": a graph without cycles
     optimisers: frozenset[str]
-    linear: bool  # ``merge`` adds the pulls and nothing else: a displacement can be taken back later
+    linear: bool  # ``merge`` adds multiples of pulls to x and the state: a displacement can be taken back later
     delays: bool = False  # whether edges may be mixed late; ``delays_reason``: why not
     delays_reason: str = ""
     adopts: bool = True  # the state stays right when x moves to what other sites have (catching up)
     reason: str = ""  # why an optimiser outside ``optimisers`` is refused
+    most_steps: int | None = None  # local steps of a round; None: any number; ``steps_reason``: why not more
+    steps_reason: str = ""
+    static: bool = False  # one mixing per round, the same in every round; ``static_reason``: why
+    static_reason: str = ""
+    statistics: bool = True  # whether running statistics may travel as entries of x; ``statistics_reason``: why not
+    statistics_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A number of a rule's own that a plan may set: ``low`` <= value <= ``high``, or < ``high`` where ``below``."""
+
+    default: float
+    low: float
+    high: float
+    below: bool = False
+    meaning: str = ""
+
+    @property
+    def allowed(self) -> str:
+        """The range in words."""
+        return f"a number from {self.low:g} {'up to, not including,' if self.below else 'to'} {self.high:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +122,14 @@ class Rule(Protocol):
     name: str
     needs: Needs
     channels: tuple[Channel, ...]
+    settings: Mapping[str, Setting]  # by the names of the constructor's arguments
 
     def init(self, x: Tensor, graph: Graph) -> State:
         """State before the first round."""
         ...
 
     def local(self, state: State, x: Tensor, ctx: Context, oracle: Oracle) -> tuple[State, Tensor]:
-        """All ``ctx.steps`` local steps."""
+        """All ``ctx.steps`` local steps; also of a site that takes part in the round with 0 of them."""
         ...
 
     def send(self, state: State, x: Tensor, ctx: Context, graph: Graph) -> tuple[State, Messages]:

@@ -1,0 +1,127 @@
+"""Owns what plans may ask of each update rule: its numbers, and what it does not go with, each with its reason.
+
+The rules themselves live in the training room, which governance does not know; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A rule's own number: ``low`` <= value <= ``high``, or < ``high`` where ``below``."""
+
+    low: float
+    high: float
+    below: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """The range in words."""
+        return f"a number from {self.low:g} {'up to, not including,' if self.below else 'to'} {self.high:g}"
+
+    def fits(self, value: float) -> bool:
+        """Whether the value lies in the range."""
+        return self.low <= value < self.high if self.below else self.low <= value <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a rule does not go with; an empty reason: it does. All reasons are parts of sentences."""
+
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+    no_delays: str = ""  # asynchronous runs
+    sgd_only: str = ""
+    one_step: str = ""  # more than one local step in a round
+    static: str = ""  # mixings that differ from round to round, or several in one
+    tree: str = ""  # graphs with cycles
+    no_newcomers: str = ""
+    no_statistics: str = ""  # running statistics that travel
+
+
+LIMITS: Mapping[str, Limits] = {
+    "dpsgd": Limits(),
+    "fedprox": Limits(numbers={"proximal": Number(0.0, 1000.0)}),
+    "kgt": Limits(
+        no_delays="how its correction reacts to displacements that come late is neither proven nor measured",
+        sgd_only="z is the mean gradient only if every local step is lr times a gradient",
+    ),
+    "quasi_global": Limits(
+        numbers={"beta": Number(0.0, 1.0, below=True), "mu": Number(0.0, 1.0, below=True)},
+        no_delays="its momentum would take displacements that come late for progress, which is not measured",
+        sgd_only="it is its own momentum, and a second one on top would count every gradient twice",
+    ),
+    "exact_diffusion": Limits(
+        no_delays="its correction remembers the mixing of the round before, and not one of older rounds",
+        sgd_only="its correction cancels the bias of a step of lr times a gradient, and of no other step",
+        one_step="with more steps exact diffusion stalls away from the optimum; K-GT does not",
+        static="its correction fits the next mixing only if all rounds have the same one",
+        no_statistics="its correction would push running statistics below what they can be",
+    ),
+    "gradient_tracking": Limits(
+        no_delays="how its tracking reacts to displacements that come late is neither proven nor measured",
+        sgd_only="y tracks the mean gradient only if every step is lr times y",
+        one_step="its tracking sees one gradient per round; K-GT is the same with more steps",
+    ),
+    "relaysgd": Limits(
+        no_delays="it counts each site once per round, and a late message would be counted twice or never",
+        static="its relays go round by round over the edges of one tree",
+        tree="it would count a site once for each path to it",
+        no_newcomers="its relays count every site from the first round on, and cannot begin in the middle of a run",
+    ),
+}
+
+
+def numbers_problem(rule: str, values: Mapping[str, float]) -> str | None:
+    """What is wrong with a rule's own numbers; None if nothing."""
+    known = LIMITS[rule].numbers
+    for name, value in values.items():
+        if name not in known:
+            return f"rule {rule} has no setting {name[:60]}; its settings are: {', '.join(sorted(known)) or 'none'}"
+        if not known[name].fits(value):
+            return f"rule setting {name} is {value:g}; write {known[name].allowed}"
+    return None
+
+
+def steps_problem(rule: str, optimiser: str, most_steps: int) -> str | None:
+    """Why a rule does not go with the optimiser, or with so many local steps at most; None if it does."""
+    limits = LIMITS[rule]
+    if limits.sgd_only and optimiser != "sgd":
+        return _sentence(f"rule {rule} does not go with optimiser {optimiser}: {limits.sgd_only}", "sgd", _any_step)
+    if limits.one_step and most_steps > 1:
+        what = f"rule {rule} takes at most 1 local step a round, not {most_steps}: {limits.one_step}"
+        return _sentence(what, "local_steps = 1", lambda other: not other.one_step)
+    return None
+
+
+def delays_problem(rule: str) -> str | None:
+    """Why a rule does not go with the asynchronous policy; None if it does."""
+    reason = LIMITS[rule].no_delays
+    what = f"rule {rule} needs the synchronous policy: {reason}"
+    return _sentence(what, "to leave policy out", lambda other: not other.no_delays) if reason else None
+
+
+def varying_problem(rule: str) -> str | None:
+    """Why a rule does not go with mixings that differ from round to round; None if it does."""
+    reason = LIMITS[rule].static
+    what = f"rule {rule} needs one and the same mixing in every round: {reason}"
+    return _sentence(what, "the topology ring or chain", lambda other: not other.static) if reason else None
+
+
+def statistics_problem(rule: str) -> str | None:
+    """Why a rule does not go with running statistics that travel; None if it does."""
+    reason = LIMITS[rule].no_statistics
+    what = f"rule {rule} does not go with running statistics that travel: {reason}"
+    remedy = 'batch_norm = "private" and buffers = "exclude", or GroupNorm'
+    return _sentence(what, remedy, lambda other: not other.no_statistics) if reason else None
+
+
+def _any_step(other: Limits) -> bool:
+    return not other.sgd_only
+
+
+def _sentence(what: str, remedy: str, fits: Callable[[Limits], bool]) -> str:
+    others = [name for name, limits in LIMITS.items() if fits(limits)]
+    return f"{what}; choose {remedy}, or the rule {', '.join(others[:-1])} or {others[-1]}"

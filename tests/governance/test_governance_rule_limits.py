@@ -1,0 +1,135 @@
+"""What plans may ask of each rule: the same as the training room says, and refused with a reason and what would fit."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import product
+from typing import Any
+
+import pytest
+
+from p2pfl.errors import ConfigError, PlanError
+from p2pfl.governance import plan_from_files
+from p2pfl.governance.plan_settings import PlanSettings, parse_settings
+from p2pfl.governance.rule_limits import LIMITS
+from p2pfl.governance.topologies import VARYING
+from p2pfl.topology import KINDS, Schedule
+from p2pfl.train.rules import RULES
+from p2pfl.train.settings import read_settings
+from p2pfl.types import PeerId
+
+PLAN = """
+[plan]
+name = "points"
+[data]
+tag = "points"
+[training]
+rule = "{rule}"
+optimiser = {{ name = "{optimiser}" }}
+learning_rate = 0.1
+local_steps = {steps}
+batch_size = 8
+rounds = 5
+{more}
+"""
+OPTIONS = {
+    "ring": {}, "full": {}, "star": {}, "chain": {}, "hypercube": {}, "hierarchical": {"clusters": 2},
+    "torus": {"rows": 2, "columns": 4}, "regular": {"degree": 3, "seed": 0}, "edges": {"edges": [[k, k + 1] for k in range(7)]},
+}  # fmt: skip
+
+
+def plan(rule: str, more: str = "", optimiser: str = "sgd", steps: int = 1) -> bytes:
+    return PLAN.format(rule=rule, optimiser=optimiser, steps=steps, more=more).encode()
+
+
+def test_both_rooms_know_the_same_rules_with_the_same_limits() -> None:
+    assert list(LIMITS) == list(RULES)
+    assert PlanSettings.model_fields["training"].annotation.model_fields["rule"].annotation.__args__ == tuple(RULES)
+    for name, limits in LIMITS.items():
+        needs = RULES[name].needs
+        assert bool(limits.no_delays) == (not needs.delays) and limits.no_delays == needs.delays_reason
+        assert bool(limits.sgd_only) == (needs.optimisers == {"sgd"}) and limits.sgd_only == needs.reason
+        assert bool(limits.one_step) == (needs.most_steps == 1) and limits.one_step == needs.steps_reason
+        assert bool(limits.static) == needs.static and limits.static == needs.static_reason
+        assert bool(limits.tree) == (needs.mixing == "tree")
+        assert bool(limits.no_statistics) == (not needs.statistics) and limits.no_statistics == needs.statistics_reason
+        own = {key: (number.low, number.high, number.below) for key, number in limits.numbers.items()}
+        assert own == {key: (s.low, s.high, s.below) for key, s in RULES[name].settings.items()}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_both_rooms_know_the_same_varying_topologies(kind: str) -> None:
+    nodes = [PeerId(f"{number}") for number in range(8)]
+    schedule = Schedule({"kind": kind, **OPTIONS[kind]}, nodes, dict.fromkeys(nodes, 1 / 8), 6, 2)
+    mixings = {id(mixing) for t in range(schedule.total) for mixing in schedule.round(t).mixings}
+    assert schedule.varying == (kind in VARYING) == (len(mixings) > 1)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_plans_and_sessions_refuse_the_same(rule: str) -> None:
+    refused = 0
+    statistics = ("", 'batch_norm = "private"', 'batch_norm = "shared"', 'buffers = "share"')
+    for optimiser, steps, policy, more in product(("sgd", "momentum", "adam"), (1, 5), (False, True), statistics):
+        asked: dict[str, Any] = {
+            "rule": rule, "optimiser": {"name": optimiser}, "learning_rate": 0.1, "local_steps": steps, "batch_size": 8,
+        }  # fmt: skip
+        if more:
+            asked[more.split()[0]] = more.split('"')[1]
+        lines = more + ('\npolicy = "asynchronous"' if policy else "")
+        if policy:
+            asked["staleness"] = 2
+        found = []
+        source = plan(rule, lines, optimiser, steps)
+        for call in (partial(parse_settings, source), partial(read_settings, asked)):
+            try:
+                call()
+                found.append("")
+            except (PlanError, ConfigError) as error:
+                found.append(str(error))
+        assert bool(found[0]) == bool(found[1]), found
+        if found[0]:
+            refused += 1
+            for text in found:
+                assert f"rule {rule}" in text and ": " in text and "choose " in text and "the rule " in text, text
+    assert (refused == 0) == (rule in ("dpsgd", "fedprox"))
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (plan("fedprox", "rule_settings = { proximal = -1 }"), ["proximal is -1", "from 0 to 1000"]),
+        (plan("fedprox", "rule_settings = { proximal = true }"), ["proximal", "a number"]),
+        (plan("fedprox", "rule_settings = { proximal = nan }"), ["proximal", "finite"]),
+        (plan("fedprox", "rule_settings = { beta = 0.5 }"), ["fedprox has no setting beta", "proximal"]),
+        (plan("quasi_global", "rule_settings = { mu = 1.0 }"), ["mu is 1", "not including, 1"]),
+        (plan("dpsgd", "rule_settings = { proximal = 1.0 }"), ["dpsgd has no setting proximal", "none"]),
+        (plan("dpsgd", "rule_settings = 3"), ["rule_settings"]),
+        (plan("exact_diffusion", "[arguments]\nlocal_steps = [1, 4]"), ["at most 1 local step", "not 4", "kgt"]),
+        (plan("exact_diffusion", '[topology]\nkind = "hierarchical"\nclusters = 2'), ["same mixing", "ring or chain", "kgt"]),
+        (plan("relaysgd", '[topology]\nkind = "hierarchical"\nclusters = 2'), ["same mixing", "ring or chain"]),
+    ],
+)  # fmt: skip
+def test_wrong_numbers_and_graphs_are_refused_in_the_plan(source: bytes, words: list[str]) -> None:
+    with pytest.raises(PlanError) as caught:
+        parse_settings(source)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("rule", ["exact_diffusion", "relaysgd"])
+def test_a_proposal_s_own_topology_is_judged_too(rule: str) -> None:
+    settings = parse_settings(plan(rule, '[topology]\nkind = "chain"'))
+    assert settings.graph_problem(4, 3, "chain") is None
+    assert "same mixing" in str(settings.graph_problem(4, 3, "hierarchical"))
+    assert parse_settings(plan("kgt")).graph_problem(4, 5, "hierarchical") is None
+
+
+def test_a_rule_s_numbers_reach_the_session_and_the_plan_s_identity() -> None:
+    code = b"def load(path): ...\ndef model(): ...\ndef loss(model, batch): ...\n"
+    plans = [plan_from_files(code, plan("fedprox", f"rule_settings = {{ proximal = {mu} }}")) for mu in (0.5, 0.25)]
+    read = [read_settings(found.session_settings()) for found in plans]
+    assert [found.rule.proximal for found in read] == [0.5, 0.25]  # type: ignore[attr-defined]
+    assert plans[0].digest != plans[1].digest
+    from p2pfl.train.checkpoints import plan_identity
+
+    assert len({plan_identity(code, found.session_settings()) for found in plans}) == 2
+    assert "rule_settings" not in plan_from_files(code, plan("fedprox")).session_settings()
