@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from p2pfl.errors import PlanError
-from p2pfl.governance.topologies import DEFAULT_TOPOLOGY, topology_problem
+from p2pfl.governance.topologies import CHANGING, DEFAULT_TOPOLOGY, topology_problem
 from p2pfl.settings_files import SHOWN, Table, parse_tables
 from p2pfl.types import CATCH_UP_ROUNDS
 
@@ -191,10 +191,18 @@ class PlanSettings(Table):
         reason = NO_NEWCOMERS.get(self.training.rule)
         return None if reason is None else f"rule {self.training.rule} takes nobody in later: {reason}"
 
-    def graph_problem(self, sites: int, edges: int) -> str | None:
-        """Why the rule does not go with a connected graph of so many sites and (undirected) edges; None if it does."""
-        if self.training.rule not in NEEDS_TREE or edges == sites - 1:
+    def graph_problem(self, sites: int, edges: int, kind: str = "") -> str | None:
+        """Why the rule does not go with a connected graph of so many sites and (undirected) edges; None if it does.
+
+        ``kind`` of its topology: one that changes from round to round is no tree, however few edges it has.
+        """
+        if self.training.rule not in NEEDS_TREE or (edges == sites - 1 and kind not in CHANGING):
             return None
+        if kind in CHANGING:
+            return (
+                f"rule {self.training.rule} needs the same tree in each round, and the topology {kind} changes; choose "
+                "the topology chain or star, or edges that are a tree, or another rule"
+            )
         return (
             f"rule {self.training.rule} needs a tree, and {edges} edges between {sites} sites make cycles; "
             f"choose the topology chain or star, or edges that are a tree, or another rule"
@@ -214,10 +222,11 @@ class PlanSettings(Table):
 
     @model_validator(mode="after")
     def _one_mixing(self) -> PlanSettings:
-        if self.training.late_rounds and self.topology_spec().get("kind") == "hierarchical":
+        kind = self.topology_spec().get("kind")
+        if self.training.late_rounds and kind in CHANGING:
             raise ValueError(
-                'policy = "asynchronous" mixes once per round on one graph, and a hierarchical topology twice with '
-                "changing heads; choose another topology or the synchronous policy"
+                f'policy = "asynchronous" mixes once per round on one graph, and that of the topology {kind} changes; '
+                "choose another topology or the synchronous policy"
             )
         return self
 

@@ -9,6 +9,8 @@ DEFAULT_TOPOLOGY: Mapping[str, Any] = {"kind": "ring"}
 
 MAX_EDGES = 2016  # of a full graph of 64 sites
 MAX_SITES = 64
+MAX_PERIOD = 1000  # rounds; heads that meet more seldom hardly mix
+CHANGING = frozenset({"hierarchical", "base", "matching", "epidemic"})  # not one mixing on the same graph in all rounds
 
 
 def topology_problem(spec: Any) -> str | None:
@@ -17,13 +19,14 @@ def topology_problem(spec: Any) -> str | None:
     kind = spec.get("kind") if isinstance(spec, Mapping) else None
     if not isinstance(kind, str) or kind not in _KINDS:
         return f"topology kind is {_shown(kind)}; write one of {known}"
-    options = _KINDS[kind]
+    options, more = _KINDS[kind], _OPTIONAL.get(kind, {})
     expected = {"kind", *options}
-    if set(spec) != expected:
+    if not expected <= set(spec) <= expected | set(more):
         names = ", ".join(sorted(map(str, spec)))
-        return f"topology {kind} has the keys {names[:80]}; write exactly {', '.join(sorted(expected))}"
-    for option, (check, wanted) in options.items():
-        if not check(spec[option]):
+        if_you_like = f", and if you like {', '.join(sorted(more))}" if more else ""
+        return f"topology {kind} has the keys {names[:80]}; write exactly {', '.join(sorted(expected))}{if_you_like}"
+    for option, (check, wanted) in {**options, **more}.items():
+        if option in spec and not check(spec[option]):
             return f"topology {option} is {_shown(spec[option])}; write {wanted}"
     return None
 
@@ -65,6 +68,12 @@ _KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "torus": {"rows": _whole(2, MAX_SITES), "columns": _whole(2, MAX_SITES)},
     "hypercube": {},
     "regular": {"degree": _whole(1, MAX_SITES), "seed": _whole(0, 2**32)},
+    "base": {"k": _whole(1, MAX_SITES)},
+    "matching": {"seed": _whole(0, 2**32)},
+    "epidemic": {"degree": _whole(1, MAX_SITES), "seed": _whole(0, 2**32)},
+}
+_OPTIONAL: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "hierarchical": {"period": _whole(1, MAX_PERIOD + 1)}
 }
 
 

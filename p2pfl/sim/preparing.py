@@ -112,9 +112,10 @@ def prepare(
         spec, nodes, dict(zip(nodes, shares.tolist(), strict=True)), told.rounds if rounds is None else rounds,
         told.closing_rounds if closing_rounds is None else closing_rounds, staleness,
     )  # fmt: skip
+    same = schedule.same_each_round
     check_combination(
-        settings.rule.name, settings.optimiser.name, sites=peers, edges=schedule.graph.number_of_edges(),
-        staleness=staleness,
+        settings.rule.name, settings.optimiser.name, sites=peers, staleness=staleness, changes=not same,
+        edges=schedule.graph.number_of_edges() if same else None,
     )  # fmt: skip
     each = steps_of_sites(steps, peers, seed, settings.local_steps)
     check_fault_times(faults, peers, seed, schedule.total)

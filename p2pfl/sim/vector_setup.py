@@ -32,10 +32,12 @@ def check_run(
         raise ConfigError(f"rule {rule.name} is simulated without losses and faults only; choose another rule")
     if not linear and layout.shared_size != layout.size:
         raise ConfigError(f"rule {rule.name} shares all parameters; share batch norm too, or use GroupNorm")
+    if not linear and not schedule.same_each_round:
+        raise ConfigError(
+            f"rule {rule.name} mixes once per round, on the same graph; choose another topology, or another rule"
+        )
     if not linear and schedule.graph.number_of_edges() != sites - 1:
         raise ConfigError(f"rule {rule.name} needs a tree; choose a spanning tree, or another rule")
-    if not linear and len(schedule.round(0).mixings) > 1:
-        raise ConfigError(f"rule {rule.name} mixes once per round; choose another topology, or another rule")
     if decisions is None:
         return schedule.total
     total = len(decisions.rounds)

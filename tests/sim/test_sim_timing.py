@@ -23,8 +23,8 @@ from p2pfl.topology import Schedule
 from p2pfl.types import PeerId
 
 HIERARCHICAL = {"kind": "hierarchical", "clusters": 2}
-TOPOLOGIES = ["ring", "full", HIERARCHICAL]
-NAMES = ["ring", "full", "hierarchical"]
+TOPOLOGIES = ["ring", "full", HIERARCHICAL, {"kind": "matching", "seed": 3}]
+NAMES = ["ring", "full", "hierarchical", "matching"]
 DEADLINE = 1e6
 
 LONG = ComputeModel(seconds=24.0)

@@ -61,18 +61,25 @@ def check_combination(
     *,
     sites: int | None = None,
     edges: int | None = None,
+    changes: bool = False,
     staleness: int = 0,
 ) -> None:
     """Refuse what does not go together; ConfigError gives the reason.
 
-    ``sites`` and ``edges`` (undirected) of the connected graph are checked where they are known. ``staleness``
-    above 0 is an asynchronous run, whose edges may be mixed so many own rounds late.
+    ``sites`` and ``edges`` (undirected) of the connected graph are checked where they are known, and whether it
+    ``changes`` from round to round. ``staleness`` above 0 is an asynchronous run, whose edges may be mixed so many own
+    rounds late.
     """
     needs = _known(rule).needs
     if optimiser not in needs.optimisers:
         allowed = " or ".join(sorted(needs.optimisers))
         why = f": {needs.reason}" if needs.reason else ""
         raise ConfigError(f"rule {rule} does not go with optimiser {optimiser}{why}; choose {allowed}")
+    if needs.mixing == "tree" and changes:
+        raise ConfigError(
+            f"rule {rule} needs the same tree in each round, and this topology changes; choose chain, star or another "
+            "tree, or another rule"
+        )
     if needs.mixing == "tree" and sites is not None and edges is not None and edges != sites - 1:
         raise ConfigError(
             f"rule {rule} needs a tree, and {edges} edges between {sites} sites make cycles; "
