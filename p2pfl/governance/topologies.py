@@ -56,6 +56,11 @@ def _whole(least: int, limit: int) -> tuple[Callable[[Any], bool], str]:
     return lambda value: type(value) is int and least <= value < limit, f"a whole number from {least} to {limit - 1}"
 
 
+def _probability(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+_PROBABLE = "a number from 0 to 1"
 _KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "ring": {},
     "full": {},
@@ -68,6 +73,15 @@ _KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "torus": {"rows": _whole(2, MAX_SITES), "columns": _whole(2, MAX_SITES)},
     "hypercube": {},
     "regular": {"degree": _whole(1, MAX_SITES), "seed": _whole(0, 2**32)},
+    "erdos_renyi": {"probability": (_probability, _PROBABLE), "seed": _whole(0, 2**32)},
+    "small_world": {
+        "degree": _whole(2, MAX_SITES),
+        "probability": (_probability, _PROBABLE),
+        "seed": _whole(0, 2**32),
+    },
+    "two_clusters": {"bridges": _whole(1, MAX_EDGES)},
+    "tree": {"arity": _whole(1, MAX_SITES)},
+    "double_tree": {},
     "base": {"k": _whole(1, MAX_SITES)},
     "matching": {"seed": _whole(0, 2**32)},
     "epidemic": {"degree": _whole(1, MAX_SITES), "seed": _whole(0, 2**32)},

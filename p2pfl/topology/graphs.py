@@ -11,6 +11,9 @@ A spec is a small mapping that survives TOML, JSON and msgpack:
     {"kind": "star"}, {"kind": "chain"}, {"kind": "hypercube"}
     {"kind": "torus", "rows": 3, "columns": 4}
     {"kind": "regular", "degree": 4, "seed": 0}         random, so many neighbours each; see regular.py
+    {"kind": "erdos_renyi", "probability": 0.3, "seed": 0}
+    {"kind": "small_world", "degree": 4, "probability": 0.1, "seed": 0}
+    {"kind": "two_clusters", "bridges": 1}, {"kind": "tree", "arity": 2}, {"kind": "double_tree"}
     {"kind": "base", "k": 1}                            other edges in each round, see changing.py; so too
     {"kind": "matching", "seed": 0}, {"kind": "epidemic", "degree": 4, "seed": 0}
 
@@ -27,7 +30,7 @@ from typing import Any
 import networkx as nx
 
 from p2pfl.errors import ConfigError
-from p2pfl.topology import shapes
+from p2pfl.topology import random_graphs, shapes, trees
 from p2pfl.topology.changing import CHANGING, Changing, changing_of
 from p2pfl.types import PeerId
 
@@ -223,6 +226,11 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any], int], Iterable[Pair]]] = {
     "torus": shapes.torus,
     "hypercube": shapes.hypercube,
     "regular": shapes.regular,
+    "erdos_renyi": random_graphs.erdos_renyi,
+    "small_world": random_graphs.small_world,
+    "two_clusters": trees.two_clusters,
+    "tree": trees.tree,
+    "double_tree": trees.double_tree,
     **dict.fromkeys(CHANGING, _of_all_rounds),
 }
 """The known kinds; a new one is a new row here and in KEYS."""
@@ -237,6 +245,11 @@ KEYS: Mapping[str, frozenset[str]] = {
     "torus": frozenset({"rows", "columns"}),
     "hypercube": frozenset(),
     "regular": frozenset({"degree", "seed"}),
+    "erdos_renyi": frozenset({"probability", "seed"}),
+    "small_world": frozenset({"degree", "probability", "seed"}),
+    "two_clusters": frozenset({"bridges"}),
+    "tree": frozenset({"arity"}),
+    "double_tree": frozenset(),
     "base": frozenset({"k"}),
     "matching": frozenset({"seed"}),
     "epidemic": frozenset({"degree", "seed"}),
