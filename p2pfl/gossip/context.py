@@ -168,6 +168,17 @@ class Context:
         schedule = self.schedule_at(round_)
         return schedule.round(round_).mixings if self.me in schedule.graph else ()
 
+    @property
+    def neighbours_change(self) -> bool:
+        """Whether a neighbour of one round may be none in the next: both settle what is open between them then, too."""
+        return bool(self.joined) or not self.running_schedule.same_each_round
+
+    def partners_until(self, round_: int) -> frozenset[PeerId]:
+        """Whom this peer mixes with after the round in work and up to this one, as things stand."""
+        last = min(round_, self.running_schedule.total - 1)
+        mixings = [mixing for t in range(self.position[0] + 1, last + 1) for mixing in self._mixings(t)]
+        return frozenset(peer for mixing in mixings for peer, _ in mixing.neighbours(self.me))
+
     def partners(self) -> tuple[PeerId, ...]:
         """All peers this one mixes with as things stand, in peer-id order."""
         return self._around([self.running_schedule])

@@ -234,7 +234,7 @@ class Deliveries:
         past = core.round >= context.running_schedule.total
         if partner and (past or origin in dict(context.neighbours(core.position))):
             return True
-        if not self._like_ours(core) or (context.joined and origin in context.running.shares):
+        if not self._like_ours(core) or (context.neighbours_change and origin in context.running.shares):
             return False
         if not partner:
             raise LimitExceeded("announcement from a peer that is no neighbour in this run", peer=origin)

@@ -166,15 +166,19 @@ class Rounds:
         self.recipients = recipients
 
     def _with_open_edges(self, recipients: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
-        """Who was a neighbour before others were admitted, and still has something to settle: it gets the lists alone.
+        """Who is no neighbour now, nor soon, and still has something to settle: it gets the lists alone.
 
-        Without them the edges of the last common rounds would never settle; whoever lists some gets ours in return.
+        That is who was one before others were admitted, or before the graph changed. Without them the edges of the last
+        common rounds would never settle; whoever lists some gets ours in return.
         """
-        if not self.context.joined:
+        context = self.context
+        if not context.neighbours_change:
             return ()
         asking, self.asking = self.asking, set()
         left = [peer for peer, ledger in sorted(self.ledgers.items()) if peer in asking or ledger.list().items]
-        return tuple(peer for peer in left if peer in self.context.linked and peer not in recipients)
+        beside = [peer for peer in left if peer in context.linked and peer not in recipients]
+        soon = context.partners_until(context.position[0] + SETTLING_WINDOW // 2) if beside else ()
+        return tuple(peer for peer in beside if peer not in soon)
 
     def committed(self, digests: tuple[Digest, ...]) -> None:
         """The own messages are on the record: let them out, and collect."""
@@ -465,7 +469,7 @@ class Rounds:
         self.attendance.heard(origin, core.round)
         edges = core.lists.get(context.me)
         if edges is not None:
-            if edges.items and context.joined:
+            if edges.items and context.neighbours_change:
                 self.asking.add(origin)
             self._apply(origin, self.ledgers[origin].hear(edges, core.position, self._undecided))
 

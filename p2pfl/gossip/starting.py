@@ -31,7 +31,7 @@ from p2pfl.gossip.statements import (
     participants_of,
     record_digest,
 )
-from p2pfl.topology import Schedule, build_graph
+from p2pfl.topology import Schedule
 from p2pfl.types import Digest, PeerId, StartRecord
 
 START_MARGIN = 60.0  # seconds a start record may take to the members after the proposer's patience
@@ -126,8 +126,9 @@ class Starting:
             return
         context.cancel_timer("approvals")
         try:
-            nodes = tuple(peer for peer in context.roster.peer_ids if peer in self.approvals)
-            build_graph(context.proposal.topology, nodes)
+            approvals = {peer: approval for peer, (approval, _) in self.approvals.items()}
+            participants = participants_of(context.proposal, approvals, context.roster.peer_ids)
+            schedule_of(context.proposal.start_record(participants))  # not every topology takes all numbers and shares
         except ConfigError as error:
             context.away_for_good = f"those who approved cannot form the graph: {error}"
             return

@@ -17,7 +17,7 @@ from p2pfl.governance.rule_limits import (
     steps_problem,
     varying_problem,
 )
-from p2pfl.governance.topologies import DEFAULT_TOPOLOGY, VARYING, topology_problem
+from p2pfl.governance.topologies import CHANGING, DEFAULT_TOPOLOGY, topology_problem
 from p2pfl.settings_files import SHOWN, Table, parse_tables
 from p2pfl.types import CATCH_UP_ROUNDS
 
@@ -202,7 +202,7 @@ class PlanSettings(Table):
     def graph_problem(self, sites: int, edges: int, kind: str = "") -> str | None:
         """Why the rule does not go with a connected graph of so many sites and (undirected) edges, which comes from a
         topology of this kind; None if it does."""
-        if kind in VARYING and varying_problem(self.training.rule):
+        if kind in CHANGING and varying_problem(self.training.rule):
             return varying_problem(self.training.rule)
         if not LIMITS[self.training.rule].tree or edges == sites - 1:
             return None
@@ -225,13 +225,14 @@ class PlanSettings(Table):
 
     @model_validator(mode="after")
     def _one_mixing(self) -> PlanSettings:
-        if self.training.late_rounds and self.topology_spec().get("kind") == "hierarchical":
+        kind = self.topology_spec().get("kind")
+        if self.training.late_rounds and kind in CHANGING:
             raise ValueError(
-                'policy = "asynchronous" mixes once per round on one graph, and a hierarchical topology twice with '
-                "changing heads; choose another topology or the synchronous policy"
+                f'policy = "asynchronous" mixes once per round on one graph, and that of the topology {kind} changes; '
+                "choose another topology or the synchronous policy"
             )
         problem = varying_problem(self.training.rule)
-        if problem and self.topology_spec().get("kind") in VARYING:
+        if problem and kind in CHANGING:
             raise ValueError(problem)
         return self
 

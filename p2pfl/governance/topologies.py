@@ -7,11 +7,10 @@ from typing import Any
 
 DEFAULT_TOPOLOGY: Mapping[str, Any] = {"kind": "ring"}
 
-VARYING = frozenset({"hierarchical"})
-"""Kinds that mix more than once in a round, or otherwise from round to round."""
-
 MAX_EDGES = 2016  # of a full graph of 64 sites
 MAX_SITES = 64
+MAX_PERIOD = 1000  # rounds; heads that meet more seldom hardly mix
+CHANGING = frozenset({"hierarchical", "base", "matching", "epidemic"})  # not one mixing on the same graph in all rounds
 
 
 def topology_problem(spec: Any) -> str | None:
@@ -20,13 +19,14 @@ def topology_problem(spec: Any) -> str | None:
     kind = spec.get("kind") if isinstance(spec, Mapping) else None
     if not isinstance(kind, str) or kind not in _KINDS:
         return f"topology kind is {_shown(kind)}; write one of {known}"
-    options = _KINDS[kind]
+    options, more = _KINDS[kind], _OPTIONAL.get(kind, {})
     expected = {"kind", *options}
-    if set(spec) != expected:
+    if not expected <= set(spec) <= expected | set(more):
         names = ", ".join(sorted(map(str, spec)))
-        return f"topology {kind} has the keys {names[:80]}; write exactly {', '.join(sorted(expected))}"
-    for option, (check, wanted) in options.items():
-        if not check(spec[option]):
+        if_you_like = f", and if you like {', '.join(sorted(more))}" if more else ""
+        return f"topology {kind} has the keys {names[:80]}; write exactly {', '.join(sorted(expected))}{if_you_like}"
+    for option, (check, wanted) in {**options, **more}.items():
+        if option in spec and not check(spec[option]):
             return f"topology {option} is {_shown(spec[option])}; write {wanted}"
     return None
 
@@ -56,6 +56,11 @@ def _whole(least: int, limit: int) -> tuple[Callable[[Any], bool], str]:
     return lambda value: type(value) is int and least <= value < limit, f"a whole number from {least} to {limit - 1}"
 
 
+def _probability(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+_PROBABLE = "a number from 0 to 1"
 _KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "ring": {},
     "full": {},
@@ -68,6 +73,21 @@ _KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "torus": {"rows": _whole(2, MAX_SITES), "columns": _whole(2, MAX_SITES)},
     "hypercube": {},
     "regular": {"degree": _whole(1, MAX_SITES), "seed": _whole(0, 2**32)},
+    "erdos_renyi": {"probability": (_probability, _PROBABLE), "seed": _whole(0, 2**32)},
+    "small_world": {
+        "degree": _whole(2, MAX_SITES),
+        "probability": (_probability, _PROBABLE),
+        "seed": _whole(0, 2**32),
+    },
+    "two_clusters": {"bridges": _whole(1, MAX_EDGES)},
+    "tree": {"arity": _whole(1, MAX_SITES)},
+    "double_tree": {},
+    "base": {"k": _whole(1, MAX_SITES)},
+    "matching": {"seed": _whole(0, 2**32)},
+    "epidemic": {"degree": _whole(1, MAX_SITES), "seed": _whole(0, 2**32)},
+}
+_OPTIONAL: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "hierarchical": {"period": _whole(1, MAX_PERIOD + 1)}
 }
 
 

@@ -174,8 +174,10 @@ class Runs:
         if plan.digest != proposal.plan:
             raise RemoteError("proposal whose code does not have the plan hash it names", peer=proposal.proposer)
         self._check_size(proposal.channels)
-        known = build_graph(proposal.topology, self._roster.peer_ids)
-        problem = plan.settings.graph_problem(len(known), known.number_of_edges(), proposal.topology["kind"])
+        total = proposal.rounds + proposal.closing_rounds
+        known = build_graph(proposal.topology, self._roster.peer_ids, total)
+        kind = str(proposal.topology["kind"])
+        problem = plan.settings.graph_problem(len(known), known.number_of_edges(), kind)
         if problem is not None:
             raise RemoteError(f"proposal that cannot be run: {problem}", peer=proposal.proposer)
         self._adopt(proposal, statement, plan)
@@ -330,7 +332,7 @@ class Runs:
         closing, staleness = settings.training.closing_rounds, settings.training.late_rounds
         schedule = Schedule(graph, self._roster.peer_ids, shares, total, closing, staleness)
         schedule.round(0)
-        problem = settings.graph_problem(len(schedule.nodes), schedule.graph.number_of_edges(), graph["kind"])
+        problem = settings.graph_problem(len(schedule.nodes), schedule.graph.number_of_edges(), str(graph["kind"]))
         if problem is not None:
             raise ConfigError(f"{problem[0].upper()}{problem[1:]}")
         worker, facts = await ready_worker(plan, self._home)

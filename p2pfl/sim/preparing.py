@@ -115,9 +115,10 @@ def prepare(
         told.closing_rounds if closing_rounds is None else closing_rounds, staleness,
     )  # fmt: skip
     each = steps_of_sites(steps, peers, seed, settings.local_steps)
+    same = schedule.same_each_round
     check_combination(
-        settings.rule.name, settings.optimiser.name, sites=peers, edges=schedule.graph.number_of_edges(),
-        staleness=staleness, steps=int(each.max()), varying=schedule.varying,
+        settings.rule.name, settings.optimiser.name, sites=peers, staleness=staleness, steps=int(each.max()),
+        edges=schedule.graph.number_of_edges() if same else None, varying=not same,
     )  # fmt: skip
     check_fault_times(faults, peers, seed, schedule.total)
     absences = absences_of(faults, peers, seed)

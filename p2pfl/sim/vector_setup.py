@@ -31,9 +31,10 @@ def check_run(
     """
     sites, rule = len(schedule.nodes), settings.rule
     check_faults(faults, sites)
+    same = schedule.same_each_round
     check_combination(
-        rule.name, settings.optimiser.name, sites=sites, edges=schedule.graph.number_of_edges(),
-        staleness=settings.staleness, steps=most, varying=schedule.varying, statistics=layout.buffer_size > 0,
+        rule.name, settings.optimiser.name, sites=sites, edges=schedule.graph.number_of_edges() if same else None,
+        staleness=settings.staleness, steps=most, varying=not same, statistics=layout.buffer_size > 0,
     )  # fmt: skip
     linear = rule.needs.linear
     if not linear and (decisions is not None or recorded or faults):

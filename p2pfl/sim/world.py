@@ -95,7 +95,7 @@ class VirtualConsortium:
         spec = {"kind": topology} if isinstance(topology, str) else dict(topology)
         self.proposal, self.initial = self._propose(spec, rounds, closing_rounds, deadline, patience, catch_up_rounds)
         self.sites = self._sites(samples, folder)
-        self._wire(spec if linked == "graph" else {"kind": "full"})
+        self._wire(spec if linked == "graph" else {"kind": "full"}, rounds + closing_rounds)
 
     def _propose(
         self,
@@ -125,10 +125,10 @@ class VirtualConsortium:
         counts = samples or [20 + int(180 * uniform(self.seed, "samples", number)) for number in numbers]
         return [Site(self, number, counts[number], folder and folder / f"site-{number}") for number in numbers]
 
-    def _wire(self, graph: dict[str, Any]) -> None:
+    def _wire(self, graph: dict[str, Any], rounds: int) -> None:
         for site in self.sites:
             self.network.add(site)
-        edges = build_graph(graph, self.peers).edges
+        edges = build_graph(graph, self.peers, rounds).edges
         self.network.want(sorted((self.numbers[one], self.numbers[other]) for one, other in edges))
 
     def new_trainer(self, number: int) -> Trainer:

@@ -5,11 +5,17 @@ A spec is a small mapping that survives TOML, JSON and msgpack:
     {"kind": "ring"}                                    each site and the next one, in the order of the sites
     {"kind": "full"}                                    every pair
     {"kind": "hierarchical", "clusters": 2}             so many clusters of consecutive sites, or
-    {"kind": "hierarchical", "clusters": [[0, 2], [1]]}     the clusters themselves, by position of the sites
+    {"kind": "hierarchical", "clusters": [[0, 2], [1]]}     the clusters themselves, by position of the sites;
+                                                        with "period": 5 their heads mix in every fifth round alone
     {"kind": "edges", "edges": [[0, 1], [1, 2]]}        any connected graph, by position of the sites
     {"kind": "star"}, {"kind": "chain"}, {"kind": "hypercube"}
     {"kind": "torus", "rows": 3, "columns": 4}
     {"kind": "regular", "degree": 4, "seed": 0}         random, so many neighbours each; see regular.py
+    {"kind": "erdos_renyi", "probability": 0.3, "seed": 0}
+    {"kind": "small_world", "degree": 4, "probability": 0.1, "seed": 0}
+    {"kind": "two_clusters", "bridges": 1}, {"kind": "tree", "arity": 2}, {"kind": "double_tree"}
+    {"kind": "base", "k": 1}                            other edges in each round, see changing.py; so too
+    {"kind": "matching", "seed": 0}, {"kind": "epidemic", "degree": 4, "seed": 0}
 
 Specs come from other peers, so each entry is checked before it is used.
 """
@@ -24,33 +30,49 @@ from typing import Any
 import networkx as nx
 
 from p2pfl.errors import ConfigError
-from p2pfl.topology import shapes
+from p2pfl.topology import random_graphs, shapes, trees
+from p2pfl.topology.changing import CHANGING, Changing, changing_of
 from p2pfl.types import PeerId
 
 Pair = tuple[int, int]
 
 
-def build_graph(spec: Mapping[str, Any], nodes: Sequence[PeerId]) -> nx.Graph:
-    """The undirected graph of ``spec`` on ``nodes``; of a hierarchical one the union over all rounds.
+def build_graph(spec: Mapping[str, Any], nodes: Sequence[PeerId], rounds: int | None = None) -> nx.Graph:
+    """The undirected graph of ``spec`` on ``nodes``; of kinds that change the union over so many ``rounds``.
 
-    Nodes are added in the given order. One site alone is a graph without edges. Raises ConfigError if the
-    spec is unknown, does not fit the number of sites, has a loop, or leaves the graph unconnected.
+    None: over all rounds that there can be, which is every pair where they are drawn. Of a hierarchical spec always the
+    union over all. Nodes are added in the given order. One site alone is a graph without edges. Raises ConfigError if
+    the spec is unknown, does not fit the number of sites, has a loop, or leaves the graph unconnected.
     """
-    check_spec(spec)
-    if not nodes:
-        raise ConfigError("couldn't build a graph of no sites; name at least one")
-    if len(set(nodes)) != len(nodes):
-        raise ConfigError("couldn't build the graph: a site is named twice; name each one once")
-    graph = nx.Graph()
-    graph.add_nodes_from(nodes)
-    pairs = KINDS[spec["kind"]](spec, len(nodes))
-    graph.add_edges_from((nodes[one], nodes[other]) for one, other in pairs)
+    changing = check_sites(spec, nodes)
+    if changing is not None and rounds is not None:
+        changing.check_connected(rounds)
+        return graph_of(nodes, changing.union(rounds).tolist())
+    graph = graph_of(nodes, KINDS[spec["kind"]](spec, len(nodes)))
     if not nx.is_connected(graph):
         apart = sorted(nodes.index(node) for node in min(nx.connected_components(graph), key=len))
         raise ConfigError(
             f"the graph is not connected: site number {_listed(apart)} (counted from 0) cannot reach "
             "all others; add an edge"
         )
+    return graph
+
+
+def check_sites(spec: Mapping[str, Any], nodes: Sequence[PeerId]) -> Changing | None:
+    """Check spec and sites as `build_graph` does, before any edge; the rounds of a kind that changes."""
+    check_spec(spec)
+    if not nodes:
+        raise ConfigError("couldn't build a graph of no sites; name at least one")
+    if len(set(nodes)) != len(nodes):
+        raise ConfigError("couldn't build the graph: a site is named twice; name each one once")
+    return changing_of(spec, len(nodes))
+
+
+def graph_of(nodes: Sequence[PeerId], pairs: Iterable[Pair]) -> nx.Graph:
+    """The graph of these edges, its nodes in their order."""
+    graph = nx.Graph()
+    graph.add_nodes_from(nodes)
+    graph.add_edges_from((nodes[one], nodes[other]) for one, other in pairs)
     return graph
 
 
@@ -61,11 +83,12 @@ def check_spec(spec: Mapping[str, Any]) -> None:
     kind = spec["kind"]
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"unknown topology {str(kind)[:40]!r}; choose one of {_known()}")
-    wanted = {"kind"} | KEYS[kind]
-    if set(spec) != wanted:
+    wanted, more = {"kind"} | KEYS[kind], OPTIONAL.get(kind, frozenset())
+    if not wanted <= set(spec) <= wanted | more:
         raise ConfigError(
             f"the topology {kind!r} has the keys {_listed(sorted(map(str, spec)))[:200]}; "
             f"give it exactly {_listed(sorted(wanted))}"
+            + (f", and if you like {_listed(sorted(more))}" if more else "")
         )
 
 
@@ -108,6 +131,11 @@ def clusters_of(spec: Mapping[str, Any], sites: int) -> tuple[tuple[int, ...], .
     return tuple(tuple(cluster) for cluster in clusters)
 
 
+def period_of(spec: Mapping[str, Any]) -> int:
+    """Every how many rounds the heads of a hierarchical spec mix; 1 if it says nothing. ConfigError."""
+    return shapes.whole_of({"period": 1, **spec}, "period", 1)
+
+
 def ring_pairs(sites: Sequence[int]) -> list[Pair]:
     """The edges of the ring through ``sites``: none for one site, one for two, n for n from three on."""
     if len(sites) <= 2:
@@ -131,17 +159,24 @@ def _full(spec: Mapping[str, Any], sites: int) -> Iterable[Pair]:
 def _hierarchical(spec: Mapping[str, Any], sites: int) -> Iterable[Pair]:
     """All edges that some round uses.
 
-    In round t the head of a cluster of size a is its member t mod a. Members i and j of neighbouring
-    clusters of sizes a and b are heads together in some round exactly if i = j modulo gcd(a, b) (Chinese
+    When the heads meet for the t-th time the head of a cluster of size a is its member t mod a. Members i and j of
+    neighbouring clusters of sizes a and b are heads together in some round exactly if i = j modulo gcd(a, b) (Chinese
     remainders).
     """
     clusters = clusters_of(spec, sites)
+    period_of(spec)
     pairs = [pair for cluster in clusters for pair in full_pairs(cluster)]
     for one, other in ring_pairs(range(len(clusters))):
         first, second = clusters[one], clusters[other]
         step = gcd(len(first), len(second))
         pairs += [(a, b) for i, a in enumerate(first) for b in second[i % step :: step]]
     return pairs
+
+
+def _of_all_rounds(spec: Mapping[str, Any], sites: int) -> Iterable[Pair]:
+    changing = changing_of(spec, sites)
+    assert changing is not None
+    return [(one, other) for one, other in changing.union(None).tolist()]
 
 
 def _edges(spec: Mapping[str, Any], sites: int) -> Iterable[Pair]:
@@ -191,6 +226,12 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any], int], Iterable[Pair]]] = {
     "torus": shapes.torus,
     "hypercube": shapes.hypercube,
     "regular": shapes.regular,
+    "erdos_renyi": random_graphs.erdos_renyi,
+    "small_world": random_graphs.small_world,
+    "two_clusters": trees.two_clusters,
+    "tree": trees.tree,
+    "double_tree": trees.double_tree,
+    **dict.fromkeys(CHANGING, _of_all_rounds),
 }
 """The known kinds; a new one is a new row here and in KEYS."""
 
@@ -204,5 +245,16 @@ KEYS: Mapping[str, frozenset[str]] = {
     "torus": frozenset({"rows", "columns"}),
     "hypercube": frozenset(),
     "regular": frozenset({"degree", "seed"}),
+    "erdos_renyi": frozenset({"probability", "seed"}),
+    "small_world": frozenset({"degree", "probability", "seed"}),
+    "two_clusters": frozenset({"bridges"}),
+    "tree": frozenset({"arity"}),
+    "double_tree": frozenset(),
+    "base": frozenset({"k"}),
+    "matching": frozenset({"seed"}),
+    "epidemic": frozenset({"degree", "seed"}),
 }
 """The keys each kind has beside ``kind``."""
+
+OPTIONAL: Mapping[str, frozenset[str]] = {"hierarchical": frozenset({"period"})}
+"""Further keys that a spec may have."""

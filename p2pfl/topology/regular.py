@@ -26,11 +26,18 @@ def regular_pairs(sites: int, degree: int, seed: int) -> list[tuple[int, int]]:
     A pure function of its arguments. ConfigError if there is no such graph.
     10,000 sites with 8 neighbours take about 0.1 s.
     """
-    _check(sites, degree)
+    if degree == 1 and sites > 2:
+        raise ConfigError("with one neighbour each only pairs are connected; give a degree of 2 or more")
+    return drawn_regular(sites, degree, "p2pfl regular graph", seed, sites, degree)
+
+
+def drawn_regular(sites: int, degree: int, *name: object) -> list[tuple[int, int]]:
+    """The same from the stream of this name; with one neighbour each a perfect matching. ConfigError."""
+    check_degree(sites, degree)
     dense = 2 * degree >= sites  # then every such graph is connected (Dirac, 1952), and its complement is sparse
     drawn = sites - 1 - degree if dense else degree
     for attempt in range(MOST_ATTEMPTS):
-        edges = _edges(sites, drawn, KeyedStream("p2pfl regular graph", seed, sites, degree, attempt))
+        edges = _edges(sites, drawn, KeyedStream(*name, attempt))
         if edges is not None:
             break
     else:
@@ -40,11 +47,10 @@ def regular_pairs(sites: int, degree: int, seed: int) -> list[tuple[int, int]]:
     return sorted(edges)
 
 
-def _check(sites: int, degree: int) -> None:
+def check_degree(sites: int, degree: int) -> None:
+    """ConfigError unless there is a graph in which each of ``sites`` has ``degree`` neighbours."""
     if not 1 <= degree < sites:
         raise ConfigError(f"{sites} sites cannot have {degree} neighbours each; give a degree from 1 to {sites - 1}")
-    if degree == 1 and sites > 2:
-        raise ConfigError("with one neighbour each only pairs are connected; give a degree of 2 or more")
     if sites % 2 and degree % 2:
         raise ConfigError(
             f"{sites} sites cannot have {degree} neighbours each (every edge has two ends); "

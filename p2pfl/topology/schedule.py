@@ -6,20 +6,31 @@ A pure function of spec, order of the sites, shares and round number; every mixi
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import networkx as nx
+import numpy as np
 
 from p2pfl.errors import ConfigError, IllegalStep
 from p2pfl.topology.delays import with_delays
-from p2pfl.topology.graphs import Pair, build_graph, clusters_of, full_pairs, ring_pairs
-from p2pfl.topology.mixing import Mixing, stationary_weights
+from p2pfl.topology.graphs import (
+    Pair,
+    build_graph,
+    check_sites,
+    clusters_of,
+    full_pairs,
+    graph_of,
+    period_of,
+    ring_pairs,
+)
+from p2pfl.topology.mixing import Mixing, law_of, weights_on_pairs
 from p2pfl.topology.spectral import contraction
 from p2pfl.types import PeerId
 
-HEAD_MIXINGS_KEPT = 64  # rotations of the heads in memory; clusters of sizes 7, 8, 9 would have 504
+MIXINGS_KEPT = 64  # of rounds that differ; the heads of clusters of sizes 7, 8, 9 would have 504
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +45,10 @@ class Round:
 class Schedule:
     """All rounds of a run: ``rounds`` with training, then ``closing_rounds`` that only mix.
 
-    Static graphs mix once per round. Hierarchical ones mix twice: first all inside each cluster, then the
-    heads of the clusters on a ring, the head of a cluster of size a in round t being its member t mod a.
+    Static graphs mix once per round, and so do the kinds whose graph is another one in each round (changing.py).
+    Hierarchical ones mix twice: first all inside each cluster, then, in each round whose number the spec's ``period``
+    divides, the heads of the clusters on a ring; when they mix for the t-th time the head of a cluster of size a is its
+    member t mod a.
     """
 
     def __init__(
@@ -46,10 +59,13 @@ class Schedule:
         rounds: int,
         closing_rounds: int,
         staleness: int = 0,
+        *,
+        linked_over: int | None = None,
     ) -> None:
         """``shares`` are sample shares, one per site. ConfigError for whatever does not fit together.
 
         ``staleness``: rounds that an edge may be mixed late; the weights of training rounds are smaller then.
+        ``linked_over``: rounds whose union ``graph`` is, where the graph changes; None: those of this run.
         """
         if rounds < 1 or closing_rounds < 0:
             raise ConfigError(
@@ -59,40 +75,50 @@ class Schedule:
         self.nodes = tuple(nodes)
         self.rounds = rounds
         self.closing_rounds = closing_rounds
-        self.graph: nx.Graph = build_graph(spec, self.nodes)
-        self._shares = {node: shares[node] for node in self.nodes if node in shares}
+        self._linked_over = self.total if linked_over is None else linked_over
+        self._changing = check_sites(spec, self.nodes)
+        hierarchical = spec["kind"] == "hierarchical"
+        self.same_each_round = self._changing is None and not hierarchical  # one mixing, on one graph
+        if staleness and not self.same_each_round:
+            raise ConfigError(
+                "asynchronous runs mix once per round, on the same graph in all rounds; that of a topology of the kind "
+                f"{spec['kind']} changes: choose another topology, or the synchronous policy"
+            )
+        self._law = law_of(self.nodes, shares)
         self._active = frozenset(self.nodes)
-        self._heads: OrderedDict[tuple[int, ...], Mixing] = OrderedDict()
-        self._rounds: dict[tuple[bool, tuple[int, ...]], Round] = {}
+        self._kept: OrderedDict[Hashable, Mixing] = OrderedDict()
+        self._rounds: dict[tuple[bool, Hashable], Round] = {}
         self._contraction: float | None = None
         self._clusters: tuple[tuple[int, ...], ...] = ()
-        if staleness and spec["kind"] == "hierarchical":
-            raise ConfigError(
-                "asynchronous runs mix once per round, on the same graph in all rounds; a hierarchical topology mixes "
-                "twice, with heads that change: choose another topology, or the synchronous policy"
-            )
-        if spec["kind"] == "hierarchical":
-            self._clusters = clusters_of(spec, len(self.nodes))
-            inside = [pair for cluster in self._clusters for pair in full_pairs(cluster)]
-            self._static = self._mixing(inside)
+        self._period = 1
+        if self._changing is not None:
+            self._changing.check_connected(self._linked_over)
+            self.round(0)  # refuses shares that the kind does not go with
+            return
+        if hierarchical:
+            self._clusters, self._period = clusters_of(spec, len(self.nodes)), period_of(spec)
+            pairs: Any = [pair for cluster in self._clusters for pair in full_pairs(cluster)]
         else:
-            self._static = Mixing(self.nodes, stationary_weights(self.graph, self._shares))
+            pairs = self._pairs_of_graph()
+        self._static = self._mixing(pairs)
         self._late = with_delays(self._static, staleness)  # the training rounds' mixing; the same one if staleness is 0
+
+    @cached_property
+    def graph(self) -> nx.Graph:
+        """The union over all rounds: whom each site mixes with some time. Not to be changed."""
+        if self._changing is None:
+            return build_graph(self._spec, self.nodes)
+        return graph_of(self.nodes, self._changing.union(self._linked_over).tolist())
 
     @property
     def shares(self) -> tuple[float, ...]:
         """Sample share of each site, in the order of ``nodes``."""
-        return tuple(self._shares[node] for node in self.nodes)
+        return tuple(self._law)
 
     @property
     def total(self) -> int:
         """Training and closing rounds together."""
         return self.rounds + self.closing_rounds
-
-    @property
-    def varying(self) -> bool:
-        """Whether rounds mix more than once, or otherwise from round to round."""
-        return len(self._clusters) > 1
 
     def closing_contraction(self) -> float:
         """How much of the disagreement the closing rounds leave at most, if nobody is absent: 0 to 1.
@@ -101,39 +127,62 @@ class Schedule:
         """
         if self._contraction is None:
             mixings = [mixing.matrix for t in range(self.rounds, self.total) for mixing in self.round(t).mixings]
-            self._contraction = contraction(mixings, [self._shares[node] for node in self.nodes])
+            self._contraction = contraction(mixings, self._law)
         return self._contraction
 
     def stopped(self, rounds: int) -> Schedule:
-        """The same with fewer training rounds, the closing rounds right after them."""
-        return Schedule(self._spec, self.nodes, self._shares, rounds, self.closing_rounds, self._staleness)
+        """The same with fewer training rounds, the closing rounds right after them; sites stay linked as they were."""
+        shares = dict(zip(self.nodes, self._law, strict=True))
+        return Schedule(
+            self._spec, self.nodes, shares, rounds, self.closing_rounds, self._staleness, linked_over=self._linked_over
+        )
 
     def round(self, t: int) -> Round:
         """Round ``t``, from 0; equal rounds share their objects. IllegalStep unless 0 <= t < total."""
         if not 0 <= t < self.total:
             raise IllegalStep(f"round {t} is not in this schedule; ask for 0 to {self.total - 1}")
-        heads = tuple(cluster[t % len(cluster)] for cluster in self._clusters)
         training = t < self.rounds
-        key = (training, heads)
+        key = (training, self._kind_of_round(t))
         if key not in self._rounds:
-            if len(self._rounds) >= 2 * HEAD_MIXINGS_KEPT:
+            if len(self._rounds) >= 2 * MIXINGS_KEPT:
                 self._rounds.clear()
-            self._rounds[key] = Round(self._active, self._mixings(heads, training), training)
+            self._rounds[key] = Round(self._active, self._mixings(t, training), training)
         return self._rounds[key]
 
-    def _mixings(self, heads: tuple[int, ...], training: bool) -> tuple[Mixing, ...]:
-        if len(heads) < 2:
+    def _kind_of_round(self, t: int) -> Hashable:
+        """Equal for equal rounds."""
+        if self._changing is not None:
+            return t % self._changing.cycle if self._changing.cycle else t
+        return self._heads(t)
+
+    def _heads(self, t: int) -> tuple[int, ...]:
+        """Who mixes for the clusters in round t; nobody between the rounds in which they mix."""
+        if len(self._clusters) < 2 or t % self._period:
+            return ()
+        return tuple(cluster[t // self._period % len(cluster)] for cluster in self._clusters)
+
+    def _mixings(self, t: int, training: bool) -> tuple[Mixing, ...]:
+        if self._changing is not None:
+            return (self._known(self._kind_of_round(t), t),)
+        heads = self._heads(t)
+        if not heads:
             return (self._late if training else self._static,)
-        if heads not in self._heads:
-            if len(self._heads) >= HEAD_MIXINGS_KEPT:
-                self._heads.popitem(last=False)
-            self._heads[heads] = self._mixing(ring_pairs(heads))
-        among_heads = self._heads[heads]
         alone = len(heads) == len(self.nodes)  # clusters of one site each: nothing to mix inside
-        return (among_heads,) if alone else (self._static, among_heads)
+        return (self._known(heads, t),) if alone else (self._static, self._known(heads, t))
+
+    def _known(self, kind: Hashable, t: int) -> Mixing:
+        if kind not in self._kept:
+            if len(self._kept) >= MIXINGS_KEPT:
+                self._kept.popitem(last=False)
+            if self._changing is not None:
+                self._kept[kind] = Mixing(self.nodes, self._changing.matrix(t, self._law))
+            else:
+                self._kept[kind] = self._mixing(ring_pairs(self._heads(t)))
+        return self._kept[kind]
+
+    def _pairs_of_graph(self) -> list[Pair]:
+        places = {node: place for place, node in enumerate(self.nodes)}
+        return [(places[one], places[other]) for one, other in self.graph.edges]
 
     def _mixing(self, pairs: Sequence[Pair]) -> Mixing:
-        graph = nx.Graph()
-        graph.add_nodes_from(self.nodes)
-        graph.add_edges_from((self.nodes[one], self.nodes[other]) for one, other in pairs)
-        return Mixing(self.nodes, stationary_weights(graph, self._shares))
+        return Mixing(self.nodes, weights_on_pairs(np.array(pairs, dtype=np.int64), self._law))

@@ -27,7 +27,7 @@ def torus(spec: Mapping[str, Any], sites: int) -> list[Pair]:
 
     Two rows (or columns) give one edge where more would give two.
     """
-    rows, columns = _whole(spec, "rows", 2), _whole(spec, "columns", 2)
+    rows, columns = whole_of(spec, "rows", 2), whole_of(spec, "columns", 2)
     if rows * columns != sites:
         raise ConfigError(f"a torus of {rows} x {columns} has {rows * columns} sites, not {sites}; make both agree")
     pairs = set[Pair]()
@@ -48,13 +48,19 @@ def hypercube(spec: Mapping[str, Any], sites: int) -> list[Pair]:
 
 def regular(spec: Mapping[str, Any], sites: int) -> list[Pair]:
     """A random graph in which each site has ``degree`` neighbours; another one for each ``seed``."""
-    degree, seed = _whole(spec, "degree", 1), _whole(spec, "seed", 0)
+    return regular_pairs(sites, whole_of(spec, "degree", 1), seed_of(spec))
+
+
+def seed_of(spec: Mapping[str, Any]) -> int:
+    """The spec's ``seed``. ConfigError unless it is a whole number from 0 and below 2^32."""
+    seed = whole_of(spec, "seed", 0)
     if seed >= SEED_LIMIT:
         raise ConfigError(f"the topology's seed is {seed}; give one below {SEED_LIMIT}")
-    return regular_pairs(sites, degree, seed)
+    return seed
 
 
-def _whole(spec: Mapping[str, Any], key: str, least: int) -> int:
+def whole_of(spec: Mapping[str, Any], key: str, least: int) -> int:
+    """A whole number of the spec. ConfigError unless it is one, and at least ``least``."""
     value = spec[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"the topology's {key} is {str(value)[:40]}; give a whole number from {least}")

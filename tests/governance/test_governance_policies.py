@@ -35,6 +35,8 @@ def test_relaysgd_needs_a_tree_and_says_what_to_choose() -> None:
     problem = str(settings.graph_problem(4, 4))
     assert "relaysgd needs a tree" in problem and "4 edges between 4 sites" in problem and "chain or star" in problem
     assert parse_settings(text()).graph_problem(4, 4) is None
+    changing = str(settings.graph_problem(3, 2, "base"))  # two edges between three sites, but not in the same rounds
+    assert "one and the same mixing in every round" in changing and "choose the topology ring or chain" in changing
     assert "cannot begin in the middle" in str(settings.newcomer_problem)
 
 

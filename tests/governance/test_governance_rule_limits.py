@@ -12,7 +12,7 @@ from p2pfl.errors import ConfigError, PlanError
 from p2pfl.governance import plan_from_files
 from p2pfl.governance.plan_settings import PlanSettings, parse_settings
 from p2pfl.governance.rule_limits import LIMITS
-from p2pfl.governance.topologies import VARYING
+from p2pfl.governance.topologies import CHANGING
 from p2pfl.topology import KINDS, Schedule
 from p2pfl.train.rules import RULES
 from p2pfl.train.settings import read_settings
@@ -35,6 +35,9 @@ rounds = 5
 OPTIONS = {
     "ring": {}, "full": {}, "star": {}, "chain": {}, "hypercube": {}, "hierarchical": {"clusters": 2},
     "torus": {"rows": 2, "columns": 4}, "regular": {"degree": 3, "seed": 0}, "edges": {"edges": [[k, k + 1] for k in range(7)]},
+    "erdos_renyi": {"probability": 0.5, "seed": 0}, "small_world": {"degree": 4, "probability": 0.2, "seed": 0},
+    "two_clusters": {"bridges": 1}, "tree": {"arity": 2}, "double_tree": {}, "base": {"k": 1}, "matching": {"seed": 0},
+    "epidemic": {"degree": 2, "seed": 0},
 }  # fmt: skip
 
 
@@ -58,11 +61,11 @@ def test_both_rooms_know_the_same_rules_with_the_same_limits() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_both_rooms_know_the_same_varying_topologies(kind: str) -> None:
+def test_both_rooms_know_the_same_changing_topologies(kind: str) -> None:
     nodes = [PeerId(f"{number}") for number in range(8)]
     schedule = Schedule({"kind": kind, **OPTIONS[kind]}, nodes, dict.fromkeys(nodes, 1 / 8), 6, 2)
     mixings = {id(mixing) for t in range(schedule.total) for mixing in schedule.round(t).mixings}
-    assert schedule.varying == (kind in VARYING) == (len(mixings) > 1)
+    assert schedule.same_each_round == (kind not in CHANGING) == (len(mixings) == 1)
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from p2pfl.governance.topologies import topology_problem
-from p2pfl.topology import KINDS, build_graph
+from p2pfl.governance.topologies import CHANGING, topology_problem
+from p2pfl.topology import KINDS, Schedule, build_graph
 from p2pfl.types import PeerId
 
 SPECS: list[dict[str, Any]] = [
@@ -20,6 +20,14 @@ SPECS: list[dict[str, Any]] = [
     {"kind": "torus", "rows": 2, "columns": 2},
     {"kind": "hypercube"},
     {"kind": "regular", "degree": 3, "seed": 2**32 - 1},
+    {"kind": "erdos_renyi", "probability": 0.7, "seed": 0},
+    {"kind": "small_world", "degree": 2, "probability": 0.25, "seed": 3},
+    {"kind": "two_clusters", "bridges": 4},
+    {"kind": "tree", "arity": 2},
+    {"kind": "double_tree"},
+    {"kind": "base", "k": 1},
+    {"kind": "matching", "seed": 0},
+    {"kind": "epidemic", "degree": 2, "seed": 5},
 ]
 
 
@@ -34,6 +42,20 @@ def test_every_kind_is_in_the_list() -> None:
     assert {spec["kind"] for spec in SPECS} == set(KINDS)
 
 
+def test_a_period_may_be_left_out() -> None:
+    nodes = [PeerId(name) for name in "abcd"]
+    for spec in ({"kind": "hierarchical", "clusters": 2}, {"kind": "hierarchical", "clusters": 2, "period": 5}):
+        assert topology_problem(spec) is None
+        assert Schedule(spec, nodes, dict.fromkeys(nodes, 0.25), 2, 0).total == 2
+
+
+def test_the_kinds_that_change_are_those_of_the_schedules() -> None:
+    nodes = [PeerId(name) for name in "abcd"]
+    for spec in SPECS:
+        found = Schedule(spec, nodes, dict.fromkeys(nodes, 0.25), 20, 0)
+        assert found.same_each_round is (spec["kind"] not in CHANGING)
+
+
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
@@ -43,6 +65,12 @@ def test_every_kind_is_in_the_list() -> None:
         ({"kind": "regular", "degree": 64, "seed": 0}, "topology degree is 64; write a whole number from 1 to 63"),
         ({"kind": "regular", "degree": 3, "seed": -1}, "topology seed is -1"),
         ({"kind": "regular", "degree": 3, "seed": True}, "topology seed is True"),
+        ({"kind": "erdos_renyi", "probability": 1.5, "seed": 0}, "probability is 1.5; write a number from 0 to 1"),
+        ({"kind": "small_world", "degree": 2, "probability": "1", "seed": 0}, "probability is '1'; write a number"),
+        ({"kind": "base", "k": 0}, "topology k is 0; write a whole number from 1 to 63"),
+        ({"kind": "epidemic", "degree": 3}, "write exactly degree, kind, seed"),
+        ({"kind": "hierarchical", "clusters": 2, "period": 0}, "topology period is 0; write a whole number from 1"),
+        ({"kind": "hierarchical", "clusters": 2, "heads": 1}, "exactly clusters, kind, and if you like period"),
     ],
 )
 def test_wrong_numbers_are_said(spec: dict[str, Any], says: str) -> None:

@@ -13,7 +13,15 @@ from p2pfl.topology import KINDS
 from p2pfl.train.rules import RULES
 
 ROUNDS, CLOSING = 5, 2
-RULE_CASES = {"dpsgd": {}, "kgt": {}, "relaysgd": {"topology": 'kind = "chain"'}}
+RULE_CASES = {
+    "dpsgd": {},
+    "fedprox": {},
+    "kgt": {},
+    "quasi_global": {},
+    "exact_diffusion": {"steps": 1},
+    "gradient_tracking": {"steps": 1},
+    "relaysgd": {"topology": 'kind = "chain"'},
+}
 """For each rule what its plan says besides."""
 TOPOLOGIES = {
     "ring": "",
@@ -25,6 +33,14 @@ TOPOLOGIES = {
     "edges": "edges = [[0, 1], [1, 2], [2, 3], [1, 3]]",
     "torus": "rows = 2\ncolumns = 2",
     "regular": "degree = 3\nseed = 1",
+    "erdos_renyi": "probability = 0.6\nseed = 1",
+    "small_world": "degree = 2\nprobability = 0.2\nseed = 1",
+    "two_clusters": "bridges = 1",
+    "tree": "arity = 2",
+    "double_tree": "",
+    "base": "k = 1",
+    "matching": "seed = 1",
+    "epidemic": "degree = 2\nseed = 1",
 }
 """For each kind of topology the other lines of its table, for four sites."""
 

@@ -36,7 +36,16 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
     "torus": {"rows": 2, "columns": 2},
     "regular": {"degree": 3, "seed": 0},
     "edges": {"edges": [[0, 1], [1, 2], [1, 3]]},
+    "erdos_renyi": {"probability": 0.9, "seed": 0},
+    "small_world": {"degree": 2, "probability": 0.0, "seed": 0},
+    "two_clusters": {"bridges": 2},
+    "tree": {"arity": 2},
+    "double_tree": {},
+    "base": {"k": 1},
+    "matching": {"seed": 0},
+    "epidemic": {"degree": 2, "seed": 0},
 }
+ROUNDS = 8  # enough for random matchings to join all sites
 OPTIMISERS, STEPS, LATE, UNEQUAL = ("sgd", "momentum", "adam"), (1, 5), (0, 2), (False, True)
 
 
@@ -46,7 +55,8 @@ def one_round(rule: str, optimiser: str, most: int, kind: str, staleness: int, u
         "dtype": "float64", "staleness": staleness,
     }  # fmt: skip
     read = read_settings(settings)
-    schedule = schedule_of({"kind": kind, **TOPOLOGIES.get(kind, {})}, SITES, 1, 1, [1.0, 2.0, 3.0, 4.0], staleness)
+    shares = [1.0, 1.0, 1.0, 1.0] if kind == "base" else [1.0, 2.0, 3.0, 4.0]
+    schedule = schedule_of({"kind": kind, **TOPOLOGIES.get(kind, {})}, SITES, ROUNDS, 1, shares, staleness)
     x = torch.linspace(-1, 1, 8, dtype=torch.float64).unsqueeze(-1)
     rows = np.arange(8).reshape(SITES, 2)
     steps = [most, most - 1, most, most] if unequal else None
@@ -75,7 +85,7 @@ def test_each_combination_runs_or_is_refused_with_a_reason(rule: str, kind: str)
 
 def expected(rule: str, kind: str) -> set[tuple[str, int, int, bool]]:
     """Written down once more, by rule and not by need, so that a need that is lost shows."""
-    trees, several = {"chain", "star", "edges"}, {"hierarchical"}
+    trees, several = {"chain", "star", "edges", "tree"}, {"hierarchical", "base", "matching", "epidemic"}
     if (rule == "relaysgd" and kind not in trees) or (rule == "exact_diffusion" and kind in several):
         return set()
     optimisers = OPTIMISERS if rule in ("dpsgd", "fedprox", "relaysgd") else ("sgd",)

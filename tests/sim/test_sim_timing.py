@@ -82,6 +82,18 @@ def test_seconds_and_bytes_are_those_of_machines(topology: Any, case: str) -> No
     assert sum(facts.announcements.sum() for facts in timed) == pytest.approx(said, rel=0.15)
 
 
+@pytest.mark.parametrize("case", ["links without limit", "equal uplinks", "one slow uplink"])
+@pytest.mark.parametrize(
+    "kind", [{"kind": "matching", "seed": 3}, {"kind": "epidemic", "degree": 2, "seed": 3}], ids=str
+)
+def test_graphs_that_change(kind: dict[str, Any], case: str) -> None:
+    """All but the announcements that carry lists alone to former neighbours: some percent of small messages."""
+    recorded, timed = both(kind, *CASES[case])
+    machines, model = seconds_of(recorded, timed)
+    np.testing.assert_allclose(model, machines, rtol=0.03, atol=0.05)
+    assert sum(row.content.sum() for row in timed) == recorded.sent["content"].sum()
+
+
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=NAMES)
 def test_rounds_that_overlap_on_the_uplinks(topology: Any) -> None:
     """Uploads take many times the training: neighbours fetch the next round's content beside this one's."""

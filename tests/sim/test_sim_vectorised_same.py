@@ -16,6 +16,9 @@ TOPOLOGIES = {
     "hierarchical": {"kind": "hierarchical", "clusters": 2},
     "chain": {"kind": "chain"},
     "star": {"kind": "star"},
+    "matching": {"kind": "matching", "seed": 1},
+    "epidemic": {"kind": "epidemic", "degree": 2, "seed": 1},
+    "period": {"kind": "hierarchical", "clusters": 2, "period": 3},
     "tree": {"kind": "edges", "edges": [[0, 1], [0, 2], [1, 3], [1, 4], [2, 5], [2, 6]]},
 }
 ONE_STEP = {
@@ -34,6 +37,10 @@ def settings_for(rule: str, **more: Any) -> dict[str, Any]:
 LINEAR = [(rule, *world) for rule in ("dpsgd", "kgt") for world in (("ring", 8), ("full", 4), ("hierarchical", 6))]
 LINEAR += [(rule, *world) for rule in ANYWHERE[2:] for world in (("ring", 5), ("hierarchical", 4))]
 LINEAR += [("exact_diffusion", "full", 4), ("exact_diffusion", "tree", 7)]
+CHANGING = [
+    ("dpsgd", "matching", 7), ("kgt", "matching", 6), ("dpsgd", "epidemic", 6), ("kgt", "period", 6),
+    ("quasi_global", "matching", 6), ("gradient_tracking", "epidemic", 6),
+]  # fmt: skip
 RELAYED = [("relaysgd", "chain", 5), ("relaysgd", "star", 6), ("relaysgd", "tree", 7)]
 
 
@@ -41,7 +48,7 @@ def test_every_rule_has_rows() -> None:
     assert {rule for rule, *_ in LINEAR + RELAYED} == set(RULES)
 
 
-@pytest.mark.parametrize(("rule", "kind", "sites"), LINEAR + RELAYED)
+@pytest.mark.parametrize(("rule", "kind", "sites"), LINEAR + CHANGING + RELAYED)
 def test_same_as_peers_in_memory(tmp_path: Path, rule: str, kind: str, sites: int) -> None:
     data, settings = tables(sites), settings_for(rule)
     deployed = in_memory(tmp_path, data, settings, TOPOLOGIES[kind], rounds=18, closing=2)
@@ -56,6 +63,7 @@ def test_same_as_peers_in_memory(tmp_path: Path, rule: str, kind: str, sites: in
     ("rule", "kind", "sites"),
     [(rule, *world) for rule in ("dpsgd", "kgt") for world in (("ring", 5), ("full", 8), ("hierarchical", 4))]
     + [("quasi_global", "hierarchical", 4), ("gradient_tracking", "ring", 4), ("exact_diffusion", "star", 4)]
+    + CHANGING
     + RELAYED,
 )
 def test_same_as_the_virtual_clock(tmp_path: Path, rule: str, kind: str, sites: int) -> None:

@@ -104,5 +104,5 @@ def test_smaller_weights_keep_the_weighted_mean_and_closing_rounds_keep_the_plai
 def test_a_hierarchical_graph_is_refused() -> None:
     spec = {"kind": "hierarchical", "clusters": 2}
     names = nodes(4)
-    with pytest.raises(ConfigError, match="mixes twice"):
+    with pytest.raises(ConfigError, match="of the kind hierarchical changes"):
         Schedule(spec, names, dict.fromkeys(names, 0.25), 10, 2, 1)

@@ -96,7 +96,7 @@ def test_memory_of_rotating_heads_is_bounded() -> None:
     first = schedule.round(0).mixings[1].matrix.toarray()
     for t in range(504):
         schedule.round(t)
-    assert len(schedule._heads) <= 64
+    assert len(schedule._kept) <= 64
     assert len(schedule._rounds) <= 128
     assert (schedule.round(0).mixings[1].matrix.toarray() == first).all()
 

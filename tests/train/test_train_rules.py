@@ -147,6 +147,7 @@ def test_a_rule_changes_nothing_in_place(name: str, optimiser: str) -> None:
         (lambda: rule_named("kgt", Momentum()), "mean gradient"),
         (lambda: check_combination("kgt", "adam"), "choose sgd"),
         (lambda: check_combination("relaysgd", "sgd", sites=4, edges=4), "needs a tree"),
+        (lambda: check_combination("relaysgd", "sgd", sites=3, varying=True), "one and the same mixing"),
     ],
 )
 def test_wrong_combinations_are_refused_with_the_reason(call, words: str) -> None:

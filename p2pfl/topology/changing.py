@@ -1,0 +1,131 @@
+"""Kinds whose graph is another one in each round, one mixing each: base, matching, epidemic.
+
+A round may leave sites alone or apart; over a run all must hear of all, so it is the union of the rounds that is
+connected. Random rounds are drawn from keyed integers, so every peer computes the same ones on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+from p2pfl.errors import ConfigError
+from p2pfl.keyed_stream import KeyedStream
+from p2pfl.topology.base import BaseGraph, check_equal
+from p2pfl.topology.mixing import weights_on_pairs
+from p2pfl.topology.regular import check_degree, drawn_regular
+from p2pfl.topology.shapes import seed_of, whole_of
+
+Pairs = np.ndarray[Any, Any]  # int64 [m, 2] positions, the smaller first
+
+
+@dataclass(frozen=True)
+class Changing:
+    """The rounds of one spec on so many sites."""
+
+    sites: int
+    cycle: int | None  # rounds after which they begin again; None: never
+    pairs: Callable[[int], Pairs]  # the edges of round t
+    matrix: Callable[[int, list[float]], Any]  # the mixing of round t for these shares, the csr array [n, n]
+
+    def union(self, rounds: int | None) -> Pairs:
+        """The edges of the first so many rounds, each once, sorted; None: of all rounds that there can be."""
+        if self.cycle is None and rounds is None:
+            return np.stack(np.triu_indices(self.sites, 1), axis=1).astype(np.int64)
+        most, every = self._rounds(rounds), self.sites * (self.sites - 1) // 2
+        found = np.empty(0, dtype=np.int64)
+        for t in range(most):
+            ends = self.pairs(t)
+            found = np.union1d(found, ends[:, 0] * self.sites + ends[:, 1])
+            if len(found) == every:
+                break
+        return np.stack([found // self.sites, found % self.sites], axis=1)
+
+    def check_connected(self, rounds: int) -> None:
+        """ConfigError unless so many rounds together join all sites."""
+        parts = np.arange(self.sites)
+        for t in range(self._rounds(rounds)):
+            ends = parts[self.pairs(t)]
+            joined = sparse.coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(self.sites, self.sites))
+            _, labels = connected_components(joined, directed=False)
+            parts = labels[parts]
+            if len(np.unique(parts)) == 1:
+                return
+        if self.sites > 1:
+            raise ConfigError(
+                f"in {rounds} rounds of this topology some of the {self.sites} sites never hear of each other; take "
+                "more rounds, or another topology"
+            )
+
+    def _rounds(self, rounds: int | None) -> int:
+        if self.cycle is None:
+            assert rounds is not None
+            return rounds
+        return self.cycle if rounds is None else min(rounds, self.cycle)
+
+
+def changing_of(spec: Mapping[str, Any], sites: int) -> Changing | None:
+    """The rounds of a checked spec; None for kinds whose graph stays. ConfigError for wrong values."""
+    return CHANGING[spec["kind"]](spec, sites) if spec["kind"] in CHANGING else None
+
+
+def _base(spec: Mapping[str, Any], sites: int) -> Changing:
+    graph = BaseGraph(sites, whole_of(spec, "k", 1))
+
+    def pairs(t: int) -> Pairs:
+        return _as_pairs([sorted(edge[:2]) for edge in graph.edges(t)])
+
+    def matrix(t: int, law: list[float]) -> Any:
+        check_equal(law)
+        return graph.matrix(t)
+
+    return Changing(sites, graph.length, pairs, matrix)
+
+
+def _matching(spec: Mapping[str, Any], sites: int) -> Changing:
+    """A random perfect matching in each round; of an odd number one site is alone. w_ij = pi_j / (pi_i + pi_j)."""
+    seed = seed_of(spec)
+
+    def pairs(t: int) -> Pairs:
+        order = KeyedStream("p2pfl matching", seed, sites, t).permutation(sites)
+        return np.sort(order[: sites // 2 * 2].reshape(-1, 2), axis=1)
+
+    return _random(sites, pairs)
+
+
+def _epidemic(spec: Mapping[str, Any], sites: int) -> Changing:
+    """A random regular graph in each round; for equal shares w = 1 / (degree + 1).
+
+    Source: de Vos, Farhadkhani, Guerraoui, Kermarrec, Pires, Sharma, "Epidemic learning: boosting decentralized
+    learning with randomized communication", NeurIPS 2023 (EL-Oracle).
+    """
+    degree, seed = whole_of(spec, "degree", 1), seed_of(spec)
+    if sites > 1:
+        check_degree(sites, degree)
+
+    def pairs(t: int) -> Pairs:
+        name = ("p2pfl epidemic round", seed, sites, degree, t)
+        return _as_pairs(drawn_regular(sites, degree, *name) if sites > 1 else [])
+
+    return _random(sites, pairs)
+
+
+def _random(sites: int, pairs: Callable[[int], Pairs]) -> Changing:
+    return Changing(sites, None, pairs, lambda t, law: weights_on_pairs(pairs(t), law))
+
+
+def _as_pairs(edges: Any) -> Pairs:
+    return np.array(edges, dtype=np.int64).reshape(-1, 2)
+
+
+CHANGING: Mapping[str, Callable[[Mapping[str, Any], int], Changing]] = {
+    "base": _base,
+    "matching": _matching,
+    "epidemic": _epidemic,
+}
+"""The kinds that change; a new one is a new row here, and in KINDS and KEYS."""
