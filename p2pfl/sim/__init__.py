@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from p2pfl.sim.scenario import MOST_SEEDS, Scenario, read_scenario, read_variation, varied
     from p2pfl.sim.simulation import simulate
     from p2pfl.sim.study import Inputs, holdings_of, prepared, run_cell
-    from p2pfl.sim.sweeps import Cell, cells_of, load_groups, sweep
+    from p2pfl.sim.sweeps import Cell, cells_of, load_failed, load_groups, sweep
     from p2pfl.sim.training import StubTraining
     from p2pfl.sim.triggers import At, InState
     from p2pfl.sim.world import VirtualConsortium
@@ -82,6 +82,7 @@ _HOMES = {
     "check_folder": "p2pfl.sim.checks",
     "check_libraries": "p2pfl.sim.checks",
     "holdings_of": "p2pfl.sim.study",
+    "load_failed": "p2pfl.sim.sweeps",
     "load_groups": "p2pfl.sim.sweeps",
     "prepared": "p2pfl.sim.study",
     "read_scenario": "p2pfl.sim.scenario",
@@ -133,6 +134,7 @@ __all__ = [
     "check_folder",
     "check_libraries",
     "holdings_of",
+    "load_failed",
     "load_groups",
     "prepared",
     "read_scenario",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
+from safetensors import SafetensorError
 
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.extras import optional
@@ -130,9 +131,7 @@ class SimResult:
             facts, cost, interrupted = dict(head["facts"]), dict(head["cost"]), bool(head["interrupted"])
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{place / FACTS} is no result of a simulation ({error}); simulate again") from error
-        parameters = None
-        if (place / PARAMETERS).is_file():
-            parameters = safetensors.numpy.load_file(place / PARAMETERS)["x"]
+        parameters = read_parameters(place / PARAMETERS) if (place / PARAMETERS).is_file() else None
         rounds, sites = read_parquet(place / ROUNDS), read_parquet(place / SITES)
         return cls(facts, rounds, sites, edges, cost, interrupted, parameters)
 
@@ -142,6 +141,8 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FACTS).unlink(missing_ok=True)  # a folder without it is no result: a cut here leaves none
+        if PARAMETERS not in files:
+            (folder / PARAMETERS).unlink(missing_ok=True)  # of the result that is replaced
     except OSError as error:
         raise StoreError(f"couldn't write into {folder}: {error.strerror}; check space and rights") from error
     for name in sorted(files, key=lambda name: name == FACTS):
@@ -160,6 +161,15 @@ def parquet_bytes(columns: Mapping[str, np.ndarray]) -> bytes:
     sink = arrow.BufferOutputStream()
     parquet.write_table(arrow.table({name: arrow.array(values) for name, values in columns.items()}), sink)
     return bytes(sink.getvalue().to_pybytes())
+
+
+def read_parameters(path: Path) -> np.ndarray:
+    """The sites' parameters [n, P]. Raises ConfigError if the file cannot be read."""
+    try:
+        return safetensors.numpy.load_file(path)["x"]
+    except (OSError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"couldn't read {path}: {reason}; simulate again") from error
 
 
 def read_parquet(path: Path) -> Columns:
