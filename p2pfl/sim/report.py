@@ -47,7 +47,10 @@ def report(groups: Groups, *, title: str = "", command: str = "", failed: Mappin
     """The page as text. It loads nothing: no script, no font, no picture from elsewhere."""
     results = [result for group in groups.values() for result in group]
     title = title or " or ".join(groups)
-    body = [f"<h1>{html.escape(title)}</h1>", *_warnings([*failures(failed or {}), *warnings_of(groups)])]
+    body = [
+        f"<h1>{html.escape(title)}</h1>",
+        *_warnings([*failures(failed or {}), *warnings_of(groups), *remarks_of(groups)]),
+    ]
     body += ["<h2>Results</h2>", table(summary_rows(groups))]
     body += ["<h2>Over rounds, bytes and simulated hours</h2>", _charts(groups)]
     body += ["<h2>The sites at the end</h2>", _graphs(groups)]
@@ -137,6 +140,14 @@ def warnings_of(groups: Groups) -> list[str]:
         fell = sorted({text for result in results for text in result.facts["execution_facts"]["fell_back"]})
         said += [f"{name}: {text}" for text in fell]
     return said
+
+
+def remarks_of(groups: Groups) -> list[str]:
+    """What was said of the runs before they began: another way of execution than was asked for, few examples."""
+    said = [
+        f"{name}: {text}." for name, results in groups.items() for r in results for text in r.facts.get("remarks", ())
+    ]
+    return list(dict.fromkeys(said))
 
 
 def failures(failed: Mapping[str, str]) -> list[str]:
