@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ FACTS_LIMIT = 512 * 1024 * 1024  # bytes; a full graph of 5,000 peers has 12.5 m
 Columns = dict[str, np.ndarray]
 
 
-@dataclass
+@dataclass(repr=False)
 class SimResult:
     """One simulated run.
 
@@ -53,7 +53,16 @@ class SimResult:
     edges: np.ndarray
     cost: dict[str, float]
     interrupted: bool = False
-    parameters: np.ndarray | None = field(default=None, repr=False)
+    parameters: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        """One line; all columns at once say nothing."""
+        final, name = self.final(), f"mean_model_{self.metric}"
+        return (
+            f"<SimResult {str(self.facts.get('name') or 'run')!r}: {len(self.sites['site'])} sites, "
+            f"round {final['round']}{', interrupted' if self.interrupted else ''}, "
+            f"{self.metric} of the mean model {final.get(name, float('nan')):.4g}>"
+        )
 
     @property
     def metric(self) -> str:
