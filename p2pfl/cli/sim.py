@@ -53,7 +53,7 @@ def run(
 ) -> None:  # fmt: skip
     """Run a scenario with each of its seeds; tables (Parquet) and one page (HTML) come into the results' folder.
 
-    Ctrl-C leaves what was reached; --resume goes on.
+    Ctrl-C, or SIGTERM, leaves what was reached; --resume goes on.
 
     Example: p2pfl sim run sims/scenarios/ring.toml --seeds 3
     """
@@ -149,7 +149,9 @@ def _study(
     files: Sequence[Path], variations: dict[str, list[Any]], out: Path | None, seeds: int | None, resume: bool,
     dry_run: bool, backend: tuple[str, str | None, int | None], as_json: bool,
 ) -> None:  # fmt: skip
-    from p2pfl.sim import Inputs, backend_named, cells_of, check_folder, check_libraries, prepared, read_scenario, sweep
+    from p2pfl.sim import (
+        Inputs, backend_named, cells_of, check_folder, check_libraries, ended_by_sigterm, prepared, read_scenario, sweep,
+    )  # fmt: skip
 
     name, address, workers = backend
     if name != "ray" and (address is not None or workers is not None):
@@ -181,7 +183,7 @@ def _study(
             [f"{len(cells)} runs into {folder}", *(f"{row['setting']}, seed {row['seed']}" for row in rows)],
         )
         return
-    with _progress(as_json) as watch:
+    with _progress(as_json) as watch, ended_by_sigterm():
         title = scenarios[0].scenario.description if len(names) == 1 else " or ".join(names)
         done = sweep(
             cells, folder, where, resume=resume, watch=watch, title=title or names[0],

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         SlowSite,
         UserPause,
     )
+    from p2pfl.sim.interrupts import ended_by_sigterm
     from p2pfl.sim.links import LinkModel
     from p2pfl.sim.members import Equivocate, LieAboutEdges, Member, Replay, Withhold
     from p2pfl.sim.report import summary_rows, warnings_of, write_report
@@ -81,6 +82,7 @@ _HOMES = {
     "cells_of": "p2pfl.sim.sweeps",
     "check_folder": "p2pfl.sim.checks",
     "check_libraries": "p2pfl.sim.checks",
+    "ended_by_sigterm": "p2pfl.sim.interrupts",
     "holdings_of": "p2pfl.sim.study",
     "load_failed": "p2pfl.sim.sweeps",
     "load_groups": "p2pfl.sim.sweeps",
@@ -133,6 +135,7 @@ __all__ = [
     "cells_of",
     "check_folder",
     "check_libraries",
+    "ended_by_sigterm",
     "holdings_of",
     "load_failed",
     "load_groups",

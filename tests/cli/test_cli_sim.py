@@ -159,7 +159,8 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"Example: p2pfl sim {verb}" in do(capsys, "sim", verb, "--help").out
 
 
-def test_ctrl_c_leaves_a_usable_result(folder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_usable_result(folder: Path, number: int) -> None:
     (folder / "long.toml").write_text(SCENARIO.replace("rounds = 6", "rounds = 1000000"))
     child = subprocess.Popen(
         [sys.executable, "-u", "-X", "faulthandler", "-c", INTERRUPTED, "sim", "run", "long.toml"],
@@ -168,7 +169,7 @@ def test_ctrl_c_leaves_a_usable_result(folder: Path) -> None:
     assert child.stderr is not None
     try:
         assert child.stderr.readline() == "training\n"
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         out, err = child.communicate(timeout=60)
     finally:
         child.kill()
