@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from typing import Any
 
 from p2pfl.extras import optional
@@ -10,7 +11,17 @@ from p2pfl.extras import optional
 
 def new_figure(width: float, height: float) -> Any:
     """An empty matplotlib Figure of so many inches. ConfigError where matplotlib is missing."""
-    return optional("matplotlib.figure", "sim").Figure(figsize=(width, height), layout="constrained")
+    figure = optional("matplotlib.figure", "sim").Figure(figsize=(width, height), layout="constrained")
+    # a notebook asks for it; matplotlib's own hook is there only once somebody has imported pyplot
+    figure._repr_png_ = partial(to_png, figure)
+    return figure
+
+
+def to_png(figure: Any) -> bytes:
+    """The figure as a PNG image."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
 
 
 def literal(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from pydantic_core import ErrorDetails
 from p2pfl.errors import P2PFLError
 
 SHOWN = 60  # characters of a wrong value that an error repeats
+_TYPE = re.compile(r"(int|float|str|bool|constrained-\w+|(list|dict|literal|function-\w+)\[.*\])$")
 
 
 class Table(BaseModel):
@@ -48,12 +50,14 @@ def check_tables(values: object, tables: type[Tables], *, name: str, page: str, 
         return tables.model_validate(values)
     except ValidationError as reason:
         # pydantic puts the errors of all fields first to last; one at a time is what a person can mend
-        raise error(f"{name}: {_sentence(reason.errors()[0], tables, page)}") from reason
+        raise error(f"{name}: {_sentence(reason.errors(), tables, page)}") from reason
 
 
-def _sentence(fault: ErrorDetails, tables: type[BaseModel], page: str) -> str:
-    where = ".".join(str(part)[:SHOWN] for part in fault["loc"]) or "the file"
+def _sentence(faults: list[ErrorDetails], tables: type[BaseModel], page: str) -> str:
+    fault = faults[0]
     kind, context = fault["type"], fault.get("ctx", {})
+    place = fault["loc"] if kind == "extra_forbidden" else _place(fault)
+    where = ".".join(str(part)[:SHOWN] for part in place) or "the file"
     shown = repr(fault["input"])[:SHOWN]
     if kind == "missing":
         return f"{where} is missing; add it ({page} lists all keys)"
@@ -62,7 +66,16 @@ def _sentence(fault: ErrorDetails, tables: type[BaseModel], page: str) -> str:
     if kind == "value_error":
         # what a whole table says about itself repeats no value
         return str(context["error"]) if isinstance(fault["input"], dict) else f"{where} is {shown}; {context['error']}"
-    return f"{where} is {shown}; write {_wanted(kind, context, page)}"
+    # one error for each of several types that a key may have
+    wanted = [_wanted(other["type"], other.get("ctx", {}), page) for other in faults if _place(other) == place]
+    inside = [other for other in faults if _place(other)[:-1] == place and isinstance(other["loc"][-1], int)]
+    wanted += [f"a list, each of it {_wanted(other['type'], other.get('ctx', {}), page)}" for other in inside[:1]]
+    return f"{where} is {shown}; write {' or '.join(dict.fromkeys(wanted))}"
+
+
+def _place(fault: ErrorDetails) -> tuple[int | str, ...]:
+    """Where the fault is, without the types that pydantic adds where a key may have several."""
+    return tuple(part for part in fault["loc"] if not (isinstance(part, str) and _TYPE.match(part)))
 
 
 def _wanted(kind: str, context: dict[str, Any], page: str) -> str:
@@ -73,6 +86,8 @@ def _wanted(kind: str, context: dict[str, Any], page: str) -> str:
         "bool_type": "true or false",
         "finite_number": "a finite number",
         "string_type": "a text in quotes",
+        "string_pattern_mismatch": f"a text that fits {context.get('pattern')}",
+        "list_type": "a list",
         "string_too_short": "at least one character",
         "string_too_long": f"at most {context.get('max_length')} characters",
         "literal_error": str(context.get("expected")),

@@ -105,7 +105,7 @@ def run(name: str, out: Path, resume: bool) -> list[dict[str, Any]]:
         prepared(cell, inputs)
     command = f"python sims/studies.py {name}"
     done = sweep(
-        cells, out / name, backend_named("here", inputs, address=None, workers=1), resume=resume, command=command,
+        cells, out / name, backend_named("here", inputs, address=None), resume=resume, command=command,
         title=study.question,
     )  # fmt: skip
     groups = done.groups

@@ -36,7 +36,9 @@ RayAddress = Annotated[
     str | None,
     typer.Option("--ray", help="Address of a running Ray cluster. Default: P2PFL_RAY_ADDRESS, or one begun here."),
 ]
-Workers = Annotated[int, typer.Option("--workers", help="Processes of a Ray cluster begun here.", min=1, max=1024)]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Processes of a Ray cluster begun here; 2 if left out.", min=1, max=1024)
+]
 
 
 @app.callback()
@@ -47,11 +49,11 @@ def group() -> None:
 @app.command("run")
 def run(
     scenario: ScenarioFile, out: Out = None, seeds: Seeds = None, resume: Resume = False, dry_run: DryRun = False,
-    backend: BackendName = "here", ray: RayAddress = None, workers: Workers = 2, as_json: AsJson = False,
+    backend: BackendName = "here", ray: RayAddress = None, workers: Workers = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Run a scenario with each of its seeds; tables (Parquet) and one page (HTML) come into the results' folder.
 
-    Ctrl-C leaves what was reached; --resume goes on.
+    Ctrl-C, or SIGTERM, leaves what was reached; --resume goes on.
 
     Example: p2pfl sim run sims/scenarios/ring.toml --seeds 3
     """
@@ -65,7 +67,7 @@ def sweep_scenario(
         list[str], typer.Option("--vary", help="What to vary, and its values: topology=ring,full. Repeatable.")
     ],
     out: Out = None, seeds: Seeds = None, resume: Resume = False, dry_run: DryRun = False,
-    backend: BackendName = "here", ray: RayAddress = None, workers: Workers = 2, as_json: AsJson = False,
+    backend: BackendName = "here", ray: RayAddress = None, workers: Workers = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Run every combination of what is varied, with every seed.
 
@@ -85,7 +87,7 @@ def compare(
         list[Path], typer.Argument(help="Scenario files, or folders with results.", metavar="SCENARIO_OR_RESULT...")
     ],
     out: Out = None, seeds: Seeds = None, resume: Resume = False, dry_run: DryRun = False,
-    backend: BackendName = "here", ray: RayAddress = None, workers: Workers = 2, as_json: AsJson = False,
+    backend: BackendName = "here", ray: RayAddress = None, workers: Workers = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Set several scenarios, or results that are there already, side by side on one page.
 
@@ -97,7 +99,7 @@ def compare(
     if folders:
         given = {
             "--seeds": seeds is not None, "--resume": resume, "--dry-run": dry_run, "--backend": backend != "here",
-            "--ray": ray is not None, "--workers": workers != 2,
+            "--ray": ray is not None, "--workers": workers is not None,
         }  # fmt: skip
         if any(given.values()):
             names = ", ".join(name for name, there in given.items() if there)
@@ -136,21 +138,30 @@ def show_result(
 
     Example: p2pfl sim show results/ring
     """
-    from p2pfl.sim import load_groups
+    from p2pfl.sim import load_failed, load_groups
 
     _print(load_groups(folder), as_json)
+    for which, why in load_failed(folder).items():
+        note(f"error: {which}: {why}")
 
 
 def _study(
     files: Sequence[Path], variations: dict[str, list[Any]], out: Path | None, seeds: int | None, resume: bool,
-    dry_run: bool, backend: tuple[str, str | None, int], as_json: bool,
+    dry_run: bool, backend: tuple[str, str | None, int | None], as_json: bool,
 ) -> None:  # fmt: skip
-    from p2pfl.sim import Inputs, backend_named, cells_of, check_folder, check_libraries, prepared, read_scenario, sweep
+    from p2pfl.sim import (
+        Inputs, backend_named, cells_of, check_folder, check_libraries, ended_by_sigterm, prepared, read_scenario, sweep,
+    )  # fmt: skip
 
+    name, address, workers = backend
+    if name != "ray" and (address is not None or workers is not None):
+        raise ConfigError("--ray and --workers are for --backend ray; add that, or leave them out")
+    if address is not None and workers is not None:
+        raise ConfigError("--workers are of a cluster begun here, --ray names one that runs; leave one out")
     check_libraries()
     scenarios = [read_scenario(file) for file in files]
     names = [scenario.scenario.name for scenario in scenarios]
-    twice = [name for name in names if names.count(name) > 1]
+    twice = [one for one in names if names.count(one) > 1]
     if twice:
         raise ConfigError(f"two of the scenarios are called {twice[0]}; give each a name of its own")
     folder = out or Path("results") / "-or-".join(names)[:100]
@@ -160,7 +171,7 @@ def _study(
     for file, scenario in zip(files, scenarios, strict=True):
         beside = file.resolve().parent
         cells += cells_of(scenario, variations, _seeds(scenario, seeds), inputs.digest, beside=beside)
-    where = backend_named(backend[0], inputs, address=backend[1], workers=backend[2])
+    where = backend_named(name, inputs, address=address, workers=workers or 2)
     for cell in {cell.setting: cell for cell in cells}.values():  # before the first of them trains
         for said in prepared(cell, inputs).remarks:
             note(f"{cell.setting}: {said}")
@@ -172,7 +183,7 @@ def _study(
             [f"{len(cells)} runs into {folder}", *(f"{row['setting']}, seed {row['seed']}" for row in rows)],
         )
         return
-    with _progress(as_json) as watch:
+    with _progress(as_json) as watch, ended_by_sigterm():
         title = scenarios[0].scenario.description if len(names) == 1 else " or ".join(names)
         done = sweep(
             cells, folder, where, resume=resume, watch=watch, title=title or names[0],
@@ -200,17 +211,19 @@ def _seeds(scenario: Scenario, count: int | None) -> list[int]:
 
 
 def _compare_results(folders: Sequence[Path], out: Path | None, as_json: bool) -> None:
-    from p2pfl.sim import check_folder, check_libraries, load_groups, write_report
+    from p2pfl.sim import check_folder, check_libraries, load_failed, load_groups, write_report
 
     check_libraries()
     groups: dict[str, list[SimResult]] = {}
+    failed: dict[str, str] = {}
     for folder, told in zip(folders, _told_apart(folders), strict=True):
         for name, results in load_groups(folder).items():
             groups[f"{told}: {name}" if len(folders) > 1 else name] = results
+        failed |= {f"{told}: {which}": why for which, why in load_failed(folder).items()}
     page = (out or Path("results")) / "report.html"
     check_folder(page.parent)
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_report(groups, page, command=shlex.join(["p2pfl", *sys.argv[1:]]))
+    write_report(groups, page, command=shlex.join(["p2pfl", *sys.argv[1:]]), failed=failed)
     _print(groups, as_json)
     note(f"the page is {page}")
 

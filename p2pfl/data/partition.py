@@ -11,7 +11,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from itertools import accumulate
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Protocol
 
 import numpy as np
@@ -275,7 +275,7 @@ def _check_peers(examples: Examples, peers: int) -> None:
 
 
 def _positive(what: str, value: float) -> float:
-    if isinstance(value, bool) or not 0 < value <= MOST_ALPHA:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= MOST_ALPHA:
         raise ConfigError(f"{what} is {value}; give a positive number up to {MOST_ALPHA:.0e}, such as 0.5")
     return float(value)
 

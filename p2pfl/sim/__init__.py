@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         SlowSite,
         UserPause,
     )
+    from p2pfl.sim.interrupts import ended_by_sigterm
     from p2pfl.sim.links import LinkModel
     from p2pfl.sim.members import Equivocate, LieAboutEdges, Member, Replay, Withhold
     from p2pfl.sim.report import summary_rows, warnings_of, write_report
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from p2pfl.sim.scenario import MOST_SEEDS, Scenario, read_scenario, read_variation, varied
     from p2pfl.sim.simulation import simulate
     from p2pfl.sim.study import Inputs, holdings_of, prepared, run_cell
-    from p2pfl.sim.sweeps import Cell, cells_of, load_groups, sweep
+    from p2pfl.sim.sweeps import Cell, cells_of, load_failed, load_groups, sweep
     from p2pfl.sim.training import StubTraining
     from p2pfl.sim.triggers import At, InState
     from p2pfl.sim.world import VirtualConsortium
@@ -81,7 +82,9 @@ _HOMES = {
     "cells_of": "p2pfl.sim.sweeps",
     "check_folder": "p2pfl.sim.checks",
     "check_libraries": "p2pfl.sim.checks",
+    "ended_by_sigterm": "p2pfl.sim.interrupts",
     "holdings_of": "p2pfl.sim.study",
+    "load_failed": "p2pfl.sim.sweeps",
     "load_groups": "p2pfl.sim.sweeps",
     "prepared": "p2pfl.sim.study",
     "read_scenario": "p2pfl.sim.scenario",
@@ -132,7 +135,9 @@ __all__ = [
     "cells_of",
     "check_folder",
     "check_libraries",
+    "ended_by_sigterm",
     "holdings_of",
+    "load_failed",
     "load_groups",
     "prepared",
     "read_scenario",

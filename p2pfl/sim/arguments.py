@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import networkx as nx
@@ -33,6 +34,13 @@ def text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"{name} is {_shown(value)}; give a text")
     return value
+
+
+def path_of(name: str, value: Any) -> Path:
+    """A path, or a text that is one. ConfigError."""
+    if not isinstance(value, str | Path):
+        raise ConfigError(f"{name} is {_shown(value)}; give a path")
+    return Path(value)
 
 
 def plain(value: Any) -> Any:

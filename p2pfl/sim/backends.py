@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class OnRay:
         ray = _ray()
         started = self._start(ray)
         try:
+            check_room(ray.nodes(), self._threads)
             task = ray.remote(num_cpus=self._threads, max_retries=2)(_run_remotely)
             shipped: dict[str, Any] = {}
             waiting: dict[Any, Cell] = {}
@@ -112,7 +113,17 @@ class OnRay:
                 yield cell, _result(ray, reference, cell)
 
 
-def backend_named(name: str, inputs: Inputs, *, address: str | None, workers: int) -> Backend:
+def check_room(nodes: Sequence[Mapping[str, Any]], threads: int) -> None:
+    """LocalError if no machine of the cluster has as many cores as a task wants: Ray would wait for one for ever."""
+    most = max((float(node["Resources"].get("CPU", 0.0)) for node in nodes if node["Alive"]), default=0.0)
+    if most < threads:
+        raise LocalError(
+            f"each run takes {threads} threads, as here, but no machine of the Ray cluster offers more than {most:g} "
+            "cores; set OMP_NUM_THREADS to that many or fewer, or begin the machines with more --num-cpus"
+        )
+
+
+def backend_named(name: str, inputs: Inputs, *, address: str | None, workers: int = 2) -> Backend:
     """The backend with this name. Raises ConfigError for an unknown one."""
     if name == "here":
         return Here(inputs)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from p2pfl.data import Examples, Parts
 from p2pfl.errors import ConfigError
 from p2pfl.extras import optional
 from p2pfl.sim.vector_setup import check_run
@@ -26,6 +29,34 @@ def check_simulation(simulation: Simulation) -> None:
     most = int(simulation.each.max())
     check_run(settings, simulation.layout, schedule, None, faults, most=most, recorded=recorded)
     check_pace(simulation)
+
+
+def check_examples(examples: Examples) -> None:
+    """Whether all values are finite, and test examples are there if the array for them is. Raises ConfigError."""
+    for part, arrays in (("training", examples.train), ("test", examples.test)):
+        for array in arrays:
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ConfigError(f"the {part} examples have missing or infinite values; fill them first")
+    if examples.test and not len(examples.test[0]):
+        raise ConfigError("there are no test examples in the arrays for them; give some, or leave the arrays out")
+
+
+def check_parts(parts: Any, peers: int, examples: int) -> None:
+    """Whether a partition of the caller's own gives each peer examples that there are. Raises ConfigError."""
+    if not isinstance(parts, Parts) or len(parts.rows) != peers:
+        found = len(parts.rows) if isinstance(parts, Parts) else type(parts).__name__
+        raise ConfigError(f"the partition gave {found} where {peers} peers' parts are needed; return p2pfl.data.Parts")
+    counts = np.array([len(rows) for rows in parts.rows])
+    if not counts.all():
+        raise ConfigError(f"the partition gives peer {counts.argmin()} no examples; give every peer at least one")
+    rows = np.concatenate(parts.rows)
+    wrong = np.flatnonzero((rows < 0) | (rows >= examples))
+    if len(wrong):
+        peer = int(np.searchsorted(np.cumsum(counts), wrong[0], side="right"))
+        raise ConfigError(
+            f"the partition gives peer {peer} row {rows[wrong[0]]} of {examples} examples; give rows from 0 to "
+            f"{examples - 1}"
+        )
 
 
 def check_libraries() -> None:

@@ -216,7 +216,7 @@ def _facts(simulation: Simulation, run: VectorisedRun, judge: Judge, pace: Pace)
         "evaluated_on": "test" if examples.test else "training examples",
         "execution": str(run.execution), "execution_facts": execution, "device": simulation.device,
         "threads": torch.get_num_threads(), "clock": pace.name, "patience_ends_in_round": pace.missed,
-        "edges_mixed": pace.mixed_share,
+        "edges_mixed": pace.mixed_share, "remarks": list(simulation.remarks),
         "machine": machine(),
     }  # fmt: skip
 

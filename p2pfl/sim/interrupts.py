@@ -7,11 +7,24 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """A block in which SIGTERM is an interrupt, as Ctrl-C is: schedulers of clusters send it when the time is over."""
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Interrupts:
-    """Holds SIGINT back inside ``held`` blocks and raises KeyboardInterrupt at their end; a second one is not held.
+    """Holds SIGINT, and SIGTERM under `ended_by_sigterm`, back inside ``held`` blocks and raises KeyboardInterrupt at their end; a second one is not held.
 
     Use as a context manager. Elsewhere than in the main thread, or where somebody else handles the signal, it does
     nothing: only the main thread hears of signals (signal(7)).
@@ -19,18 +32,19 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._holding = self._asked = False
-        self._before: Any = None
+        self._numbers: list[int] = []  # of the signals that are heard here
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.getsignal(signal.SIGINT)
-            if self._before is signal.default_int_handler:
-                signal.signal(signal.SIGINT, self._told)
+            both = (signal.SIGINT, signal.SIGTERM)
+            self._numbers = [number for number in both if signal.getsignal(number) is signal.default_int_handler]
+            for number in self._numbers:
+                signal.signal(number, self._told)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._before)
+        for number in self._numbers:
+            signal.signal(number, signal.default_int_handler)
 
     def _told(self, number: int, frame: FrameType | None) -> None:
         if not self._holding or self._asked:

@@ -19,7 +19,7 @@ from p2pfl.data import Examples, Partition, Parts, from_arrays
 from p2pfl.errors import ConfigError
 from p2pfl.governance import Plan
 from p2pfl.sim.absences import Absences, absences_of, check_absences, check_trained
-from p2pfl.sim.checks import check_simulation
+from p2pfl.sim.checks import check_examples, check_parts, check_simulation
 from p2pfl.sim.fault_sites import check_fault_times
 from p2pfl.sim.pace import check_time
 from p2pfl.sim.padding import without_padding
@@ -98,14 +98,18 @@ def prepare(
         raise ConfigError(f"seed {seed} is not in 0 to 2^63 - 1; choose another")
     _check_device(device)
     staleness = 0 if time is None else time.staleness
+    if "staleness" in training:
+        raise ConfigError('staleness belongs to [time], beside clock = "machines"; write it there')
     values = {**plan.session_settings(), **training}
     if "rule" in training and "rule_settings" not in training:
         values.pop("rule_settings", None)  # another rule keeps none of the numbers of the plan's
-    values.pop("staleness", None)
+    planned = values.pop("staleness", 0)
     settings = read_settings(values | ({"staleness": staleness} if staleness else {}))
     code = PlanCode(plan.source)
     spec = dict(topology or plan.settings.topology or {"kind": "ring"})
+    check_examples(examples)
     parts = partition(examples, peers, seed)
+    check_parts(parts, peers, len(examples))
     counts = np.array([len(rows) for rows in parts.rows], dtype=np.float64)
     shares = counts / counts.sum() if weights == "samples" else np.full(peers, 1.0 / peers)
     nodes = [PeerId(f"site-{number:07d}") for number in range(peers)]
@@ -127,6 +131,8 @@ def prepare(
         check_time(time, peers, seed)
         check_absences(absences, time, peers, schedule.total)
     remarks = check_plan(code, settings, examples, parts, execution)
+    if planned and not staleness:
+        remarks += ('the plan is asynchronous, this run is not: write [time] with clock = "machines" and staleness',)
     execution, padding = unpadded(code, settings, examples, parts, execution)
     simulation = Simulation(
         plan, code, settings, examples, parts, schedule, spec, shares, seed, weights, time, faults, evaluate,
@@ -142,7 +148,8 @@ def tensors(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Batch:
     for array in arrays:
         if array.dtype.kind not in "fiub":
             raise ConfigError(f"an array of {array.dtype} cannot be trained on; give numbers")
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        own = np.ascontiguousarray(array)
+        tensor = torch.from_numpy(own if own.flags.writeable else own.copy())  # torch warns of read-only ones
         found.append(tensor.to(dtype) if array.dtype.kind == "f" else tensor.to(torch.int64))
     return tuple(found)
 
@@ -215,8 +222,10 @@ def _arrays(value: Any) -> tuple[np.ndarray, ...]:
 def _check_device(device: str) -> None:
     try:
         kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ConfigError(f"unknown device {device[:40]!r}; write cpu, cuda or cuda:1") from error
+    except RuntimeError:
+        kind = "unknown"
+    if kind not in ("cpu", "cuda"):  # others lack float64, or operations
+        raise ConfigError(f"unknown device {device[:40]!r}; write cpu, cuda or cuda:1")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError('there is no CUDA device here; write device = "cpu", or use a machine with one')
 

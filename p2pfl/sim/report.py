@@ -32,17 +32,25 @@ th:first-child, td:first-child { text-align: left } tr:nth-child(even) { backgro
 """
 
 
-def write_report(groups: Groups, path: Path, *, title: str = "", command: str = "") -> Path:
-    """Write the page; returns its path. ``command`` makes the results again. Raises StoreError, ConfigError."""
-    write_atomic(path, report(groups, title=title, command=command).encode(), private=False)
+def write_report(
+    groups: Groups, path: Path, *, title: str = "", command: str = "", failed: Mapping[str, str] | None = None
+) -> Path:
+    """Write the page; returns its path. ``command`` makes the results again; ``failed``: why runs have no result.
+
+    Raises StoreError, ConfigError.
+    """
+    write_atomic(path, report(groups, title=title, command=command, failed=failed).encode(), private=False)
     return path
 
 
-def report(groups: Groups, *, title: str = "", command: str = "") -> str:
+def report(groups: Groups, *, title: str = "", command: str = "", failed: Mapping[str, str] | None = None) -> str:
     """The page as text. It loads nothing: no script, no font, no picture from elsewhere."""
     results = [result for group in groups.values() for result in group]
     title = title or " or ".join(groups)
-    body = [f"<h1>{html.escape(title)}</h1>", *_warnings(groups)]
+    body = [
+        f"<h1>{html.escape(title)}</h1>",
+        *_warnings([*failures(failed or {}), *warnings_of(groups), *remarks_of(groups)]),
+    ]
     body += ["<h2>Results</h2>", table(summary_rows(groups))]
     body += ["<h2>Over rounds, bytes and simulated hours</h2>", _charts(groups)]
     body += ["<h2>The sites at the end</h2>", _graphs(groups)]
@@ -134,8 +142,21 @@ def warnings_of(groups: Groups) -> list[str]:
     return said
 
 
-def _warnings(groups: Groups) -> list[str]:
-    return [f'<p class="warning">{html.escape(text)}</p>' for text in warnings_of(groups)]
+def remarks_of(groups: Groups) -> list[str]:
+    """What was said of the runs before they began: another way of execution than was asked for, few examples."""
+    said = [
+        f"{name}: {text}." for name, results in groups.items() for r in results for text in r.facts.get("remarks", ())
+    ]
+    return list(dict.fromkeys(said))
+
+
+def failures(failed: Mapping[str, str]) -> list[str]:
+    """One sentence for each run that ended with an error: means over the other seeds would hide it."""
+    return [f"No result of {which}: {why}." for which, why in failed.items()]
+
+
+def _warnings(said: Sequence[str]) -> list[str]:
+    return [f'<p class="warning">{html.escape(text)}</p>' for text in said]
 
 
 def _charts(groups: Groups) -> str:

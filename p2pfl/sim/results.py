@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
+from safetensors import SafetensorError
 
 from p2pfl.errors import ConfigError, StoreError
 from p2pfl.extras import optional
@@ -31,7 +32,7 @@ FACTS_LIMIT = 512 * 1024 * 1024  # bytes; a full graph of 5,000 peers has 12.5 m
 Columns = dict[str, np.ndarray]
 
 
-@dataclass
+@dataclass(repr=False)
 class SimResult:
     """One simulated run.
 
@@ -52,7 +53,16 @@ class SimResult:
     edges: np.ndarray
     cost: dict[str, float]
     interrupted: bool = False
-    parameters: np.ndarray | None = field(default=None, repr=False)
+    parameters: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        """One line; all columns at once say nothing."""
+        final, name = self.final(), f"mean_model_{self.metric}"
+        return (
+            f"<SimResult {str(self.facts.get('name') or 'run')!r}: {len(self.sites['site'])} sites, "
+            f"round {final['round']}{', interrupted' if self.interrupted else ''}, "
+            f"{self.metric} of the mean model {final.get(name, float('nan')):.4g}>"
+        )
 
     @property
     def metric(self) -> str:
@@ -130,9 +140,7 @@ class SimResult:
             facts, cost, interrupted = dict(head["facts"]), dict(head["cost"]), bool(head["interrupted"])
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{place / FACTS} is no result of a simulation ({error}); simulate again") from error
-        parameters = None
-        if (place / PARAMETERS).is_file():
-            parameters = safetensors.numpy.load_file(place / PARAMETERS)["x"]
+        parameters = read_parameters(place / PARAMETERS) if (place / PARAMETERS).is_file() else None
         rounds, sites = read_parquet(place / ROUNDS), read_parquet(place / SITES)
         return cls(facts, rounds, sites, edges, cost, interrupted, parameters)
 
@@ -142,6 +150,8 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FACTS).unlink(missing_ok=True)  # a folder without it is no result: a cut here leaves none
+        if PARAMETERS not in files:
+            (folder / PARAMETERS).unlink(missing_ok=True)  # of the result that is replaced
     except OSError as error:
         raise StoreError(f"couldn't write into {folder}: {error.strerror}; check space and rights") from error
     for name in sorted(files, key=lambda name: name == FACTS):
@@ -160,6 +170,15 @@ def parquet_bytes(columns: Mapping[str, np.ndarray]) -> bytes:
     sink = arrow.BufferOutputStream()
     parquet.write_table(arrow.table({name: arrow.array(values) for name, values in columns.items()}), sink)
     return bytes(sink.getvalue().to_pybytes())
+
+
+def read_parameters(path: Path) -> np.ndarray:
+    """The sites' parameters [n, P]. Raises ConfigError if the file cannot be read."""
+    try:
+        return safetensors.numpy.load_file(path)["x"]
+    except (OSError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"couldn't read {path}: {reason}; simulate again") from error
 
 
 def read_parquet(path: Path) -> Columns:

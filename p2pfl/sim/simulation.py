@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2pfl.data import Examples, Partition
 from p2pfl.governance import Plan, read_plan
-from p2pfl.sim.arguments import faults_of, mapping_of, partition_of, spec_of, steps_of, table_of, text, whole
+from p2pfl.sim.arguments import faults_of, mapping_of, partition_of, path_of, spec_of, steps_of, table_of, text, whole
 from p2pfl.sim.results import SimResult
 from p2pfl.sim.scenario import EvaluateTable, FaultTable, StepsTable, TimeTable
 
@@ -61,7 +61,7 @@ def simulate(
     # here, so that the name alone loads no torch
     from p2pfl.sim.preparing import examples_of, prepare
 
-    found = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+    found = plan if isinstance(plan, Plan) else read_plan(path_of("plan", plan))
     changes = mapping_of("training", training or {}) | ({} if rule is None else {"rule": text("rule", rule)})
     peers = whole("peers", peers)
     prepared = prepare(

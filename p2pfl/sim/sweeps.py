@@ -23,7 +23,7 @@ from p2pfl.errors import ConfigError, P2PFLError, StoreError
 from p2pfl.files import write_atomic
 from p2pfl.sim.report import write_report
 from p2pfl.sim.results import FACTS, FORMAT, ROUNDS, SITES, Columns, SimResult, parquet_bytes
-from p2pfl.sim.scenario import Scenario, placed, varied
+from p2pfl.sim.scenario import SHORT, Scenario, placed, varied
 
 MOST_CELLS = 10_000
 SWEEP, REPORT, CELLS = "sweep.json", "report.html", "cells"
@@ -94,7 +94,20 @@ def cells_of(
         changed = changed if beside is None else placed(changed, beside)
         digest = inputs(changed)
         cells += [Cell(setting, changes, changed, seed, digest) for seed in seeds]
+    _check_different(cells)
     return cells
+
+
+def _check_different(cells: Sequence[Cell]) -> None:
+    """ConfigError for settings that are the same run: what was varied has no effect. Copies of files may be."""
+    known: dict[tuple[str, str, str], str] = {}
+    for cell in cells:
+        other = known.setdefault((cell.key, cell.scenario.scenario.plan, repr(cell.scenario.data)), cell.setting)
+        if other != cell.setting:
+            raise ConfigError(
+                f"{other} and {cell.setting} are the same run: what differs between them changes nothing in this "
+                "scenario; vary something else, or add the table that it belongs to"
+            )
 
 
 @dataclass
@@ -150,6 +163,7 @@ class _State:
             return
         outcome.facts["setting"] = cell.setting
         outcome.save(self._folder / CELLS / cell.key)
+        outcome.parameters = None  # not saved; a sweep of large runs would fill the memory with them
         self._found[cell.key] = outcome
 
     def groups(self) -> Groups:
@@ -169,7 +183,8 @@ class _State:
             for name, table in ((ROUNDS, "rounds"), (SITES, "sites")):
                 parts = [labelled(cell, getattr(self._found[cell.key], table)) for cell in there]
                 write_atomic(self._folder / name, parquet_bytes(joined(parts)), private=False)
-            write_report(groups, self._folder / REPORT, title=self._title, command=self._command)
+            said = {"title": self._title, "command": self._command}
+            write_report(groups, self._folder / REPORT, **said, failed=self.failed)
 
     def write(self) -> None:
         """``sweep.json``."""
@@ -223,9 +238,15 @@ def _stored(cells: Sequence[Cell], folder: Path, resume: bool) -> dict[str, SimR
 
 
 def labelled(cell: Cell, columns: Columns) -> Columns:
-    """The columns of one cell with what was varied and the seed before them."""
+    """The columns of one cell with what was varied and the seed before them.
+
+    What is varied under the name of a column ("seconds") is told under its whole one ("time.seconds").
+    """
     rows = len(next(iter(columns.values())))
-    head: Columns = {name: np.full(rows, str(value), dtype=object) for name, value in cell.changes.items()}
+    head: Columns = {
+        SHORT.get(name, name) if name in columns else name: np.full(rows, str(value), dtype=object)
+        for name, value in cell.changes.items()
+    }
     return {"setting": np.full(rows, cell.setting, dtype=object), **head, "seed": np.full(rows, cell.seed), **columns}
 
 
@@ -252,14 +273,25 @@ def load_groups(folder: Path) -> Groups:
         return {str(result.facts.get("setting") or result.facts.get("name") or folder.name): [result]}
     if not os.path.isfile(folder / SWEEP):
         raise ConfigError(f"{folder} holds no results of simulations; give a folder that p2pfl sim has written")
-    try:
-        rows = [(str(row["setting"]), str(row["key"])) for row in json.loads((folder / SWEEP).read_bytes())["cells"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder / SWEEP} cannot be read ({error}); simulate again with --resume") from error
     groups: Groups = {}
-    for setting, key in rows:
+    for setting, key in ((row["setting"], row["key"]) for row in _rows(folder)):
         if _KEY.fullmatch(key) and (folder / CELLS / key / FACTS).is_file():
             groups.setdefault(setting, []).append(SimResult.load(folder / CELLS / key))
     if not groups:
         raise ConfigError(f"no run in {folder} is complete; go on with --resume")
     return groups
+
+
+def load_failed(folder: Path) -> dict[str, str]:
+    """Why runs of a sweep in a folder ended with an error, by setting and seed. Raises ConfigError."""
+    rows = _rows(folder) if os.path.isfile(folder / SWEEP) else []
+    return {f"{row['setting']}, seed {row['seed']}": row["why"] for row in rows if row["why"]}
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    try:
+        cells = json.loads((folder / SWEEP).read_bytes())["cells"]
+        names = ("setting", "seed", "key", "why")
+        return [{name: str(({"why": ""} | row)[name]) for name in names} for row in cells]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder / SWEEP} cannot be read ({error}); simulate again with --resume") from error

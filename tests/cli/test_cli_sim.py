@@ -128,6 +128,10 @@ def test_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["sweep", "blobs.toml", "--vary", "peers=2", "--vary", "peers=4"], "twice"),
         (["sweep", "blobs.toml", "--vary", "peers=2,1000"], "1000 peers"),
         (["run", "blobs.toml", "--backend", "spark"], "unknown backend"),
+        (["run", "blobs.toml", "--ray", "auto"], "are for --backend ray"),
+        (["run", "blobs.toml", "--workers", "3"], "are for --backend ray"),
+        (["run", "blobs.toml", "--backend", "ray", "--ray", "auto", "--workers", "3"], "leave one out"),
+        (["sweep", "blobs.toml", "--vary", "fault=flip,noise"], "are the same run"),
         (["compare", "blobs.toml", "blobs.toml"], "a name of its own"),
         (["compare", "blobs.toml", "full.toml", "full.toml"], "called all-to-all"),
         (["run", "x" * 300 + ".toml"], "name too long"),
@@ -155,7 +159,8 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"Example: p2pfl sim {verb}" in do(capsys, "sim", verb, "--help").out
 
 
-def test_ctrl_c_leaves_a_usable_result(folder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_usable_result(folder: Path, number: int) -> None:
     (folder / "long.toml").write_text(SCENARIO.replace("rounds = 6", "rounds = 1000000"))
     child = subprocess.Popen(
         [sys.executable, "-u", "-X", "faulthandler", "-c", INTERRUPTED, "sim", "run", "long.toml"],
@@ -164,7 +169,7 @@ def test_ctrl_c_leaves_a_usable_result(folder: Path) -> None:
     assert child.stderr is not None
     try:
         assert child.stderr.readline() == "training\n"
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         out, err = child.communicate(timeout=60)
     finally:
         child.kill()

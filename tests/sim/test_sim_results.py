@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 from collections.abc import Iterator
@@ -161,6 +162,15 @@ def test_a_plot(result: SimResult) -> None:
     np.testing.assert_allclose(
         drawn, result.rounds["mean_model_accuracy"][np.isfinite(result.rounds["mean_model_accuracy"])]
     )
+
+
+def test_a_notebook_shows_the_plot_and_one_line(result: SimResult) -> None:
+    """IPython asks an object for its picture; matplotlib's own hook needs pyplot, which nobody has to import."""
+    figure = result.plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert pickle.loads(pickle.dumps(figure)).axes, "figures stay what can be pickled"
+    accuracy = result.final()["mean_model_accuracy"]
+    assert repr(result) == f"<SimResult 'blobs': 6 sites, round 9, accuracy of the mean model {accuracy:.4g}>"
 
 
 def test_names_with_dollars_are_drawn_as_they_are(result: SimResult) -> None:

@@ -33,6 +33,17 @@ BAD = {
     "no rounds": (("rounds = 6", "rounds = 0"), "scenario.rounds is 0"),
     "no seeds": (("seeds = 2", "seeds = []"), "number of seeds"),
     "far too many seeds": (("seeds = 2", "seeds = 100000000000"), "at most 1000"),
+    "seeds in words": (("seeds = 2", 'seeds = "two"'), "seeds is 'two'; write a whole number or a list"),
+    "a part of a seed": (
+        ("seeds = 2", "seeds = [0.5]"), "seeds is [0.5]; write a whole number or a list, each of it a whole number"),
+    "a name with umlauts": (('name = "blobs"', 'name = "Zürich"'), "name is 'Zürich'; write a text that fits ^[A-Za-z0-9]"),
+    "evaluation of less than none": (
+        ("[topology]", "[evaluate]\nsites = -1\n[topology]"), "sites is -1; write 'all' or 'none' or a number of 0 or more"),
+    "a profile in words": (
+        ("[topology]", '[time]\nprofiles = { slow = "one" }\n[topology]'), "profiles.slow is 'one'; write a number or"),
+    "late edges without a clock": (
+        ("[topology]", "[training]\nstaleness = 1\n[topology]"), "staleness belongs to [time]"),
+    "a device that is none of ours": (("rounds = 6", 'rounds = 6\ndevice = "meta"'), "device 'meta'"),
     "a seed twice": (("seeds = 2", "seeds = [1, 1]"), "different ones"),
     "data without kind": (('kind = "csv"', 'knd = "csv"'), "give it a kind"),
     "unknown data": (('kind = "csv"', 'kind = "xls"'), "unknown kind of data 'xls'; choose one of csv"),

@@ -1,0 +1,66 @@
+"""Sweeps that a careful reader would trust wrongly: settings without effect, lost columns, failed runs, old files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sim_worlds import blobs, write_plan, write_scenario
+
+from p2pfl.errors import ConfigError, LocalError
+from p2pfl.sim import Inputs, SimResult, backend_named, cells_of, load_failed, read_scenario, simulate, sweep
+from p2pfl.sim.backends import check_room
+from p2pfl.sim.results import read_parquet
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("fault", ["flip", "noise"]), ("scenario.seeds", [1, 2]), ("scenario.name", ["one", "other"])],
+)
+def test_what_changes_nothing_is_not_varied(tmp_path: Path, name: str, values: Sequence[object]) -> None:
+    read, inputs = read_scenario(write_scenario(tmp_path)), Inputs()
+    with pytest.raises(ConfigError, match=f"{name}={values[0]} and {name}={values[1]} are the same run"):
+        cells_of(read, {name: values}, [0], inputs.digest)
+
+
+def test_what_is_varied_keeps_its_column_beside_one_of_that_name(tmp_path: Path) -> None:
+    read, inputs = read_scenario(write_scenario(tmp_path)), Inputs()
+    cells = cells_of(read, {"seconds": [30.0, 60.0], "execution": ["eager"]}, [0], inputs.digest)
+    made = sweep(cells, tmp_path / "out", backend_named("here", inputs, address=None), resume=False)
+    table = read_parquet(tmp_path / "out" / "rounds.parquet")
+    assert set(table["time.seconds"]) == {"30.0", "60.0"} and set(table["execution"]) == {"eager"}
+    assert table["seconds"].dtype == np.float64 and table["seconds"].max() > 60.0
+    assert all(result.parameters is None for results in made.groups.values() for result in results)
+
+
+def test_runs_without_a_result_are_named_on_the_page_and_later(tmp_path: Path) -> None:
+    read, inputs = read_scenario(write_scenario(tmp_path)), Inputs()
+    cells = cells_of(read, {"learning_rate": [0.1, 3e38], "execution": ["eager"]}, [0], inputs.digest)
+    made = sweep(cells, tmp_path / "out", backend_named("here", inputs, address=None), resume=False)
+    ((which, why),) = made.failed.items()
+    assert "diverged" in why and load_failed(tmp_path / "out") == made.failed
+    assert f"No result of {which}: {why}." in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_parameters_of_an_older_result_do_not_stay(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "plan")
+    one, other = (simulate(plan, blobs(), peers=4, rounds=1, seed=seed, execution="eager") for seed in (0, 1))
+    one.save(tmp_path / "r", parameters=True)
+    again = SimResult.load(other.save(tmp_path / "r"))
+    assert again.facts["seed"] == 1 and again.parameters is None
+    one.save(tmp_path / "r", parameters=True)
+    (tmp_path / "r" / "parameters.safetensors").write_bytes(b"cut")
+    with pytest.raises(ConfigError, match=r"parameters\.safetensors"):
+        SimResult.load(tmp_path / "r")
+
+
+def test_a_cluster_of_small_machines_is_told_at_once() -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 64.0}},
+        {"Alive": True, "Resources": {}},
+    ]  # fmt: skip
+    check_room(nodes, 4)
+    with pytest.raises(LocalError, match=r"takes 8 threads.*more than 4 cores"):
+        check_room(nodes, 8)
