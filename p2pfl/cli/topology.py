@@ -159,13 +159,16 @@ def advise_topology(
     gamma: Annotated[
         float, typer.Option("--gamma", help="For the effective neighbours: nearer to 1 for slower learning.")
     ] = 0.95,
+    changing: Annotated[
+        bool, typer.Option("--changing", help="Also graphs that are others in each round: base, epidemic.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare graphs of so many sites with at most so many neighbours each, and recommend one.
 
     Example: p2pfl topology advise --peers 12 --degree 3
     """
-    advice = advise(peers, degree, gamma=gamma)
+    advice = advise(peers, degree, gamma=gamma, changing=changing)
     head = (
         "graph", "neighbours", "gap", "effective neighbours", "rounds to 1 %", "messages/round", "messages to 1 %",
         "one absent", "two absent",
