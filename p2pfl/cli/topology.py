@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import networkx as nx
+import numpy as np
 import typer
 
 from p2pfl.cli.home import AsJson
@@ -20,17 +22,24 @@ from p2pfl.topology import (
     KINDS,
     Absences,
     Candidate,
+    Schedule,
     absences_that_disconnect,
     advise,
-    build_graph,
     graph_figure,
+    graph_from_text,
+    is_graph_file,
+    sites_in_file,
+    spec_from_text,
     spectral_gap,
+    speed_of,
     stationary_weights,
 )
 from p2pfl.types import PeerId
 
 app = typer.Typer(no_args_is_help=True)
 MOST_SITES = 1000  # the table of weights has a column for each
+MOST_ROUNDS = 10_000
+SEEDED = ("regular", "small_world", "erdos_renyi", "matching", "epidemic")
 MOST_PAIRS = 200  # sites up to which all pairs of absences are tried
 
 
@@ -41,61 +50,106 @@ def group() -> None:
 
 @app.command("show")
 def show_topology(
-    kind: Annotated[str, typer.Argument(help=f"{', '.join(KINDS)}, or a JSON file with a spec.", metavar="KIND")],
+    kind: Annotated[
+        str, typer.Argument(help=f"{', '.join(KINDS)}; or a file: JSON, GraphML, list of edges.", metavar="KIND")
+    ],
     sites: Annotated[int | None, typer.Option("--sites", help="Number of equal sites.", min=1, max=MOST_SITES)] = None,
     charter: Annotated[Path | None, typer.Option("--charter", help="Take the sites from this charter.")] = None,
     clusters: Annotated[int | None, typer.Option("--clusters", help="Number of clusters, for hierarchical.")] = None,
-    degree: Annotated[int | None, typer.Option("--degree", help="Neighbours of each site, for regular.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Which random graph, for regular; 0 if left out.")] = None,
+    period: Annotated[int | None, typer.Option("--period", help="Rounds between two of the heads' mixings.")] = None,
+    degree: Annotated[
+        int | None, typer.Option("--degree", help="Neighbours of each site, for regular and so on.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Which random graph; 0 if left out.")] = None,
     rows: Annotated[int | None, typer.Option("--rows", help="Rows, for torus.")] = None,
     columns: Annotated[int | None, typer.Option("--columns", help="Columns, for torus.")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Most neighbours in a round, for base.")] = None,
+    probability: Annotated[float | None, typer.Option("--probability", help="For erdos_renyi and small_world.")] = None,
+    arity: Annotated[int | None, typer.Option("--arity", help="Children of each site, for tree.")] = None,
+    bridges: Annotated[int | None, typer.Option("--bridges", help="Edges between the clusters.")] = None,
     shares: Annotated[str | None, typer.Option("--shares", help="Sample counts, such as 303,294,123,200.")] = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", help="Of a run, where the graph changes.", min=1, max=MOST_ROUNDS)
+    ] = 100,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the graph into this SVG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print who mixes with whom and with which weight, the spectral gap, and which absences disconnect the graph.
 
+    Of a graph that changes from round to round: the weights of round 0, and the rest of all rounds together.
+
     Example: p2pfl topology show ring --sites 4 --shares 40,30,20,10
 
     Example: p2pfl topology show regular --sites 12 --degree 3 --plot graph.svg
+
+    Example: p2pfl topology show base --sites 25 --k 2
     """
     counts = _counts(shares)
+    text = read_text(Path(kind)) if is_graph_file(kind) else None
     if charter is not None:
         names = [member.name for member in parse_charter(read_text(charter)).members]
+    elif text is not None and sites is None:
+        names = sites_in_file(graph_from_text(Path(kind).name, text))
     else:
         names = [f"site-{number}" for number in range(sites or len(counts) or 4)]
     counts = counts or [1.0] * len(names)
     if len(counts) != len(names):
         raise ConfigError(f"{len(counts)} sample counts for {len(names)} sites; give one per site")
+    if len(names) > MOST_SITES:
+        raise ConfigError(f"{kind} has {len(names)} sites; topology show takes up to {MOST_SITES}")
+    options = {
+        "clusters": clusters, "period": period, "degree": degree, "seed": seed, "rows": rows, "columns": columns,
+        "k": k, "probability": probability, "arity": arity, "bridges": bridges,
+    }  # fmt: skip
+    spec = _spec(kind, options) if text is None else spec_from_text(Path(kind).name, text, names)
     nodes = [PeerId(name) for name in names]
-    if kind == "regular" and seed is None:
-        seed = 0
-    options = {"clusters": clusters, "degree": degree, "seed": seed, "rows": rows, "columns": columns}
-    graph = build_graph(_spec(kind, options), nodes)
-    pi = [count / sum(counts) for count in counts]
-    matrix = stationary_weights(graph, dict(zip(nodes, pi, strict=True)))
-    gap = spectral_gap(matrix, pi)
-    alone = absences_that_disconnect(graph, 1)
-    pairs = absences_that_disconnect(graph, 2) if len(nodes) <= MOST_PAIRS else []
-    dense = matrix.toarray()
-    value = {
-        "sites": names,
-        "edges": [list(edge) for edge in graph.edges],
-        "weights": [[float(cell) for cell in row] for row in dense],
-        "spectral_gap": gap,
-        "disconnecting": [sorted(gone) for gone in alone],
-        "disconnecting_pairs": [sorted(gone) for gone in pairs],
-    }
-    lines = [f"sites {len(names)}, edges {graph.number_of_edges()}, spectral gap {gap:.6f}"]
-    for row, name in enumerate(names):
-        others = [f"{names[column]} {dense[row, column]:.4f}" for column in range(len(names)) if dense[row, column] > 0]
-        lines.append(f"{name:<16} {', '.join(others)}")
-    lines.append(f"one absence that disconnects: {_list(alone)}")
-    lines.append(f"two absences that disconnect: {_list(pairs)}" if len(nodes) <= MOST_PAIRS else "pairs not tried")
+    pi = {node: count / sum(counts) for node, count in zip(nodes, counts, strict=True)}
+    value, lines, graph = _facts(spec, nodes, pi, rounds)
     if plot is not None:
         write_result(plot, to_svg(graph_figure(graph, kind=kind)).encode())
         lines.append(f"drawn into {plot}")
     show(value, as_json, lines)
+
+
+def _facts(
+    spec: dict[str, Any], nodes: list[PeerId], pi: dict[PeerId, float], rounds: int
+) -> tuple[dict[str, Any], list[str], nx.Graph]:
+    """What is known of a graph, as values and as lines; and the graph."""
+    schedule = Schedule(spec, nodes, pi, rounds, 0)
+    graph = schedule.graph
+    changes = not schedule.same_each_round and spec["kind"] != "hierarchical"
+    matrix = schedule.round(0).mixings[0].matrix if changes else stationary_weights(graph, pi)
+    speed = speed_of(schedule)
+    gap = speed.gap if changes else spectral_gap(matrix, list(pi.values()))
+    alone = absences_that_disconnect(graph, 1)
+    pairs = absences_that_disconnect(graph, 2) if len(nodes) <= MOST_PAIRS else []
+    dense = matrix.toarray()
+    value = {
+        "sites": [str(node) for node in nodes],
+        "edges": [list(edge) for edge in graph.edges],
+        "weights": [[float(cell) for cell in row] for row in dense],
+        "spectral_gap": gap,
+        "measured_over_rounds": speed.measured if changes else 0,
+        "exact_after": speed.exact_after,
+        "rounds_to_consensus": speed.rounds,
+        "disconnecting": [sorted(gone) for gone in alone],
+        "disconnecting_pairs": [sorted(gone) for gone in pairs],
+    }
+    over = f" (mean over {speed.measured} rounds)" if changes else ""
+    lines = [f"sites {len(nodes)}, edges {graph.number_of_edges()}, spectral gap {gap:.6f}{over}"]
+    for row, name in enumerate(nodes):
+        others = [f"{nodes[column]} {dense[row, column]:.4f}" for column in np.flatnonzero(dense[row] > 0)]
+        lines.append(f"{name:<16} {', '.join(others)}")
+    exact = "never" if speed.exact_after is None else _rounds(speed.exact_after)
+    slow = "not in so many rounds" if speed.rounds is None else _rounds(speed.rounds)
+    lines.append(f"disagreement is 1 % after: {slow}; exactly nothing after: {exact}")
+    lines.append(f"one absence that disconnects: {_list(alone)}")
+    lines.append(f"two absences that disconnect: {_list(pairs)}" if len(nodes) <= MOST_PAIRS else "pairs not tried")
+    return value, lines, graph
+
+
+def _rounds(number: int) -> str:
+    return f"{number} round{'s' if number != 1 else ''}"
 
 
 @app.command("advise")
@@ -105,13 +159,16 @@ def advise_topology(
     gamma: Annotated[
         float, typer.Option("--gamma", help="For the effective neighbours: nearer to 1 for slower learning.")
     ] = 0.95,
+    changing: Annotated[
+        bool, typer.Option("--changing", help="Also graphs that are others in each round: base, epidemic.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare graphs of so many sites with at most so many neighbours each, and recommend one.
 
     Example: p2pfl topology advise --peers 12 --degree 3
     """
-    advice = advise(peers, degree, gamma=gamma)
+    advice = advise(peers, degree, gamma=gamma, changing=changing)
     head = (
         "graph", "neighbours", "gap", "effective neighbours", "rounds to 1 %", "messages/round", "messages to 1 %",
         "one absent", "two absent",
@@ -162,7 +219,7 @@ def _counts(text: str | None) -> list[float]:
     return counts
 
 
-def _spec(kind: str, options: Mapping[str, int | None]) -> dict[str, Any]:
+def _spec(kind: str, options: Mapping[str, float | None]) -> dict[str, Any]:
     if kind.endswith(".json"):
         try:
             spec = json.loads(read_text(Path(kind)))
@@ -171,4 +228,5 @@ def _spec(kind: str, options: Mapping[str, int | None]) -> dict[str, Any]:
         if not isinstance(spec, dict):
             raise ConfigError(f'{kind} must hold a spec such as {{"kind": "edges", "edges": [[0, 1]]}}')
         return spec
-    return {"kind": kind, **{name: value for name, value in options.items() if value is not None}}
+    seeded = {"seed": 0} if kind in SEEDED else {}
+    return {"kind": kind, **seeded, **{name: value for name, value in options.items() if value is not None}}

@@ -19,6 +19,7 @@ from scipy import sparse
 
 from p2pfl.errors import ConfigError
 from p2pfl.keyed_stream import KeyedStream
+from p2pfl.topology.changing import CHANGING, changing_of
 from p2pfl.topology.effective import MOST_SITES_OF_CYCLES, effective_neighbours, gap_of_cycle, rounds_to_consensus
 from p2pfl.topology.graphs import build_graph, clusters_of
 from p2pfl.topology.resilience import absences_that_disconnect
@@ -35,6 +36,7 @@ DIGITS = 9  # that differences by rounding do not reach
 NEARLY = 0.99  # of the best effective number of neighbours counts as much, and messages decide
 CONSENSUS = 0.01
 ALIKE = ("ring", "full", "torus", "hypercube")  # every site sees the same graph: one absent site stands for all
+DRAWN = 8  # rounds of a random schedule, taken as a cycle; products of many more are nothing but rounding
 Rounds = list[list[Any]]
 
 
@@ -55,11 +57,11 @@ class Candidate:
 
     name: str
     spec: Mapping[str, Any]
-    degree: int  # most neighbours of a site
+    degree: int  # most neighbours of a site in one round
     gap: float  # 1 - factor by which disagreement shrinks per round, in the long run
     effective_neighbours: float
     rounds: int  # until disagreement is at most 1 % of what it was, without training
-    messages_per_round: float  # models sent by all sites together; the mean over a hierarchical graph's cycle
+    messages_per_round: float  # models sent by all sites together; the mean over a cycle
     messages: float  # until those 1 %
     one_absent: Absences
     two_absent: Absences | None  # None for more than 200 peers
@@ -85,25 +87,26 @@ class Advice:
         return {**asdict(self), "recommended": dict(self.recommended.spec)}
 
 
-def advise(peers: int, degree: int, *, gamma: float = 0.95) -> Advice:
+def advise(peers: int, degree: int, *, gamma: float = 0.95, changing: bool = False) -> Advice:
     """Compare graphs of ``peers`` sites with at most ``degree`` neighbours each and recommend one.
 
-    Candidates: full, hypercube, torus, random regular, hierarchical, ring, star, chain, each where it fits. ``gamma``:
-    see ``effective_neighbours``. ConfigError for fewer than 2 or more than 1,000 peers, a degree that is not from 1 to
-    peers - 1, or one that connects no graph.
+    Candidates: full, hypercube, torus, random regular, hierarchical, ring, star, chain, each where it fits; where
+    ``changing``, up to 300 peers, also graphs that are others in each round, with so many neighbours in one round: base
+    and epidemic, the latter by 8 drawn rounds. ``gamma``: see ``effective_neighbours``. ConfigError for fewer than 2 or
+    more than 1,000 peers, a degree that is not from 1 to peers - 1, or one that connects no graph.
     """
     if not 2 <= peers <= MOST_PEERS:
         raise ConfigError(f"advice is for 2 to {MOST_PEERS} peers, not {peers}; choose such a number")
     if not 1 <= degree < peers:
         raise ConfigError(f"among {peers} peers the most neighbours are 1 to {peers - 1}, not {degree}; choose one")
-    if degree == 1 and peers > 2:
+    if degree == 1 and peers > 2 and not (changing and peers <= MOST_SITES_OF_CYCLES):
         raise ConfigError("with one neighbour each only two peers are connected; allow 2 or more")
-    specs = _without_twins(_specs(peers, degree, gamma), peers)
+    specs = _without_twins(_specs(peers, degree, gamma, changing), peers)
     found = _ranked([_candidate(spec, peers, gamma) for spec in specs])
     return Advice(peers, degree, gamma, tuple(found), _reason(found, peers, degree, gamma))
 
 
-def _specs(peers: int, degree: int, gamma: float) -> list[dict[str, Any]]:
+def _specs(peers: int, degree: int, gamma: float, changing: bool) -> list[dict[str, Any]]:
     specs: list[dict[str, Any]] = []
     if degree == peers - 1:
         specs.append({"kind": "full"})
@@ -119,6 +122,9 @@ def _specs(peers: int, degree: int, gamma: float) -> list[dict[str, Any]]:
         sizes = [size for size in range(2, peers // 2 + 1) if peers % size == 0]
         hierarchical = [{"kind": "hierarchical", "clusters": peers // size} for size in reversed(sizes)]
         specs += [spec for spec in hierarchical if _largest_degree(spec, peers) <= degree][:1]
+    if changing and degree < peers - 1 and peers <= MOST_SITES_OF_CYCLES:
+        specs.append({"kind": "base", "k": degree})
+        specs += [{"kind": "epidemic", "degree": most, "seed": 0}] if most else []
     specs += [{"kind": "ring"}, {"kind": "star"}, {"kind": "chain"}]
     return [spec for spec in specs if _largest_degree(spec, peers) <= degree]
 
@@ -194,21 +200,21 @@ def _left(rounds: Rounds, gone: tuple[int, ...] = ()) -> list[Any]:
 
 
 def _rounds(spec: Mapping[str, Any], peers: int) -> Rounds:
-    """The mixings of each round, over one cycle of the heads of a hierarchical graph."""
-    nodes = _nodes(peers)
-    cycle = 1
+    """The mixings of each round, over one cycle; of a random schedule over the first few rounds."""
+    nodes, changes = _nodes(peers), changing_of(spec, peers)
+    cycle = 1 if changes is None else changes.cycle or DRAWN
     if spec["kind"] == "hierarchical":
         cycle = lcm(*(len(cluster) for cluster in clusters_of(spec, peers)))
-    schedule = Schedule(spec, nodes, dict.fromkeys(nodes, 1 / peers), cycle, 0)
+    schedule = Schedule(spec, nodes, dict.fromkeys(nodes, 1 / peers), cycle, 0, linked_over=MOST_PEERS)
     return [[mixing.matrix for mixing in schedule.round(t).mixings] for t in range(cycle)]
 
 
 def _without_twins(specs: list[dict[str, Any]], peers: int) -> list[dict[str, Any]]:
-    """Of specs that give one and the same graph the first; a hierarchical one mixes otherwise and stays."""
+    """Of specs that give one and the same graph the first; those that mix otherwise in each round stay."""
     kept: dict[Any, dict[str, Any]] = {}
     for spec in specs:
         edges = frozenset(frozenset(edge) for edge in _graph(spec, peers).edges)
-        kept.setdefault((spec["kind"] == "hierarchical", edges), spec)
+        kept.setdefault((spec["kind"] if spec["kind"] in ("hierarchical", *CHANGING) else None, edges), spec)
     return list(kept.values())
 
 
@@ -251,12 +257,16 @@ def _name(spec: Mapping[str, Any]) -> str:
     kind = str(spec["kind"])
     if kind == "torus":
         return f"torus {spec['rows']} x {spec['columns']}"
-    if kind == "regular":
-        return f"regular, degree {spec['degree']}, seed {spec['seed']}"
+    if kind == "base":
+        return f"base, k {spec['k']}"
+    if kind in ("regular", "epidemic"):
+        return f"{kind}, degree {spec['degree']}, seed {spec['seed']}"
     return f"hierarchical, {spec['clusters']} clusters" if kind == "hierarchical" else kind
 
 
 def _largest_degree(spec: Mapping[str, Any], peers: int) -> int:
+    if spec["kind"] in CHANGING:
+        return max(int(np.diff(matrix.indptr).max()) - 1 for (matrix,) in _rounds(spec, peers))
     return max(int(degree) for _, degree in _graph(spec, peers).degree)
 
 

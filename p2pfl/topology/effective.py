@@ -16,6 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from p2pfl.errors import ConfigError
+from p2pfl.topology.finite import finite_time
 from p2pfl.topology.spectral import SYMMETRY, spectral_gap
 
 MOST_SITES = 3000  # all eigenvalues: about 5 s, 200 MB
@@ -55,7 +56,10 @@ def gap_of_cycle(rounds: Sequence[Any]) -> float:
     """
     if len(rounds) == 1:
         return spectral_gap(rounds[0])
-    sizes = np.sort(np.abs(np.linalg.eigvals(_product(rounds))))
+    product = _product(rounds)
+    if finite_time(rounds) is not None:
+        return 1.0  # what is left is rounding, and its root of the cycle's length would be no small number
+    sizes = np.sort(np.abs(np.linalg.eigvals(product)))
     return 1.0 - float(sizes[-2] ** (1 / len(rounds))) if len(sizes) > 1 else 1.0
 
 

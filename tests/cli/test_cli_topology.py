@@ -49,3 +49,38 @@ def test_show_draws_the_graph(
         assert first.startswith("<?xml") and "site-5" not in done.err
         do(capsys, "topology", "show", *kind, "--plot", "g.svg")
         assert Path("g.svg").read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["base", "--sites", "25", "--k", "2"], "exactly nothing after: 6 rounds"),
+        (["epidemic", "--sites", "10", "--degree", "3", "--rounds", "40"], "(mean over 40 rounds)"),
+        (["matching", "--sites", "6"], "sites 6, edges 15, "),
+        (["hierarchical", "--sites", "6", "--clusters", "2", "--period", "3"], "sites 6, edges 9"),
+        (["erdos_renyi", "--sites", "6", "--probability", "1"], "spectral gap 1.000000"),
+        (["small_world", "--sites", "9", "--degree", "4", "--probability", "0.1"], "sites 9, edges 18"),
+        (["two_clusters", "--sites", "8", "--bridges", "2"], "sites 8, edges 14"),
+        (["tree", "--sites", "7", "--arity", "2"], "sites 7, edges 6"),
+        (["double_tree", "--sites", "9"], "exactly nothing after: never"),
+    ],
+)
+def test_show_knows_every_kind(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    done = do(capsys, "topology", "show", *arguments)
+    assert done.code == 0 and says in done.out
+
+
+def test_show_reads_graph_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("g.edges").write_text("lille paris\nparis lyon\nlyon lille\nlyon brest\n")
+    done = do(capsys, "topology", "show", "g.edges", "--json")
+    value = json.loads(done.out)
+    assert value["sites"] == ["lille", "paris", "lyon", "brest"] and len(value["edges"]) == 4
+    assert value["disconnecting"] == [["lyon"]] and value["exact_after"] is None
+    wrong = do(capsys, "topology", "show", "g.edges", "--sites", "4")
+    assert wrong.code != 0 and "neither a site nor a position" in wrong.err
+    Path("g.graphml").write_text("<!DOCTYPE a><graphml/>")
+    refused = do(capsys, "topology", "show", "g.graphml")
+    assert refused.code != 0 and "declares a document type" in refused.err

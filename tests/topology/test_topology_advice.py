@@ -18,6 +18,7 @@ from p2pfl.topology import (
     spectral_gap,
     stationary_weights,
 )
+from p2pfl.topology.base import BaseGraph
 from p2pfl.types import PeerId
 
 
@@ -47,6 +48,18 @@ def test_candidates_keep_the_largest_degree(peers: int, degree: int, kinds: set[
         graph = build_graph(candidate.spec, nodes(peers))
         assert max(count for _, count in graph.degree) == candidate.degree <= degree
     assert advice.reason.startswith(f"Take {advice.recommended.name}: ") and advice.reason.count(".") >= 1
+
+
+@pytest.mark.parametrize(("peers", "degree"), [(8, 1), (9, 1), (12, 3), (15, 2)])
+def test_graphs_that_change_are_compared_where_asked_for(peers: int, degree: int) -> None:
+    found = {str(one.spec["kind"]): one for one in advise(peers, degree, changing=True).candidates}
+    base = found["base"]
+    assert base.gap == 1.0 and base.rounds == BaseGraph(peers, degree).length and base.degree <= degree
+    assert ("epidemic" in found) == (degree * peers % 2 == 0)
+    assert all(one.degree <= degree for one in found.values())
+    if degree > 1:
+        same = {str(one.spec["kind"]) for one in advise(peers, degree).candidates}
+        assert same == set(found) - {"base", "epidemic"}
 
 
 def test_what_is_said_of_a_static_graph() -> None:

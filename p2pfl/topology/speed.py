@@ -1,0 +1,69 @@
+"""How fast a schedule agrees: what it can guarantee where the rounds repeat, what is measured where they are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, log
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from p2pfl.topology.finite import finite_time
+from p2pfl.topology.schedule import Schedule
+from p2pfl.topology.spectral import spectral_gap
+
+MOST_SITES = 1000  # dense products
+
+
+@dataclass(frozen=True)
+class Speed:
+    """In the norm D^2 = sum_i pi_i |x_i - x_bar|^2 of disagreement."""
+
+    gap: float  # 1 - the factor per round: of static graphs in the long run, of others the mean over rounds and starts
+    measured: int  # rounds over which that mean is taken; 0 for a static graph, whose gap is exact
+    exact_after: int | None  # rounds after which all have the mean itself; None: never
+    rounds: int | None  # until D is a hundredth, from the worst start; None: not within the schedule, or too many sites
+
+
+def speed_of(schedule: Schedule, factor: float = 0.01) -> Speed:
+    """Gap and rounds to agreement of a schedule, if nobody is absent.
+
+    Where rounds change, the gap is 1 - sqrt(mean over the run's rounds of (|D^1/2 W D^-1/2|_F^2 - 1) / (n - 1)) with
+    D = diag(pi): from what one round leaves of D^2 in the mean over all directions of the start.
+    """
+    exact = finite_time(schedule) if len(schedule.nodes) <= MOST_SITES else None
+    if schedule.same_each_round:
+        matrix = schedule.round(0).mixings[0].matrix
+        rest = 1.0 - spectral_gap(matrix, schedule.shares)
+        needed = 1 if rest <= factor else ceil(log(factor) / log(rest) - 1e-9) if rest < 1 else None
+        return Speed(1.0 - rest, 0, exact, needed)
+    root = np.sqrt(np.array(schedule.shares) / sum(schedule.shares))
+    left = [_left(schedule, t, root) for t in range(schedule.total)]
+    return Speed(1.0 - float(np.mean(left)) ** 0.5, schedule.total, exact, _until(schedule, root, factor))
+
+
+def _left(schedule: Schedule, t: int, root: Any) -> float:
+    square = float((_round(schedule, t, root) ** 2).sum())
+    return max(0.0, square - 1.0) / max(1, len(root) - 1)
+
+
+def _until(schedule: Schedule, root: Any, factor: float) -> int | None:
+    if len(root) > MOST_SITES:
+        return None
+    product = np.eye(len(root)) - np.outer(root, root)
+    for t in range(schedule.total):
+        product = _round(schedule, t, root) @ product
+        # the spectral norm is at most Frobenius', and at least that over the root of n: it is computed where it matters
+        size = float(np.linalg.norm(product))
+        if size <= factor or (size <= factor * len(root) ** 0.5 and np.linalg.norm(product, 2) <= factor):
+            return t + 1
+    return None
+
+
+def _round(schedule: Schedule, t: int, root: Any) -> Any:
+    """D^1/2 W_t D^-1/2, the round's mixings one after the other."""
+    product: Any = None
+    for mixing in schedule.round(t).mixings:
+        product = mixing.matrix if product is None else mixing.matrix @ product
+    return sparse.csr_array(sparse.diags_array(root) @ product @ sparse.diags_array(1 / root))
