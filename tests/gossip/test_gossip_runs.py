@@ -83,15 +83,19 @@ def test_the_full_graph_gives_everybody_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share_lost", "seed", "rounds"),
+    ("rule", "share_lost", "seed", "rounds"),
     [
-        (0.05, 0, 300),
-        pytest.param(0.05, 1, 300, marks=pytest.mark.slow),
-        pytest.param(0.15, 1, 400, marks=pytest.mark.slow),
-        pytest.param(0.3, 0, 800, marks=pytest.mark.slow),
+        ("kgt", 0.05, 0, 300),
+        pytest.param("kgt", 0.05, 1, 300, marks=pytest.mark.slow),
+        pytest.param("kgt", 0.15, 1, 400, marks=pytest.mark.slow),
+        pytest.param("kgt", 0.3, 0, 800, marks=pytest.mark.slow),
+        pytest.param("exact_diffusion", 0.05, 0, 500, marks=pytest.mark.slow),
+        pytest.param("gradient_tracking", 0.05, 0, 500, marks=pytest.mark.slow),
     ],
 )
-def test_kgt_survives_lost_messages(tmp_path: Path, share_lost: float, seed: int, rounds: int) -> None:
+def test_corrections_survive_lost_messages(
+    tmp_path: Path, rule: str, share_lost: float, seed: int, rounds: int
+) -> None:
     """5 % of all messages, lists included, is the claim; 30 % leaves many one-sided rounds to settle."""
     rng = np.random.default_rng(seed)
     started: list[bool] = []
@@ -99,7 +103,8 @@ def test_kgt_survives_lost_messages(tmp_path: Path, share_lost: float, seed: int
     def lost(kind: str, source: object, target: object, data: object) -> bool:
         return bool(started) and kind != "flood" and rng.random() < share_lost
 
-    world = bottle(tmp_path, "kgt", 4, 0.1, rounds=rounds, lost=lost, deadline=3.0)
+    steps, rate = (4, 0.1) if rule == "kgt" else (1, 0.2)
+    world = bottle(tmp_path, rule, steps, rate, rounds=rounds, lost=lost, deadline=3.0)
     world.begin()
     world.run(lambda: all(site.machine and site.machine.state is not State.PROPOSING for site in world.sites.values()))
     started.append(True)
@@ -109,8 +114,9 @@ def test_kgt_survives_lost_messages(tmp_path: Path, share_lost: float, seed: int
     assert taken_back > (20 if share_lost > 0.1 else 0), "losses must have happened, or this test shows nothing"
     assert error(world) < 1e-10
     shares = world.machine(0).context.running.shares
-    conserved = sum(shares[peer] * site.session.state["correction"].numpy() for peer, site in world.sites.items())
-    assert np.abs(conserved).max() < 1e-12
+    states = {peer: site.session.state for peer, site in world.sites.items()}
+    each = {peer: s["tracked"] - s["gradient"] if "tracked" in s else s["correction"] for peer, s in states.items()}
+    assert np.abs(sum(shares[peer] * each[peer].numpy() for peer in each)).max() < 1e-12
 
 
 @pytest.mark.parametrize(("share_lost", "seed"), [(0.05, 0), (0.05, 1)])

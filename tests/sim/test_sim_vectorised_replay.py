@@ -14,6 +14,7 @@ from vector_worlds import PLAN, Deployed, finished, settings_of, tables, vectori
 from p2pfl.errors import ConfigError
 from p2pfl.sim import At, ComputeModel, Loss, Pause, VirtualConsortium
 from p2pfl.sim.decisions import ADOPTED, Decisions, RecordedRound, edge_rows
+from p2pfl.train.rules import RULES
 from p2pfl.train.session import Session
 
 SITES = 5
@@ -123,10 +124,13 @@ def signs(found: Decisions) -> Any:
     return np.concatenate([rows for round_ in found.rounds for rows in round_.edges])
 
 
-@pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
-@pytest.mark.parametrize("topology", ["ring", "full", {"kind": "hierarchical", "clusters": 2}])
+@pytest.mark.parametrize(
+    ("rule", "topology"),
+    [(rule, kind) for rule in ("dpsgd", "kgt") for kind in ("ring", "full", {"kind": "hierarchical", "clusters": 2})]
+    + [("quasi_global", "full"), ("exact_diffusion", "ring"), ("gradient_tracking", "ring"), ("fedprox", "ring")],
+)
 def test_lost_messages_and_what_is_taken_back(tmp_path: Path, rule: str, topology: Any) -> None:
-    settings = settings_of(rule)
+    settings = settings_of(rule, local_steps=RULES[rule].needs.most_steps or 3)
     world, found = deployed(tmp_path, settings, topology, faults=[(Loss(0.15), At(1.5))])
     rows = signs(found)
     assert (rows["sign"] < 0).sum() >= 3, "or this shows little"

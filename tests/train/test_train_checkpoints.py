@@ -45,6 +45,13 @@ CASES = {
         CLASSIFIER_PLAN,
         {"rule": "relaysgd", "optimiser": {"name": "adam"}, "dtype": "float32"},
     ),
+    "quasi_global": (QUADRATIC_PLAN, {"rule": "quasi_global"}),
+    "fedprox, adam": (QUADRATIC_PLAN, {"rule": "fedprox", "optimiser": {"name": "adam"}}),
+    "exact_diffusion, private norms": (
+        NORM_PLAN,
+        {"rule": "exact_diffusion", "local_steps": 1, "batch_norm": "private", "dtype": "float32"},
+    ),
+    "gradient_tracking": (QUADRATIC_PLAN, {"rule": "gradient_tracking", "local_steps": 1}),
     "private norms and dropout": (NORM_PLAN, {"batch_norm": "private", "optimiser": {"name": "adam"}}),
     "shared norms and dropout": (NORM_PLAN, {"rule": "kgt", "batch_norm": "shared", "dtype": "float32"}),
 }

@@ -16,6 +16,9 @@ from p2pfl.train.replay import SiteReplay, why_not
 WORLDS: dict[str, tuple[bytes, dict[str, Any]]] = {
     "dpsgd": (QUADRATIC_PLAN, {"rule": "dpsgd"}),
     "kgt, float32": (CLASSIFIER_PLAN, {"rule": "kgt", "dtype": "float32"}),
+    "quasi_global": (QUADRATIC_PLAN, {"rule": "quasi_global", "rule_settings": {"beta": 0.5}}),
+    "exact_diffusion, float32": (CLASSIFIER_PLAN, {"rule": "exact_diffusion", "local_steps": 1, "dtype": "float32"}),
+    "gradient_tracking": (QUADRATIC_PLAN, {"rule": "gradient_tracking", "local_steps": 1}),
     "private norms": (NORM_PLAN, {"batch_norm": "private", "dtype": "float32"}),
 }
 ROUNDS, CLOSING, STEPS = 6, 2, 2

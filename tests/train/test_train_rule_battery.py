@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 import torch
+from algorithms_page import BEGIN, END, PAGE, rules
 from session_worlds import Consortium, lossy_rounds
 from torch import Tensor
 from train_worlds import QUADRATIC_PLAN, Quadratic, run_joined, run_stacked, stationary_edges
@@ -243,6 +244,10 @@ def test_state_and_messages_are_as_large_as_documented(name: str, optimiser: str
 def test_the_docstring_says_what_people_need(name: str, label: str) -> None:
     assert len(told(name, label)) > 40
     assert re.search(r"\n        \S.*<-", RULES[name].__doc__ or ""), "the equation, indented"
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert BEGIN + rules() + END in PAGE.read_text(), "run python tests/train/algorithms_page.py"
 
 
 @pytest.mark.parametrize("name", list(ROWS))
