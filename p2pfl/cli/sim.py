@@ -149,9 +149,7 @@ def _study(
     files: Sequence[Path], variations: dict[str, list[Any]], out: Path | None, seeds: int | None, resume: bool,
     dry_run: bool, backend: tuple[str, str | None, int | None], as_json: bool,
 ) -> None:  # fmt: skip
-    from p2pfl.sim import (
-        Inputs, backend_named, cells_of, check_folder, check_libraries, ended_by_sigterm, prepared, read_scenario, sweep,
-    )  # fmt: skip
+    from p2pfl.sim import Inputs, backend_named, cells_of, check_folder, check_libraries, prepared, read_scenario, sweep
 
     name, address, workers = backend
     if name != "ray" and (address is not None or workers is not None):
@@ -183,6 +181,8 @@ def _study(
             [f"{len(cells)} runs into {folder}", *(f"{row['setting']}, seed {row['seed']}" for row in rows)],
         )
         return
+    from p2pfl.sim import ended_by_sigterm
+
     with _progress(as_json) as watch, ended_by_sigterm():
         title = scenarios[0].scenario.description if len(names) == 1 else " or ".join(names)
         done = sweep(

@@ -24,10 +24,10 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 class Interrupts:
-    """Holds SIGINT, and SIGTERM under `ended_by_sigterm`, back inside ``held`` blocks and raises KeyboardInterrupt at their end; a second one is not held.
+    """Holds SIGINT back inside ``held`` blocks and raises KeyboardInterrupt at their end; a second one is not held.
 
-    Use as a context manager. Elsewhere than in the main thread, or where somebody else handles the signal, it does
-    nothing: only the main thread hears of signals (signal(7)).
+    Under `ended_by_sigterm` SIGTERM, too. Use as a context manager. Elsewhere than in the main thread, or where
+    somebody else handles the signal, it does nothing: only the main thread hears of signals (signal(7)).
     """
 
     def __init__(self) -> None:

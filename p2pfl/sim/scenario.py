@@ -179,21 +179,36 @@ def varied(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
         if isinstance(values[table], list):
             raise ConfigError(f"{name!r} cannot be varied: there may be several [[{table}]]; write another scenario")
         if key == "kind" and table in ("topology", "partition"):
-            values[table] = {"kind": value}
+            values[table] = dict(value) if isinstance(value, Mapping) else {"kind": value}
         else:
             values[table] = {**(values[table] or {}), key: value}
     return check_scenario(values, scenario.scenario.name)
 
 
 def read_variation(text: str) -> tuple[str, list[Any]]:
-    """``topology=ring,full`` as its name and values; numbers, texts and TOML values. Raises ConfigError."""
+    """``topology=ring,full`` as its name and values; numbers, texts and TOML values, as well {kind = "star"}.
+
+    Raises ConfigError.
+    """
     name, equals, listed = text.partition("=")
     if not equals or not name.strip() or not listed.strip():
         raise ConfigError(f"--vary {text[:60]!r} varies nothing; write it as --vary topology=ring,full")
-    values = [_value(item.strip()) for item in listed.split(",")]
+    values = [_value(item.strip()) for item in _items(listed)]
     if len(set(map(repr, values))) != len(values) or "" in values:
         raise ConfigError(f"--vary {text[:60]!r} names a value twice, or an empty one; give each once")
     return name.strip(), values
+
+
+def _items(listed: str) -> list[str]:
+    """The text's parts between commas, but for those inside brackets."""
+    items, depth = [""], 0
+    for letter in listed:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth <= 0:
+            items.append("")
+        else:
+            items[-1] += letter
+    return items
 
 
 def _value(text: str) -> Any:

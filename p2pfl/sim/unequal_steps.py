@@ -10,7 +10,7 @@ import numpy as np
 from p2pfl.errors import ConfigError
 from p2pfl.sim.compute import ComputeModel
 from p2pfl.sim.profiles import chosen_sites
-from p2pfl.sim.scenario import StepsTable
+from p2pfl.sim.scenario import MOST_STEPS, StepsTable
 
 
 def steps_of_sites(tables: Sequence[StepsTable], peers: int, seed: int, usual: int) -> np.ndarray:
@@ -18,6 +18,8 @@ def steps_of_sites(tables: Sequence[StepsTable], peers: int, seed: int, usual: i
 
     Shares are drawn by the seed, for each table anew. ConfigError for sites that do not exist, or if nobody trains.
     """
+    if usual > MOST_STEPS:
+        raise ConfigError(f"{usual} local steps are more than {MOST_STEPS}; choose fewer, and more rounds")
     each = np.full(peers, usual, dtype=np.int64)
     for place, table in enumerate(tables):
         each[list(chosen_sites(f"steps {place}", table.sites, peers, seed))] = table.local_steps

@@ -44,6 +44,8 @@ BAD = {
     "late edges without a clock": (
         ("[topology]", "[training]\nstaleness = 1\n[topology]"), "staleness belongs to [time]"),
     "a device that is none of ours": (("rounds = 6", 'rounds = 6\ndevice = "meta"'), "device 'meta'"),
+    "far too many local steps": (
+        ("[topology]", "[training]\nlocal_steps = 1000000000\n[topology]"), "1000000000 local steps are more than 100000"),
     "a seed twice": (("seeds = 2", "seeds = [1, 1]"), "different ones"),
     "data without kind": (('kind = "csv"', 'knd = "csv"'), "give it a kind"),
     "unknown data": (('kind = "csv"', 'kind = "xls"'), "unknown kind of data 'xls'; choose one of csv"),
@@ -133,6 +135,18 @@ def test_the_order_of_variations_decides_nothing(scenario: Path) -> None:
         assert varied(read, {name: changes[name] for name in names}).topology == {
             "kind": "regular", "degree": 3, "seed": 0,
         }  # fmt: skip
+
+
+def test_whole_tables_are_varied(scenario: Path) -> None:
+    """Ring or full or hierarchical is one sweep, although only one of them has clusters."""
+    name, values = read_variation('topology=ring,{ kind = "hierarchical", clusters = 2 },full')
+    cells = cells_of(read_scenario(scenario), {name: values}, [0], lambda scenario: "same")
+    assert [cell.scenario.topology for cell in cells] == [
+        {"kind": "ring"}, {"kind": "hierarchical", "clusters": 2}, {"kind": "full"},
+    ]  # fmt: skip
+    assert read_variation("profiles={ slow = 1, fast = [2, 3] },{}") == ("profiles", [{"slow": 1, "fast": [2, 3]}, {}])
+    with pytest.raises(P2PFLError, match="give it a kind"):
+        varied(read_scenario(scenario), {"topology": {"clusters": 2}})
 
 
 def test_no_evaluated_sites_are_none(scenario: Path) -> None:
