@@ -131,6 +131,7 @@ class Starting:
             schedule_of(context.proposal.start_record(participants))  # not every topology takes all numbers and shares
         except ConfigError as error:
             context.away_for_good = f"those who approved cannot form the graph: {error}"
+            context.set_timer("approvals", 0.0)  # nobody else will approve: the end of the patience gives it up
             return
         self.made = True  # before it comes back to us: another approval may be heard first
         ordered = [self.approvals[peer][1] for peer in context.roster.peer_ids if peer in self.approvals]

@@ -104,6 +104,18 @@ def test_who_does_not_approve_takes_no_part() -> None:
     assert not world.cores(3)
 
 
+def test_a_graph_that_the_shares_do_not_go_with_is_given_up_at_once() -> None:
+    """Only the approvals tell the shares; all have approved, so nobody waits for the proposer's patience to end."""
+    world = VirtualConsortium(4, topology={"kind": "base", "k": 1}, rounds=6, samples=[10, 20, 30, 40], patience=3600.0)
+    world.begin()
+    world.run(
+        lambda: world.sites[0].machine is not None and world.sites[0].machine.state is State.DONE, limit_seconds=9
+    )
+    reason = world.machines[0].context.away_for_good
+    assert reason is not None and "only if all sites count alike" in reason
+    assert finished(VirtualConsortium(4, topology={"kind": "base", "k": 1}, rounds=6, samples=[7] * 4)).settled()
+
+
 def test_links_along_the_graph_alone_are_enough() -> None:
     world = finished(VirtualConsortium(6, rounds=3, linked="graph"))
     assert world.settled()
