@@ -39,6 +39,7 @@ class Limits:
     tree: str = ""  # graphs with cycles
     no_newcomers: str = ""
     no_statistics: str = ""  # running statistics that travel
+    halved: bool = False  # it mixes with (I + W) / 2, also in closing rounds
 
 
 LIMITS: Mapping[str, Limits] = {
@@ -59,6 +60,7 @@ LIMITS: Mapping[str, Limits] = {
         one_step="with more steps exact diffusion stalls away from the optimum; K-GT does not",
         static="its correction fits the next mixing only if all rounds have the same one",
         no_statistics="its correction would push running statistics below what they can be",
+        halved=True,
     ),
     "gradient_tracking": Limits(
         no_delays="how its tracking reacts to displacements that come late is neither proven nor measured",

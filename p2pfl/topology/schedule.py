@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
+from scipy import sparse
 
 from p2pfl.errors import ConfigError, IllegalStep
 from p2pfl.topology.delays import with_delays
@@ -64,7 +65,7 @@ class Schedule:
         self._active = frozenset(self.nodes)
         self._heads: OrderedDict[tuple[int, ...], Mixing] = OrderedDict()
         self._rounds: dict[tuple[bool, tuple[int, ...]], Round] = {}
-        self._contraction: float | None = None
+        self._contraction: dict[bool, float] = {}
         self._clusters: tuple[tuple[int, ...], ...] = ()
         if staleness and spec["kind"] == "hierarchical":
             raise ConfigError(
@@ -94,15 +95,18 @@ class Schedule:
         """Whether rounds mix more than once, or otherwise from round to round."""
         return len(self._clusters) > 1
 
-    def closing_contraction(self) -> float:
+    def closing_contraction(self, *, halved: bool = False) -> float:
         """How much of the disagreement the closing rounds leave at most, if nobody is absent: 0 to 1.
 
         With x_bar = sum_i pi_i x_i and D^2 = sum_i pi_i |x_i - x_bar|^2:  D(after) <= closing_contraction * D(before).
+        ``halved``: of a rule that mixes with (I + W) / 2.
         """
-        if self._contraction is None:
+        if halved not in self._contraction:
             mixings = [mixing.matrix for t in range(self.rounds, self.total) for mixing in self.round(t).mixings]
-            self._contraction = contraction(mixings, [self._shares[node] for node in self.nodes])
-        return self._contraction
+            if halved:
+                mixings = [(matrix + sparse.eye_array(len(self.nodes), format="csr")) / 2 for matrix in mixings]
+            self._contraction[halved] = contraction(mixings, [self._shares[node] for node in self.nodes])
+        return self._contraction[halved]
 
     def stopped(self, rounds: int) -> Schedule:
         """The same with fewer training rounds, the closing rounds right after them."""

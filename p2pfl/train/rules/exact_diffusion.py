@@ -50,6 +50,7 @@ class ExactDiffusion:
         static_reason="its correction fits the next mixing only if all rounds have the same one",
         statistics=False,
         statistics_reason="its correction would push running statistics below what they can be",
+        halved=True,
     )
     channels: tuple[Channel, ...] = (Channel("x", "model"),)
     settings: Mapping[str, Setting] = {}

@@ -38,6 +38,7 @@ class Needs:
     static_reason: str = ""
     statistics: bool = True  # whether running statistics may travel as entries of x; ``statistics_reason``: why not
     statistics_reason: str = ""
+    halved: bool = False  # it mixes with (I + W) / 2, also in closing rounds
 
 
 @dataclass(frozen=True, slots=True)
