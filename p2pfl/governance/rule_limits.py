@@ -55,11 +55,11 @@ LIMITS: Mapping[str, Limits] = {
         sgd_only="it is its own momentum, and a second one on top would count every gradient twice",
     ),
     "exact_diffusion": Limits(
-        no_delays="its correction remembers the mixing of the round before, and not one of older rounds",
+        no_delays="its convergence is proven for displacements that come in their round only",
         sgd_only="its correction cancels the bias of a step of lr times a gradient, and of no other step",
         one_step="with more steps exact diffusion stalls away from the optimum; K-GT does not",
-        static="its correction fits the next mixing only if all rounds have the same one",
-        no_statistics="its correction would push running statistics below what they can be",
+        static="its convergence is proven for a mixing that stays the same only",
+        no_statistics="its correction could push running variances below 0",
         halved=True,
     ),
     "gradient_tracking": Limits(

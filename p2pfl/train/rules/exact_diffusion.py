@@ -42,14 +42,14 @@ class ExactDiffusion:
         mixing="doubly",
         optimisers=frozenset({"sgd"}),
         linear=True,
-        delays_reason="its correction remembers the mixing of the round before, and not one of older rounds",
+        delays_reason="its convergence is proven for displacements that come in their round only",
         reason="its correction cancels the bias of a step of lr times a gradient, and of no other step",
         most_steps=1,
         steps_reason="with more steps exact diffusion stalls away from the optimum; K-GT does not",
         static=True,
-        static_reason="its correction fits the next mixing only if all rounds have the same one",
+        static_reason="its convergence is proven for a mixing that stays the same only",
         statistics=False,
-        statistics_reason="its correction would push running statistics below what they can be",
+        statistics_reason="its correction could push running variances below 0",
         halved=True,
     )
     channels: tuple[Channel, ...] = (Channel("x", "model"),)
