@@ -91,7 +91,9 @@ def steps_problem(rule: str, optimiser: str, most_steps: int) -> str | None:
     """Why a rule does not go with the optimiser, or with so many local steps at most; None if it does."""
     limits = LIMITS[rule]
     if limits.sgd_only and optimiser != "sgd":
-        return _sentence(f"rule {rule} does not go with optimiser {optimiser}: {limits.sgd_only}", "sgd", _any_step)
+        return _sentence(
+            f"rule {rule} does not go with optimiser {optimiser}: {limits.sgd_only}", "sgd", _any_optimiser
+        )
     if limits.one_step and most_steps > 1:
         what = f"rule {rule} takes at most 1 local step a round, not {most_steps}: {limits.one_step}"
         return _sentence(what, "local_steps = 1", lambda other: not other.one_step)
@@ -120,7 +122,7 @@ def statistics_problem(rule: str) -> str | None:
     return _sentence(what, remedy, lambda other: not other.no_statistics) if reason else None
 
 
-def _any_step(other: Limits) -> bool:
+def _any_optimiser(other: Limits) -> bool:
     return not other.sgd_only
 
 
