@@ -91,9 +91,8 @@ def steps_problem(rule: str, optimiser: str, most_steps: int) -> str | None:
     """Why a rule does not go with the optimiser, or with so many local steps at most; None if it does."""
     limits = LIMITS[rule]
     if limits.sgd_only and optimiser != "sgd":
-        return _sentence(
-            f"rule {rule} does not go with optimiser {optimiser}: {limits.sgd_only}", "sgd", _any_optimiser
-        )
+        what = f"rule {rule} does not go with optimiser {optimiser}: {limits.sgd_only}"
+        return _sentence(what, "sgd", lambda other: not other.sgd_only)
     if limits.one_step and most_steps > 1:
         what = f"rule {rule} takes at most 1 local step a round, not {most_steps}: {limits.one_step}"
         return _sentence(what, "local_steps = 1", lambda other: not other.one_step)
@@ -120,10 +119,6 @@ def statistics_problem(rule: str) -> str | None:
     what = f"rule {rule} does not go with running statistics that travel: {reason}"
     remedy = 'batch_norm = "private" and buffers = "exclude", or GroupNorm'
     return _sentence(what, remedy, lambda other: not other.no_statistics) if reason else None
-
-
-def _any_optimiser(other: Limits) -> bool:
-    return not other.sgd_only
 
 
 def _sentence(what: str, remedy: str, fits: Callable[[Limits], bool]) -> str:
