@@ -95,7 +95,7 @@ class ClosingPart:
         distances = [statement.distance for statement in self.statements.values() if statement.finished]
         distance, tolerance = max(distances, default=None), self.context.tolerance
         within = None if distance is None or tolerance is None else distance <= tolerance
-        contraction = self.context.running_schedule.closing_contraction()
+        contraction = self.context.running_schedule.closing_contraction(halved=self.context.halved)
         return {"distance": distance, "tolerance": tolerance, "within": within, "contraction": contraction}
 
     @property

@@ -67,6 +67,7 @@ class Context:
     arguments: int = 0  # the argument version of the round that was entered last
     versions: dict[int, int] = field(default_factory=dict)  # of each round entered within the window
     argument_problem: ArgumentProblem = lambda arguments: NO_CHANGES
+    halved: bool = False  # the plan's rule mixes with (I + W) / 2
     newcomer_problem: str | None = None  # why the plan lets nobody join a run that has begun
     barred: str | None = None  # why this peer could not go on, should it be admitted
     tolerance: float | None = None  # of the consensus distances at the end, as the plan states it; None: not judged

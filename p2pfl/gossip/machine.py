@@ -56,15 +56,17 @@ class Machine:
         argument_problem: ArgumentProblem | None = None,
         newcomer_problem: str | None = None,
         tolerance: float | None = None,
+        halved: bool = False,
     ) -> None:
         """``verify`` checks signatures; only simulations pass another one than Ed25519's.
 
         ``argument_problem`` says what is wrong with a change of arguments under the plan; without it, none is allowed.
         ``newcomer_problem`` says why the plan lets nobody join a run that has begun, if it does not.
-        ``tolerance`` is the plan's for the distances between sites at the end, in parameter units.
+        ``tolerance`` is the plan's for the distances between sites at the end, in parameter units; ``halved``: its rule
+        mixes with (I + W) / 2, so that closing rounds bring the sites together more slowly.
         """
         self.context = Context(me, roster, proposal, verify)
-        self.context.tolerance = tolerance
+        self.context.tolerance, self.context.halved = tolerance, halved
         self.context.newcomer_problem = newcomer_problem
         if argument_problem is not None:
             self.context.argument_problem = argument_problem

@@ -199,6 +199,11 @@ class PlanSettings(Table):
         reason = LIMITS[self.training.rule].no_newcomers
         return f"rule {self.training.rule} takes nobody in later: {reason}" if reason else None
 
+    @property
+    def halved(self) -> bool:
+        """Whether the rule mixes with (I + W) / 2, also in closing rounds."""
+        return LIMITS[self.training.rule].halved
+
     def graph_problem(self, sites: int, edges: int, kind: str = "") -> str | None:
         """Why the rule does not go with a connected graph of so many sites and (undirected) edges, which comes from a
         topology of this kind; None if it does."""

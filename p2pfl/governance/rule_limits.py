@@ -39,6 +39,7 @@ class Limits:
     tree: str = ""  # graphs with cycles
     no_newcomers: str = ""
     no_statistics: str = ""  # running statistics that travel
+    halved: bool = False  # it mixes with (I + W) / 2, also in closing rounds
 
 
 LIMITS: Mapping[str, Limits] = {
@@ -54,11 +55,12 @@ LIMITS: Mapping[str, Limits] = {
         sgd_only="it is its own momentum, and a second one on top would count every gradient twice",
     ),
     "exact_diffusion": Limits(
-        no_delays="its correction remembers the mixing of the round before, and not one of older rounds",
+        no_delays="its convergence is proven for displacements that come in their round only",
         sgd_only="its correction cancels the bias of a step of lr times a gradient, and of no other step",
         one_step="with more steps exact diffusion stalls away from the optimum; K-GT does not",
-        static="its correction fits the next mixing only if all rounds have the same one",
-        no_statistics="its correction would push running statistics below what they can be",
+        static="its convergence is proven for a mixing that stays the same only",
+        no_statistics="its correction could push running variances below 0",
+        halved=True,
     ),
     "gradient_tracking": Limits(
         no_delays="how its tracking reacts to displacements that come late is neither proven nor measured",
@@ -89,7 +91,8 @@ def steps_problem(rule: str, optimiser: str, most_steps: int) -> str | None:
     """Why a rule does not go with the optimiser, or with so many local steps at most; None if it does."""
     limits = LIMITS[rule]
     if limits.sgd_only and optimiser != "sgd":
-        return _sentence(f"rule {rule} does not go with optimiser {optimiser}: {limits.sgd_only}", "sgd", _any_step)
+        what = f"rule {rule} does not go with optimiser {optimiser}: {limits.sgd_only}"
+        return _sentence(what, "sgd", lambda other: not other.sgd_only)
     if limits.one_step and most_steps > 1:
         what = f"rule {rule} takes at most 1 local step a round, not {most_steps}: {limits.one_step}"
         return _sentence(what, "local_steps = 1", lambda other: not other.one_step)
@@ -116,10 +119,6 @@ def statistics_problem(rule: str) -> str | None:
     what = f"rule {rule} does not go with running statistics that travel: {reason}"
     remedy = 'batch_norm = "private" and buffers = "exclude", or GroupNorm'
     return _sentence(what, remedy, lambda other: not other.no_statistics) if reason else None
-
-
-def _any_step(other: Limits) -> bool:
-    return not other.sgd_only
 
 
 def _sentence(what: str, remedy: str, fits: Callable[[Limits], bool]) -> str:

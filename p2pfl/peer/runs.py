@@ -197,6 +197,7 @@ class Runs:
             argument_problem=plan.settings.argument_problem,
             newcomer_problem=plan.settings.newcomer_problem,
             tolerance=plan.settings.training.tolerance,
+            halved=plan.settings.halved,
         )
         holdings = Holdings(folder / "holdings", self._services.contents)
         shelf = self._services.shelf

@@ -114,7 +114,7 @@ class LinearMixing:
                     sent = sent.index_copy(0, sites, told)
                 if step in keep:
                     keep[step].channels[name][:, columns] = sent[keep[step].rows]
-                displacement = pull(sent, own)
+                displacement = self._displacement(pull, name, sent, own)
                 extra = more(step, name, columns)
                 if extra is not None:
                     displacement = displacement + extra
@@ -127,6 +127,14 @@ class LinearMixing:
             taken_back = more(len(pulls) - 1, name, columns)  # in closing rounds; of entries that travel alone
             totals[name] = torch.zeros_like(x) if taken_back is None else taken_back
         return self._rule.merge(state, x, context, PeerInbox(totals))
+
+    def _displacement(self, pull: Pull, channel: str, sent: Tensor, own: Tensor) -> Tensor:
+        if channel != self.model or not self._rule.needs.adds_pulls:
+            return pull(sent, own)
+        # less one site's vector: (W - I) 1 = 0, and what is left rounds with the sites' distance, not with x
+        middle = own[:1]
+        centred = own - middle
+        return pull(centred if sent is own else sent - middle, centred)
 
 
 def honest(product: Any) -> Pull:

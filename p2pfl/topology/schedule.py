@@ -13,6 +13,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+from scipy import sparse
 
 from p2pfl.errors import ConfigError, IllegalStep
 from p2pfl.topology.delays import with_delays
@@ -88,7 +89,7 @@ class Schedule:
         self._active = frozenset(self.nodes)
         self._kept: OrderedDict[Hashable, Mixing] = OrderedDict()
         self._rounds: dict[tuple[bool, Hashable], Round] = {}
-        self._contraction: float | None = None
+        self._contraction: dict[bool, float] = {}
         self._clusters: tuple[tuple[int, ...], ...] = ()
         self._period = 1
         if self._changing is not None:
@@ -120,15 +121,18 @@ class Schedule:
         """Training and closing rounds together."""
         return self.rounds + self.closing_rounds
 
-    def closing_contraction(self) -> float:
+    def closing_contraction(self, *, halved: bool = False) -> float:
         """How much of the disagreement the closing rounds leave at most, if nobody is absent: 0 to 1.
 
         With x_bar = sum_i pi_i x_i and D^2 = sum_i pi_i |x_i - x_bar|^2:  D(after) <= closing_contraction * D(before).
+        ``halved``: of a rule that mixes with (I + W) / 2.
         """
-        if self._contraction is None:
+        if halved not in self._contraction:
             mixings = [mixing.matrix for t in range(self.rounds, self.total) for mixing in self.round(t).mixings]
-            self._contraction = contraction(mixings, self._law)
-        return self._contraction
+            if halved:
+                mixings = [(matrix + sparse.eye_array(len(self.nodes), format="csr")) / 2 for matrix in mixings]
+            self._contraction[halved] = contraction(mixings, self._law)
+        return self._contraction[halved]
 
     def stopped(self, rounds: int) -> Schedule:
         """The same with fewer training rounds, the closing rounds right after them; sites stay linked as they were."""

@@ -128,7 +128,9 @@ def own_words(world: Bottle, offer: Offer) -> bytes:
 
 def spoilt(world: Bottle, offer: Offer) -> bytes:
     whole = parts(offer)
-    return replace(offer, announcement=replace(whole, core=whole.core[:-1] + bytes([whole.core[-1] ^ 1])).encode()).encode()
+    return replace(
+        offer, announcement=replace(whole, core=whole.core[:-1] + bytes([whole.core[-1] ^ 1])).encode()
+    ).encode()
 
 
 HOSTILE: dict[str, tuple[Change, int | None]] = {

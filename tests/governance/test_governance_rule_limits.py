@@ -56,6 +56,7 @@ def test_both_rooms_know_the_same_rules_with_the_same_limits() -> None:
         assert bool(limits.static) == needs.static and limits.static == needs.static_reason
         assert bool(limits.tree) == (needs.mixing == "tree")
         assert bool(limits.no_statistics) == (not needs.statistics) and limits.no_statistics == needs.statistics_reason
+        assert limits.halved == needs.halved
         own = {key: (number.low, number.high, number.below) for key, number in limits.numbers.items()}
         assert own == {key: (s.low, s.high, s.below) for key, s in RULES[name].settings.items()}
 

@@ -74,6 +74,8 @@ async def test_relaysgd_on_a_chain_and_what_its_lineage_says(tmp_path: Path) -> 
     async with p2pfl.local(plan, files, peers=4) as peers:
         with pytest.raises(ConfigError, match="relaysgd needs a tree, and 4 edges between 4 sites make cycles"):
             await peers[0].propose(peers.plan, topology={"kind": "ring"})
+        with pytest.raises(ConfigError, match="one and the same mixing in every round"):
+            await peers[0].propose(peers.plan, topology={"kind": "hierarchical", "clusters": 2})
         runs = await peers.run(seed=3)
         for run in runs:
             assert run.report()["finished"] and run.report()["missing"] == [] and run.report()["unsettled"] == 0

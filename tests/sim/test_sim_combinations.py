@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sim_worlds import blobs, write_plan
 from vector_worlds import schedule_of
 
 from p2pfl.errors import ConfigError
+from p2pfl.sim import simulate
 from p2pfl.sim.vectorised import VectorisedRun
 from p2pfl.topology import KINDS
 from p2pfl.train.plan_code import PlanCode
@@ -112,3 +115,60 @@ def test_the_rules_that_a_refusal_names_would_fit() -> None:
             for other in named:
                 check_combination(other, optimiser, **facts)
     assert refused > 100
+
+
+# --- as people ask for it
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_plan(tmp_path_factory.mktemp("plan") / "plan")
+
+
+ONE_STEP = {"rule": "exact_diffusion", "local_steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"training": {"rule": "exact_diffusion"}}, "at most 1 local step a round, not 3"),
+        ({"training": ONE_STEP, "steps": [{"sites": 0, "local_steps": 4}]}, "at most 1 local step a round, not 4"),
+        ({"training": ONE_STEP, "topology": {"kind": "hierarchical", "clusters": 2}}, "one and the same mixing"),
+        ({"training": ONE_STEP | {"optimiser": {"name": "adam"}}}, "does not go with optimiser adam"),
+        ({"training": ONE_STEP | {"rule_settings": {"beta": 0.5}}}, "rule exact_diffusion has no setting 'beta'"),
+        ({"training": {"rule": "fedprox", "rule_settings": {"proximal": -1}}}, "proximal is -1"),
+        ({"training": {"rule": "fedprox", "rule_settings": 3}}, "rule_settings is 3"),
+        ({"training": {"rule": "quasi_global"}, "time": {"seconds": 5.0, "staleness": 2}}, "asynchronous policy"),
+    ],
+)
+def test_a_simulation_is_refused_before_it_begins(plan: Path, asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        simulate(plan, blobs(), **({"peers": 5, "rounds": 2, "execution": "loop"} | asked))
+
+
+def test_another_rule_keeps_none_of_the_plan_s_numbers(tmp_path: Path) -> None:
+    folder = write_plan(tmp_path / "plan")
+    toml = folder / "plan.toml"
+    toml.write_text(toml.read_text().replace('rule = "dpsgd"', 'rule = "fedprox"\nrule_settings = { proximal = 2.0 }'))
+    assert "proximal" in toml.read_text()
+
+    def run(**training: Any) -> np.ndarray:
+        result = simulate(folder, blobs(), peers=4, rounds=2, execution="loop", training=training)
+        assert result.parameters is not None
+        return result.parameters
+
+    plain, held, weaker = run(rule="dpsgd"), run(), run(rule_settings={"proximal": 0.0})
+    assert np.abs(plain - held).max() > 1e-6
+    np.testing.assert_allclose(weaker, plain, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "relaysgd"])
+def test_the_ways_of_execution_agree(plan: Path, rule: str) -> None:
+    """Also where some have no step in a round; recorded local steps know none of the round's numbers."""
+    most = RULES[rule].needs.most_steps or 3
+    training = {"rule": rule, "local_steps": most, "dtype": "float64"}
+    asked = {"peers": 5, "rounds": 4, "training": training, "steps": [{"sites": 2, "local_steps": 0}]}
+    loop, eager, traced = (simulate(plan, blobs(), execution=way, **asked) for way in ("loop", "eager", "traced"))
+    assert loop.parameters is not None
+    np.testing.assert_allclose(eager.parameters, loop.parameters, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(traced.parameters, loop.parameters, rtol=0, atol=1e-12)

@@ -163,13 +163,15 @@ def test_the_room_does_not_import_torch() -> None:
 
 @pytest.mark.parametrize("spec", [{"kind": "ring"}, {"kind": "full"}, {"kind": "hierarchical", "clusters": 2}])
 @pytest.mark.parametrize("closing", [0, 1, 3, 6])
-def test_closing_rounds_leave_what_their_contraction_says(spec: dict[str, Any], closing: int) -> None:
+@pytest.mark.parametrize("halved", [False, True])
+def test_closing_rounds_leave_what_their_contraction_says(spec: dict[str, Any], closing: int, halved: bool) -> None:
     """No disagreement shrinks less, and one shrinks exactly so: the bound is the largest there is."""
     nodes = [PeerId(f"site-{number}") for number in range(6)]
     law = np.array([0.3, 0.25, 0.2, 0.12, 0.08, 0.05])
     schedule = Schedule(spec, nodes, dict(zip(nodes, law.tolist(), strict=True)), 4, closing)
-    bound = schedule.closing_contraction()
+    bound = schedule.closing_contraction(halved=halved)
     matrices = [mixing.matrix.toarray() for t in range(4, 4 + closing) for mixing in schedule.round(t).mixings]
+    matrices = [(np.eye(6) + matrix) / 2 for matrix in matrices] if halved else matrices
 
     def apart(x: np.ndarray) -> float:
         return float(np.sqrt((law[:, None] * (x - law @ x) ** 2).sum()))

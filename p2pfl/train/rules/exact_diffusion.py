@@ -24,9 +24,7 @@ class ExactDiffusion:
     Sends: P per neighbour
     Keeps: P with sgd
     Use: small models on unlike sites, one full-batch step per round, where a message of 2 P (K-GT) is too much.
-    lr as for D-PSGD. float64 for simulations of many rounds: in float32 the simulator's sums round by about 1e-7 of x
-    in each round and c keeps that (0.003 off after 16,000 rounds, where K-GT stays at 2e-6); peers, which add
-    differences, stay within 2e-6.
+    lr as for D-PSGD.
     Source: Yuan, Ying, Zhao, Sayed, "Exact Diffusion for Distributed Optimization and Learning", parts I and II, IEEE
     Transactions on Signal Processing 2019, arXiv 1702.05122 and 1702.05142. With W in place of (I + W) / 2 it is D2
     (Tang et al., ICML 2018, arXiv 1803.07068), which needs eigenvalues above -1/3
@@ -42,14 +40,16 @@ class ExactDiffusion:
         mixing="doubly",
         optimisers=frozenset({"sgd"}),
         linear=True,
-        delays_reason="its correction remembers the mixing of the round before, and not one of older rounds",
+        delays_reason="its convergence is proven for displacements that come in their round only",
         reason="its correction cancels the bias of a step of lr times a gradient, and of no other step",
         most_steps=1,
         steps_reason="with more steps exact diffusion stalls away from the optimum; K-GT does not",
         static=True,
-        static_reason="its correction fits the next mixing only if all rounds have the same one",
+        static_reason="its convergence is proven for a mixing that stays the same only",
         statistics=False,
-        statistics_reason="its correction would push running statistics below what they can be",
+        statistics_reason="its correction could push running variances below 0",
+        halved=True,
+        adds_pulls=True,
     )
     channels: tuple[Channel, ...] = (Channel("x", "model"),)
     settings: Mapping[str, Setting] = {}
