@@ -108,7 +108,19 @@ class Schedule:
         """The union over all rounds: whom each site mixes with some time. Not to be changed."""
         if self._changing is None:
             return build_graph(self._spec, self.nodes)
-        return graph_of(self.nodes, self._changing.union(self._linked_over).tolist())
+        return graph_of(self.nodes, self.edges.tolist())
+
+    @cached_property
+    def edges(self) -> Any:
+        """The edges of ``graph`` as positions, int64 [m, 2]: of thousands of sites the graph itself takes gigabytes."""
+        if self._changing is not None:
+            return self._changing.union(self._linked_over)
+        return np.array(self._pairs_of_graph(), dtype=np.int64).reshape(-1, 2)
+
+    @property
+    def degrees(self) -> Any:
+        """How many others each site mixes with some time, int64 [n]."""
+        return np.bincount(self.edges.ravel(), minlength=len(self.nodes))
 
     @property
     def shares(self) -> tuple[float, ...]:
