@@ -91,17 +91,19 @@ class Schedule:
         self._contraction: float | None = None
         self._clusters: tuple[tuple[int, ...], ...] = ()
         self._period = 1
+        if hierarchical:
+            self._clusters, self._period = clusters_of(spec, len(self.nodes)), period_of(spec)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What is the same in all rounds, if anything is, and what no round can be computed without."""
         if self._changing is not None:
             self._changing.check_connected(self._linked_over)
             self.round(0)  # refuses shares that the kind does not go with
             return
-        if hierarchical:
-            self._clusters, self._period = clusters_of(spec, len(self.nodes)), period_of(spec)
-            pairs: Any = [pair for cluster in self._clusters for pair in full_pairs(cluster)]
-        else:
-            pairs = self._pairs_of_graph()
-        self._static = self._mixing(pairs)
-        self._late = with_delays(self._static, staleness)  # the training rounds' mixing; the same one if staleness is 0
+        inside = [pair for cluster in self._clusters for pair in full_pairs(cluster)]
+        self._static = self._mixing(inside if self._clusters else self._pairs_of_graph())
+        self._late = with_delays(self._static, self._staleness)  # the training rounds' mixing; the same one if it is 0
 
     @cached_property
     def graph(self) -> nx.Graph:
