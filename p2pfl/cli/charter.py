@@ -25,7 +25,7 @@ from p2pfl.governance import (
     sign_charter,
 )
 from p2pfl.peer import open_home, read_text
-from p2pfl.topology import build_graph
+from p2pfl.topology import build_graph, is_graph_file, spec_from_text
 from p2pfl.types import PeerId
 
 app = typer.Typer(no_args_is_help=True)
@@ -41,7 +41,7 @@ def new(
     name: Annotated[str, typer.Option("--name", help="The consortium's name.")],
     output: Output,
     topology: Annotated[
-        str, typer.Option("--topology", help="Default graph: ring, full, star, chain or hierarchical.")
+        str, typer.Option("--topology", help="Default graph: ring, full, star, chain, hierarchical, or a graph file.")
     ] = "ring",
     clusters: Annotated[int | None, typer.Option("--clusters", help="Number of clusters, for hierarchical.")] = None,
     quorum: Annotated[
@@ -53,7 +53,11 @@ def new(
     Example: p2pfl charter new --name north -o charter lille.record caen.record rouen.record
     """
     spec: dict[str, Any] = {"kind": topology, **({"clusters": clusters} if clusters is not None else {})}
-    charter = new_charter(name, [record_from_text(read_text(path)) for path in records], quorum=quorum, topology=spec)
+    founders = [record_from_text(read_text(path)) for path in records]
+    if is_graph_file(topology):
+        members = new_charter(name, founders, quorum=quorum).members
+        spec = spec_from_text(Path(topology).name, read_text(Path(topology)), [member.name for member in members])
+    charter = new_charter(name, founders, quorum=quorum, topology=spec)
     build_graph(spec, [PeerId(member.peer_id) for member in charter.members])
     _write(output, charter)
     note(f"wrote {output}; every founder signs it with `p2pfl charter sign HOME {output}`")

@@ -17,7 +17,8 @@ from p2pfl.cli.output import note, say, show, show_table, to_json, visible
 from p2pfl.cli.printing import joining, plain
 from p2pfl.errors import ConfigError
 from p2pfl.governance import read_plan
-from p2pfl.peer import OVER, ask, check_plan, follow, open_home
+from p2pfl.peer import OVER, ask, check_plan, follow, open_home, read_text
+from p2pfl.topology import is_graph_file, spec_from_text
 
 app = typer.Typer(no_args_is_help=True)
 PlanFolder = Annotated[Path, typer.Argument(help="A folder with plan.py and plan.toml.", metavar="PLAN")]
@@ -34,6 +35,14 @@ FromRound = Annotated[
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 RunName = Annotated[str, typer.Argument(help="The run's id or its beginning.", metavar="RUN")]
+
+
+def _topology(home: Path, topology: str | None) -> dict[str, Any] | None:
+    """A kind's spec, or that of a file whose nodes are the members' names or positions."""
+    if topology is None or not is_graph_file(topology):
+        return None if topology is None else {"kind": topology}
+    members = [member.name for member in open_home(home).charter().members]
+    return spec_from_text(Path(topology).name, read_text(Path(topology)), members)
 
 
 def _policy(staleness: int) -> str:
@@ -76,7 +85,9 @@ def propose(
         int | None, typer.Option("--rounds", help="Rounds, instead of the plan's.", min=1, max=MOST_ROUNDS)
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the initial parameters.", min=0)] = None,
-    topology: Annotated[str | None, typer.Option("--topology", help="ring or full, instead of the plan's.")] = None,
+    topology: Annotated[
+        str | None, typer.Option("--topology", help="ring, full or a graph file, instead of the plan's.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only; tell nobody.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run until it is over.")] = False,
     as_json: AsJson = False,
@@ -93,7 +104,7 @@ def propose(
         facts = asyncio.run(check_plan(read, open_home(home)))
         show({"plan": read.digest, **facts}, as_json, ["the plan runs on this home's data; nothing was proposed"])
         return
-    spec = None if topology is None else {"kind": topology}
+    spec = _topology(home, topology)
     value = asyncio.run(
         ask(
             home,

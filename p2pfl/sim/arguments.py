@@ -12,10 +12,12 @@ import numpy as np
 
 from p2pfl.data import Partition, iid, partition_named
 from p2pfl.errors import ConfigError
+from p2pfl.files import read_bounded
 from p2pfl.settings_files import SHOWN, Table, check_tables
 from p2pfl.sim.scenario import PAGE, FaultTable, StepsTable
-from p2pfl.topology import spec_from_graph
+from p2pfl.topology import is_graph_file, spec_from_graph, spec_from_text
 
+LIMIT = 4 * 2**20  # bytes of a graph file
 AnyTable = TypeVar("AnyTable", bound=Table)
 
 
@@ -70,9 +72,15 @@ def partition_of(value: Any) -> Partition:
 
 
 def spec_of(value: Any, peers: int) -> Mapping[str, Any] | None:
-    """A topology's kind, its spec, or a networkx graph on the positions 0 to peers - 1; None stays. ConfigError."""
+    """A topology's kind, its spec, or a networkx graph on the positions 0 to peers - 1; None stays. ConfigError.
+
+    Also the name of a file with such a graph.
+    """
     if value is None:
         return None
+    if isinstance(value, str) and is_graph_file(value):
+        content = read_bounded(Path(value), LIMIT).decode("utf-8", "replace")
+        return spec_from_text(Path(value).name, content, [str(place) for place in range(peers)])
     if isinstance(value, str):
         return {"kind": value}
     if isinstance(value, nx.Graph):

@@ -183,7 +183,7 @@ def _sites(simulation: Simulation, judge: Judge, pace: Pace) -> Columns:
         "site": np.arange(len(nodes)),
         "examples": np.array([len(rows) for rows in simulation.parts.rows]),
         "share": simulation.shares,
-        "neighbours": np.array([simulation.schedule.graph.degree[node] for node in nodes]),
+        "neighbours": simulation.schedule.degrees,
         "local_steps": simulation.each,
         **pace.of_sites(),
         **judge.of_sites(len(nodes)),
@@ -191,10 +191,8 @@ def _sites(simulation: Simulation, judge: Judge, pace: Pace) -> Columns:
 
 
 def _edges(simulation: Simulation) -> np.ndarray:
-    graph, places = simulation.schedule.graph, {node: at for at, node in enumerate(simulation.schedule.nodes)}
-    if graph.number_of_edges() > MOST_EDGES_KEPT:
-        return np.empty((0, 2), dtype=np.int64)
-    return np.array([(places[one], places[other]) for one, other in graph.edges], dtype=np.int64).reshape(-1, 2)
+    edges: np.ndarray = simulation.schedule.edges
+    return edges if len(edges) <= MOST_EDGES_KEPT else np.empty((0, 2), dtype=np.int64)
 
 
 def _facts(simulation: Simulation, run: VectorisedRun, judge: Judge, pace: Pace) -> dict[str, Any]:

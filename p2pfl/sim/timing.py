@@ -106,8 +106,7 @@ class Timing:
         self._free = np.zeros(n)  # when each site begins its next position
         self._log = np.zeros(n)  # when its log has nothing more to commit
         self._round, self._cores = 0, 0.0  # messages of a site so far
-        graph_degree = np.array([self.schedule.graph.degree[node] for node in self.schedule.nodes], dtype=np.float64)
-        self._links_of = np.full(n, n - 1.0) if self.linked == "all" else graph_degree
+        self._links_of = np.full(n, n - 1.0) if self.linked == "all" else self.schedule.degrees.astype(np.float64)
         mixings = max(len(self.schedule.round(t).mixings) for t in (0, self.schedule.total - 1))
         self._uplinks = Uplinks(self._rates, float(self.content_bytes), kept=mixings)
         self._patience = Patience(self.deadline)

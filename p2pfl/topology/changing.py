@@ -38,12 +38,16 @@ class Changing:
         if self.cycle is None and rounds is None:
             return np.stack(np.triu_indices(self.sites, 1), axis=1).astype(np.int64)
         most, every = self._rounds(rounds), self.sites * (self.sites - 1) // 2
-        found = np.empty(0, dtype=np.int64)
+        found, waiting, count = np.empty(0, dtype=np.int64), list[Pairs](), 0
         for t in range(most):
             ends = self.pairs(t)
-            found = np.union1d(found, ends[:, 0] * self.sites + ends[:, 1])
-            if len(found) == every:
-                break
+            waiting.append(ends[:, 0] * self.sites + ends[:, 1])
+            count += len(ends)
+            # sorted once in a while, not in each round: the union of 10,000 sites is millions of edges
+            if count >= max(len(found), 4 * self.sites) or t == most - 1:
+                found, waiting, count = np.unique(np.concatenate([found, *waiting])), [], 0
+                if len(found) == every:
+                    break
         return np.stack([found // self.sites, found % self.sites], axis=1)
 
     def check_connected(self, rounds: int) -> None:

@@ -93,7 +93,8 @@ def _edges(name: str, text: str) -> nx.Graph:
         if len(words) != 2:
             raise ConfigError(f"line {number} of {name} has {len(words)} words; write two names per line")
         if graph.has_edge(*words):
-            raise ConfigError(f"line {number} of {name} names the edge {words[0][:SHOWN]} {words[1][:SHOWN]} again")
+            edge = f"{words[0][:SHOWN]} {words[1][:SHOWN]}"
+            raise ConfigError(f"line {number} of {name} names the edge {edge} again; leave one of the two out")
         graph.add_edge(*words)
     return graph
 

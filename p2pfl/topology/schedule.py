@@ -92,24 +92,38 @@ class Schedule:
         self._contraction: dict[bool, float] = {}
         self._clusters: tuple[tuple[int, ...], ...] = ()
         self._period = 1
+        if hierarchical:
+            self._clusters, self._period = clusters_of(spec, len(self.nodes)), period_of(spec)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What is the same in all rounds, if anything is, and what no round can be computed without."""
         if self._changing is not None:
             self._changing.check_connected(self._linked_over)
             self.round(0)  # refuses shares that the kind does not go with
             return
-        if hierarchical:
-            self._clusters, self._period = clusters_of(spec, len(self.nodes)), period_of(spec)
-            pairs: Any = [pair for cluster in self._clusters for pair in full_pairs(cluster)]
-        else:
-            pairs = self._pairs_of_graph()
-        self._static = self._mixing(pairs)
-        self._late = with_delays(self._static, staleness)  # the training rounds' mixing; the same one if staleness is 0
+        inside = [pair for cluster in self._clusters for pair in full_pairs(cluster)]
+        self._static = self._mixing(inside if self._clusters else self._pairs_of_graph())
+        self._late = with_delays(self._static, self._staleness)  # the training rounds' mixing; the same one if it is 0
 
     @cached_property
     def graph(self) -> nx.Graph:
         """The union over all rounds: whom each site mixes with some time. Not to be changed."""
         if self._changing is None:
             return build_graph(self._spec, self.nodes)
-        return graph_of(self.nodes, self._changing.union(self._linked_over).tolist())
+        return graph_of(self.nodes, self.edges.tolist())
+
+    @cached_property
+    def edges(self) -> Any:
+        """The edges of ``graph`` as positions, int64 [m, 2]: of thousands of sites the graph itself takes gigabytes."""
+        if self._changing is not None:
+            return self._changing.union(self._linked_over)
+        return np.array(self._pairs_of_graph(), dtype=np.int64).reshape(-1, 2)
+
+    @property
+    def degrees(self) -> Any:
+        """How many others each site mixes with some time, int64 [n]."""
+        return np.bincount(self.edges.ravel(), minlength=len(self.nodes))
 
     @property
     def shares(self) -> tuple[float, ...]:

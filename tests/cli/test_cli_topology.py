@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cli_worlds import do
 
+from p2pfl.governance import parse_charter
 from p2pfl.topology import build_graph
 from p2pfl.types import PeerId
 
@@ -84,3 +85,20 @@ def test_show_reads_graph_files(
     Path("g.graphml").write_text("<!DOCTYPE a><graphml/>")
     refused = do(capsys, "topology", "show", "g.graphml")
     assert refused.code != 0 and "declares a document type" in refused.err
+
+
+def test_a_charters_default_graph_may_come_from_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("lille", "caen", "rouen"):
+        made = do(capsys, "init", name, "--name", name, "--no-listen", "--bare")
+        Path(f"{name}.record").write_text(made.out)
+    records = [f"{name}.record" for name in ("lille", "caen", "rouen")]
+    Path("g.edges").write_text("rouen lille\nrouen caen\n")
+    done = do(capsys, "charter", "new", "--name", "north", "-o", "charter", *records, "--topology", "g.edges")
+    assert done.code == 0, done.err
+    assert parse_charter(Path("charter").read_text()).topology == {"kind": "edges", "edges": [[0, 2], [1, 2]]}
+    Path("g.edges").write_text("rouen lille\nrouen brest\n")
+    wrong = do(capsys, "charter", "new", "--name", "north", "-o", "other", *records, "--topology", "g.edges")
+    assert wrong.code != 0 and "names 'brest'" in wrong.err and not Path("other").exists()

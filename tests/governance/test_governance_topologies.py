@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from p2pfl.governance import plan_from_files
 from p2pfl.governance.topologies import CHANGING, topology_problem
 from p2pfl.topology import KINDS, Schedule, build_graph
 from p2pfl.types import PeerId
 
+SOURCE = b"def model(): ...\ndef loss(model, batch): ...\ndef load(path): ...\n"
 SPECS: list[dict[str, Any]] = [
     {"kind": "ring"},
     {"kind": "full"},
@@ -36,6 +39,16 @@ def test_what_is_allowed_is_built(spec: dict[str, Any]) -> None:
     assert topology_problem(spec) is None
     assert len(build_graph(spec, [PeerId(name) for name in "abcd"])) == 4
     assert "write exactly" in str(topology_problem({**spec, "colour": "red"}))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=[spec["kind"] for spec in SPECS])
+def test_a_spec_comes_back_from_a_plan_as_it_was(spec: dict[str, Any]) -> None:
+    table = "\n".join(f"{key} = {json.dumps(value)}" for key, value in spec.items())
+    training = (
+        'rule = "dpsgd"\noptimiser = { name = "sgd" }\nlearning_rate = 0.1\nlocal_steps = 1\nbatch_size = 4\nrounds = 9'
+    )
+    toml = f'[plan]\nname = "a"\n[data]\ntag = "a"\n[topology]\n{table}\n[training]\n{training}\n'
+    assert plan_from_files(SOURCE, toml.encode()).settings.topology_spec() == spec
 
 
 def test_every_kind_is_in_the_list() -> None:

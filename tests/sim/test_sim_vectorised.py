@@ -188,7 +188,14 @@ def test_unequal_steps_are_those_of_each_site() -> None:
     assert torch.equal(run.x[3], start[3]) and torch.equal(run.state["start"][3], start[3])
 
 
-@pytest.mark.parametrize("spec", [RING, {"kind": "full"}, {"kind": "hierarchical", "clusters": 2}])
+CHANGING = [
+    {"kind": "hierarchical", "clusters": 2, "period": 2},
+    {"kind": "matching", "seed": 0},
+    {"kind": "epidemic", "degree": 2, "seed": 0},
+]
+
+
+@pytest.mark.parametrize("spec", [RING, {"kind": "full"}, {"kind": "hierarchical", "clusters": 2}, *CHANGING])
 def test_the_weighted_mean_is_kept_by_mixing(spec: Any) -> None:
     run = engine(tables(6), spec, rounds=1, closing=12)
     run.step()
@@ -308,6 +315,14 @@ def test_noise_is_keyed_and_gaussian() -> None:
 def test_bad_arguments_are_refused_before_training(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         engine(tables(4), RING, **change)
+
+
+@pytest.mark.parametrize("spec", [*CHANGING, {"kind": "matching", "seed": 1}])
+def test_relays_need_the_same_graph_in_each_round(spec: Any) -> None:
+    """Two sites that are matched in each round are a tree all the same, and refused for the kind."""
+    sites = 2 if spec["kind"] == "matching" and spec["seed"] else 6
+    with pytest.raises(ConfigError, match="mixes once per round, on the same graph"):
+        engine(tables(sites), spec, settings=settings_of("relaysgd"))
 
 
 def test_data_that_do_not_fit_are_refused() -> None:

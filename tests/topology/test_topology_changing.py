@@ -185,6 +185,14 @@ def test_the_factors_of_table_r3(spec: dict[str, Any], sites: int, factor: float
     assert abs(np.mean(shrunk) - factor) < 4 * error and error < 0.05 * factor
 
 
+@pytest.mark.parametrize("spec", [MATCHING, EPIDEMIC, BASE, {"kind": "ring"}, {"kind": "hierarchical", "clusters": 2}])
+def test_edges_and_degrees_are_those_of_the_graph(spec: dict[str, Any]) -> None:
+    found = schedule(spec, 40, rounds=25)
+    named = {frozenset({found.nodes[one], found.nodes[other]}) for one, other in found.edges.tolist()}
+    assert named == {frozenset(edge) for edge in found.graph.edges} and len(named) == len(found.edges)
+    assert found.degrees.tolist() == [found.graph.degree[node] for node in found.nodes]
+
+
 def test_rounds_that_never_join_all_are_refused_and_a_stop_keeps_the_links() -> None:
     with pytest.raises(ConfigError, match="in 2 rounds of this topology some of the 20 sites never hear"):
         schedule(MATCHING, 20, rounds=2)
