@@ -172,7 +172,7 @@ class Context:
     @property
     def neighbours_change(self) -> bool:
         """Whether a neighbour of one round may be none in the next: both settle what is open between them then, too."""
-        return bool(self.joined) or not self.running_schedule.same_each_round
+        return bool(self.joined) or self.running_schedule.changes
 
     def partners_until(self, round_: int) -> frozenset[PeerId]:
         """Whom this peer mixes with after the round in work and up to this one, as things stand."""

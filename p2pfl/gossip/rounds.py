@@ -426,11 +426,10 @@ class Rounds:
 
     def missing_since(self, peer: PeerId) -> int | None:
         """The first round of those at the end in which this neighbour was to be mixed and was not; None if none."""
-        last, since = self.last_mixed.get(peer, -1), None
-        for round_ in range(self.context.running_schedule.total - 1, last, -1):
+        for round_ in range(self.last_mixed.get(peer, -1) + 1, self.context.running_schedule.total):
             if any(peer in dict(self.context.neighbours((round_, step))) for step in self.context.own_steps(round_)):
-                since = round_
-        return since
+                return round_
+        return None
 
     def catch_up(self, from_round: int, target: int, reason: str = "the others are further") -> None:
         """Skip to ``target``: take no part in the rounds between, say so to the neighbours and to the log."""

@@ -39,7 +39,7 @@ class Changing:
             return np.stack(np.triu_indices(self.sites, 1), axis=1).astype(np.int64)
         most, every = self._rounds(rounds), self.sites * (self.sites - 1) // 2
         found, waiting, count = np.empty(0, dtype=np.int64), list[Pairs](), 0
-        for t in range(most):
+        for t in range(most if every else 0):
             ends = self.pairs(t)
             waiting.append(ends[:, 0] * self.sites + ends[:, 1])
             count += len(ends)

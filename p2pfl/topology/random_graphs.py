@@ -93,6 +93,17 @@ def _each_pair(sites: int, probability: float, stream: KeyedStream) -> list[Pair
     return pairs
 
 
+def _other_than(site: int, near: set[int], sites: int, stream: KeyedStream) -> int:
+    """Uniform among the sites that are neither this one nor near it."""
+    if 2 * len(near) > sites:  # few are free: most draws would be in vain
+        free = [other for other in range(sites) if other != site and other not in near]
+        return free[int(stream.below(len(free), 1)[0])]
+    new = site
+    while new == site or new in near:
+        new = int(stream.below(sites, 1)[0])
+    return new
+
+
 def _rewired(sites: int, degree: int, probability: float, stream: KeyedStream) -> list[Pair]:
     near: list[set[int]] = [set() for _ in range(sites)]
     if sites == 1:
@@ -108,9 +119,7 @@ def _rewired(sites: int, degree: int, probability: float, stream: KeyedStream) -
             other = (site + hop) % sites
             if not chosen[site] or len(near[site]) >= sites - 1 or other not in near[site]:
                 continue
-            new = site
-            while new == site or new in near[site]:
-                new = int(stream.below(sites, 1)[0])
+            new = _other_than(site, near[site], sites, stream)
             near[site].remove(other)
             near[other].remove(site)
             near[site].add(new)

@@ -80,6 +80,7 @@ class Schedule:
         self._changing = check_sites(spec, self.nodes)
         hierarchical = spec["kind"] == "hierarchical"
         self.same_each_round = self._changing is None and not hierarchical  # one mixing, on one graph
+        self.changes = self._changing is not None or (hierarchical and period_of(spec) > 1)  # some meet seldom
         if staleness and not self.same_each_round:
             raise ConfigError(
                 "asynchronous runs mix once per round, on the same graph in all rounds; that of a topology of the kind "

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from four_processes import SIZES, Recorded, begin, processes, reports, write_plan
+from four_processes import Recorded, begin, processes, reports, write_plan
 
+from p2pfl.errors import P2PFLError
 from p2pfl.topology import KINDS
 from p2pfl.train.rules import RULES
 
@@ -38,13 +39,16 @@ TOPOLOGIES = {
     "two_clusters": "bridges = 1",
     "tree": "arity = 2",
     "double_tree": "",
-    "base": "k = 1",
-    "matching": "seed = 1",
-    "epidemic": "degree = 2\nseed = 1",
 }
 """For each kind of topology the other lines of its table, for four sites."""
 
-EQUAL = ("base",)  # kinds whose weights are for sites of one size
+SIMULATED = {
+    "base": "k = 1",
+    "matching": "seed = 1",
+    "epidemic": "degree = 2\nseed = 1",
+    "hierarchical": "clusters = 2\nperiod = 2",
+}
+"""What peers do not run yet."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,24 +62,25 @@ def one_thread() -> Iterator[None]:
 
 def test_no_rule_and_no_topology_is_left_out() -> None:
     assert set(RULE_CASES) == set(RULES)
-    assert set(TOPOLOGIES) == set(KINDS)
+    assert set(TOPOLOGIES) | set(SIMULATED) == set(KINDS)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("what", ["rules", "topologies", "topologies of equal sites"])
+@pytest.mark.parametrize("what", ["rules", "topologies"])
 async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, what: str) -> None:
     """One run after the other in the same four processes."""
-    equal = what == "topologies of equal sites"
-    cases = {
-        kind: {"rule": "dpsgd", "topology": f'kind = "{kind}"\n{rest}'}
-        for kind, rest in TOPOLOGIES.items()
-        if (kind in EQUAL) == equal
-    }
+    cases = {kind: {"rule": "dpsgd", "topology": f'kind = "{kind}"\n{rest}'} for kind, rest in TOPOLOGIES.items()}
     if what == "rules":
         cases = {name: {"rule": name, **case} for name, case in RULE_CASES.items()}
     runs, told = {}, {}
-    async with processes(tmp_path, [40] * 4 if equal else SIZES) as sites:
+    async with processes(tmp_path) as sites:
+        for kind, rest in SIMULATED.items() if what == "topologies" else ():
+            plan = write_plan(
+                tmp_path / f"simulated {kind}", "dpsgd", ROUNDS, 60.0, topology=f'kind = "{kind}"\n{rest}'
+            )
+            with pytest.raises(P2PFLError, match=r"(?s)do not run the topology .*; simulate it with p2pfl sim"):
+                await begin(sites, plan)
         for name, case in cases.items():
             plan = write_plan(tmp_path / name, rounds=ROUNDS, deadline=60.0, **case)
             runs[name] = await begin(sites, plan)
