@@ -321,7 +321,7 @@ def test_bad_arguments_are_refused_before_training(change: dict[str, Any], words
 def test_relays_need_the_same_graph_in_each_round(spec: Any) -> None:
     """Two sites that are matched in each round are a tree all the same, and refused for the kind."""
     sites = 2 if spec["kind"] == "matching" and spec["seed"] else 6
-    with pytest.raises(ConfigError, match="mixes once per round, on the same graph"):
+    with pytest.raises(ConfigError, match="relaysgd needs one and the same mixing in every round"):
         engine(tables(sites), spec, settings=settings_of("relaysgd"))
 
 
