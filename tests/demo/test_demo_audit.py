@@ -21,7 +21,7 @@ from p2pfl.peer import open_home
 ROOT = Path(__file__).parents[2]
 NAMES = ("lille", "rouen", "caen", "amiens")
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def p2pfl(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

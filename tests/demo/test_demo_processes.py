@@ -106,6 +106,7 @@ def test_one_json_object_with_the_fields_of_the_issue() -> None:
     assert said.count("\n") <= 2, said
 
 
+@pytest.mark.slow
 def test_a_killed_hospital() -> None:
     """`--kill amiens@2 --rounds 6`: the others finish, and say who was missing and since when."""
     value, said = demo("--kill", "amiens@2", "--rounds", "6")

@@ -66,5 +66,5 @@ def test_a_home_may_take_other_local_steps_where_the_plan_allows_it(tmp_path: Pa
 async def test_a_topology_that_does_not_go_with_the_policy_is_refused_at_once(tmp_path: Path) -> None:
     files = Quadratic.make((40, 30, 20, 10)).write(tmp_path)
     async with p2pfl.local(write_plan(tmp_path, rounds=5), files, peers=4) as peers:
-        with pytest.raises(ConfigError, match="mixes twice"):
+        with pytest.raises(ConfigError, match="asynchronous runs mix once per round"):
             await peers[0].propose(peers.plan, topology={"kind": "hierarchical", "clusters": 2})

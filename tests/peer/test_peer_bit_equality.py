@@ -40,7 +40,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("rule", ["kgt", "relaysgd"])
+@pytest.mark.parametrize("rule", ["kgt", pytest.param("relaysgd", marks=pytest.mark.slow)])
 async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, rule: str) -> None:
     plan = write_plan(tmp_path, rule, rounds=8, deadline=60.0)
     async with processes(tmp_path) as sites:
@@ -74,7 +74,14 @@ async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, rule:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("rule", "how"), [("dpsgd", "killed"), ("kgt", "stopped"), ("relaysgd", "killed")])
+@pytest.mark.parametrize(
+    ("rule", "how"),
+    [
+        ("dpsgd", "killed"),
+        pytest.param("kgt", "stopped", marks=pytest.mark.slow),
+        pytest.param("relaysgd", "killed", marks=pytest.mark.slow),
+    ],
+)
 async def test_recorded_absences_replayed_in_memory_end_with_the_same_bits(tmp_path: Path, rule: str, how: str) -> None:
     plan = write_plan(tmp_path, rule, rounds=60, deadline=1.0)
     async with processes(tmp_path) as sites:

@@ -67,6 +67,7 @@ async def test_a_run_in_an_existing_loop(tmp_path: Path) -> None:
     assert not folders[0].exists(), "the homes are temporary"
 
 
+@pytest.mark.slow
 async def test_relaysgd_on_a_chain_and_what_its_lineage_says(tmp_path: Path) -> None:
     quadratic = Quadratic.make((40, 30, 20, 10))
     files = quadratic.write(tmp_path)

@@ -45,7 +45,7 @@ def end_of(rule: str, dtype: str) -> torch.Tensor:
     return run.x.double()
 
 
-@pytest.mark.parametrize("rule", ["kgt", "gradient_tracking", "exact_diffusion"])
+@pytest.mark.parametrize("rule", ["kgt", pytest.param("gradient_tracking", marks=pytest.mark.slow), "exact_diffusion"])
 def test_roundings_do_not_add_up(rule: str) -> None:
     """One rounding of x is 5e-7 here; 400 of them in one direction, divided by the learning rate, would be 4e-3."""
     exact, rounded = end_of(rule, "float64"), end_of(rule, "float32")
