@@ -102,7 +102,20 @@ def run_loop(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
     except ImportError:
         return asyncio.run(work())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.get_loop().set_exception_handler(unless_closed)
         return runner.run(work())
+
+
+def unless_closed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report what the loop met, but not TLS bytes for a link that is closed already.
+
+    uvloop calls those a fatal error, with a traceback, where a process stood still while its links ended; that they
+    ended is told as an event.
+    """
+    transport = context.get("transport")
+    closed = transport is not None and transport.is_closing()
+    if not (closed and context.get("message") == "Fatal error on SSL protocol"):
+        loop.default_exception_handler(context)
 
 
 async def _up(home: Path, secret: str | None, as_json: bool) -> int:

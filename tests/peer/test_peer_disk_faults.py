@@ -26,7 +26,8 @@ GOES_ON = 5  # rounds that the others mix meanwhile
 
 KINDS = {
     "full": (small_disk, "No space left on device|disk is full"),
-    "failing": (failing_disk, "I/O error|Input/output error|Read-only file system"),
+    # ext4 finds no room where it cannot read which blocks are free
+    "failing": (failing_disk, "I/O error|Input/output error|Read-only file system|No space left on device"),
     "immutable": (immutable_log, "I/O error|readonly|Operation not permitted"),
 }
 
