@@ -8,30 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A rule's own number: ``low`` <= value <= ``high``, or < ``high`` where ``below``."""
-
-    low: float
-    high: float
-    below: bool = False
-
-    @property
-    def allowed(self) -> str:
-        """The range in words."""
-        return f"a number from {self.low:g} {'up to, not including,' if self.below else 'to'} {self.high:g}"
-
-    def fits(self, value: float) -> bool:
-        """Whether the value lies in the range."""
-        return self.low <= value < self.high if self.below else self.low <= value <= self.high
+from p2pfl.ranges import Range
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a rule does not go with; an empty reason: it does. All reasons are parts of sentences."""
 
-    numbers: Mapping[str, Number] = field(default_factory=dict)
+    numbers: Mapping[str, Range] = field(default_factory=dict)
     no_delays: str = ""  # asynchronous runs
     sgd_only: str = ""
     one_step: str = ""  # more than one local step in a round
@@ -44,13 +28,13 @@ class Limits:
 
 LIMITS: Mapping[str, Limits] = {
     "dpsgd": Limits(),
-    "fedprox": Limits(numbers={"proximal": Number(0.0, 1000.0)}),
+    "fedprox": Limits(numbers={"proximal": Range(0.0, 1000.0)}),
     "kgt": Limits(
         no_delays="how its correction reacts to displacements that come late is neither proven nor measured",
         sgd_only="z is the mean gradient only if every local step is lr times a gradient",
     ),
     "quasi_global": Limits(
-        numbers={"beta": Number(0.0, 1.0, below=True), "mu": Number(0.0, 1.0, below=True)},
+        numbers={"beta": Range(0.0, 1.0, below=True), "mu": Range(0.0, 1.0, below=True)},
         no_delays="its momentum would take displacements that come late for progress, which is not measured",
         sgd_only="it is its own momentum, and a second one on top would count every gradient twice",
     ),
@@ -82,7 +66,7 @@ def numbers_problem(rule: str, values: Mapping[str, float]) -> str | None:
     for name, value in values.items():
         if name not in known:
             return f"rule {rule} has no setting {name[:60]}; its settings are: {', '.join(sorted(known)) or 'none'}"
-        if not known[name].fits(value):
+        if not known[name].holds(value):
             return f"rule setting {name} is {value:g}; write {known[name].allowed}"
     return None
 

@@ -20,9 +20,7 @@ def only_simulated(spec: Mapping[str, Any]) -> str | None:
     of them alone could lead a site past the rest of its rounds, and a slow site would not notice that it is behind.
     """
     kind = str(spec.get("kind"))
-    if kind == "hierarchical" and spec.get("period", 1) == 1:
-        return None
-    if kind not in CHANGING:
+    if kind not in CHANGING or (kind == "hierarchical" and spec.get("period", 1) == 1):
         return None
     what = "hierarchical with a period above 1" if kind == "hierarchical" else kind
     return (

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from bottle import Bottle
 from four_processes import (
     PLAN,
     Recorded,
     begin,
+    one_thread,  # noqa: F401 a fixture
     processes,
     replay,
     replay_recorded,
@@ -25,16 +24,6 @@ from four_processes import (
 
 from p2pfl.train.session import Session
 from p2pfl.types import PeerId
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the worker: sums are taken in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 # --- tests
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from four_processes import Recorded, begin, processes, reports, write_plan
+from four_processes import (
+    Recorded,
+    begin,
+    one_thread,  # noqa: F401 a fixture
+    processes,
+    reports,
+    write_plan,
+)
 
 from p2pfl.errors import P2PFLError
 from p2pfl.topology import KINDS
@@ -49,15 +54,6 @@ SIMULATED = {
     "hierarchical": "clusters = 2\nperiod = 2",
 }
 """What peers do not run yet."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the worker: sums are taken in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_no_rule_and_no_topology_is_left_out() -> None:

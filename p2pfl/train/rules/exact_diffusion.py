@@ -9,7 +9,7 @@ from torch import Tensor
 
 from p2pfl.train.optimisers import Optimiser
 from p2pfl.train.rules.interface import Channel, Context, Graph, Inbox, Messages, Needs, Oracle, Setting, State
-from p2pfl.train.rules.local_steps import taken, with_buffers
+from p2pfl.train.rules.local_steps import descended
 
 
 class ExactDiffusion:
@@ -65,8 +65,7 @@ class ExactDiffusion:
         """phi. Without a step psi is x, and the correction moves x all the same: its sum belongs to all sites."""
         for k in range(ctx.steps):
             gradient = oracle(x, k)
-            _, moved = self.optimiser.step({}, x, gradient.grad, ctx.lr)
-            x = taken(gradient, with_buffers(moved, gradient), x)
+            x = descended(self.optimiser, gradient, x, gradient.grad, ctx.lr)
         return state, x + state["correction"]
 
     def send(self, state: State, x: Tensor, ctx: Context, graph: Graph) -> tuple[State, Messages]:

@@ -44,7 +44,7 @@ class FedProx:
     needs: Needs = Needs(mixing="doubly", optimisers=frozenset({"sgd", "momentum", "adam"}), linear=True, delays=True)
     channels: tuple[Channel, ...] = (Channel("x", "model"),)
     settings: Mapping[str, Setting] = {
-        "proximal": Setting(0.01, 0.0, 1000.0, meaning="mu, the strength of the spring; 0 is D-PSGD"),
+        "proximal": Setting(0.0, 1000.0, default=0.01, meaning="mu, the strength of the spring; 0 is D-PSGD"),
     }
 
     def __init__(self, optimiser: Optimiser, *, proximal: float = settings["proximal"].default) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from p2pfl.train.optimisers import Optimiser
 from p2pfl.train.rules.interface import Channel, Context, Graph, Inbox, Messages, Needs, Oracle, Setting, State
-from p2pfl.train.rules.local_steps import taken, with_buffers
+from p2pfl.train.rules.local_steps import descended, taken
 
 
 class GradientTracking:
@@ -60,8 +60,7 @@ class GradientTracking:
             gradient = oracle(x, k)
             tracked = taken(gradient, gradient.grad - own, tracked)
             own = taken(gradient, gradient.grad, own)
-            _, moved = self.optimiser.step({}, x, tracked, ctx.lr)
-            x = taken(gradient, with_buffers(moved, gradient), x)
+            x = descended(self.optimiser, gradient, x, tracked, ctx.lr)
         return {**state, "tracked": tracked, "gradient": own}, x
 
     def send(self, state: State, x: Tensor, ctx: Context, graph: Graph) -> tuple[State, Messages]:

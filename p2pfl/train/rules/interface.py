@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from p2pfl.ranges import Range
+
 State = dict[str, Tensor]
 Messages = dict[str, Tensor]
 
@@ -42,20 +44,12 @@ class Needs:
     adds_pulls: bool = False  # of x to its state, so they must round with the sites' distance and not with x
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A number of a rule's own that a plan may set: ``low`` <= value <= ``high``, or < ``high`` where ``below``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting(Range):
+    """A number of a rule's own that a plan may set."""
 
     default: float
-    low: float
-    high: float
-    below: bool = False
     meaning: str = ""
-
-    @property
-    def allowed(self) -> str:
-        """The range in words."""
-        return f"a number from {self.low:g} {'up to, not including,' if self.below else 'to'} {self.high:g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from p2pfl.train.optimisers import Optimiser
 from p2pfl.train.rules.interface import Channel, Context, Graph, Inbox, Messages, Needs, Oracle, Setting, State
-from p2pfl.train.rules.local_steps import taken, with_buffers
+from p2pfl.train.rules.local_steps import descended
 
 
 class KGT:
@@ -54,8 +54,7 @@ class KGT:
         start = x
         for k in range(ctx.steps):
             gradient = oracle(x, k)
-            _, moved = self.optimiser.step({}, x, gradient.grad + state["correction"], ctx.lr)
-            x = taken(gradient, with_buffers(moved, gradient), x)
+            x = descended(self.optimiser, gradient, x, gradient.grad + state["correction"], ctx.lr)
         return {**state, "start": start}, x
 
     def send(self, state: State, x: Tensor, ctx: Context, graph: Graph) -> tuple[State, Messages]:

@@ -29,6 +29,12 @@ def local_steps(optimiser: Optimiser, state: State, x: Tensor, ctx: Context, ora
     return {**state, **{_PREFIX + name: value for name, value in own.items()}}, x
 
 
+def descended(optimiser: Optimiser, gradient: Gradient, x: Tensor, along: Tensor, lr: float) -> Tensor:
+    """x - lr along, of an optimiser without state, for the sites that take this step; buffers as measured."""
+    _, moved = optimiser.step({}, x, along, lr)
+    return taken(gradient, with_buffers(moved, gradient), x)
+
+
 def taken(gradient: Gradient, after: Tensor, before: Tensor) -> Tensor:
     """``after`` for the sites that take this step, ``before`` for those that have taken all of theirs."""
     return after if gradient.active is None else torch.where(gradient.active, after, before)

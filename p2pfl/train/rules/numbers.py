@@ -18,8 +18,7 @@ def checked_numbers(rule: str, settings: Mapping[str, Setting], values: Mapping[
         setting = settings[name]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"rule setting {name} is {str(value)[:60]!r}; write {setting.allowed}")
-        inside = setting.low <= value < setting.high if setting.below else setting.low <= value <= setting.high
-        if not inside:  # also for a value that is no number
+        if not setting.holds(value):
             raise ConfigError(f"rule setting {name} is {value}; write {setting.allowed}")
         found[name] = float(value)
     return found

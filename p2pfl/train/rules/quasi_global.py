@@ -9,7 +9,7 @@ from torch import Tensor
 
 from p2pfl.train.optimisers import Optimiser
 from p2pfl.train.rules.interface import Channel, Context, Graph, Inbox, Messages, Needs, Oracle, Setting, State
-from p2pfl.train.rules.local_steps import taken, with_buffers
+from p2pfl.train.rules.local_steps import descended
 
 
 class QuasiGlobal:
@@ -41,8 +41,8 @@ class QuasiGlobal:
     )
     channels: tuple[Channel, ...] = (Channel("x", "model"),)
     settings: Mapping[str, Setting] = {
-        "beta": Setting(0.9, 0.0, 1.0, below=True, meaning="b, how much of the momentum enters each step"),
-        "mu": Setting(0.9, 0.0, 1.0, below=True, meaning="how much of the momentum a round leaves"),
+        "beta": Setting(0.0, 1.0, below=True, default=0.9, meaning="b, how much of the momentum enters each step"),
+        "mu": Setting(0.0, 1.0, below=True, default=0.9, meaning="how much of the momentum a round leaves"),
     }
 
     def __init__(
@@ -60,8 +60,7 @@ class QuasiGlobal:
         for k in range(ctx.steps):
             gradient = oracle(x, k)
             look_ahead = gradient.grad + self.beta * (self.beta * state["momentum"] + gradient.grad)
-            _, moved = self.optimiser.step({}, x, look_ahead, ctx.lr)
-            x = taken(gradient, with_buffers(moved, gradient), x)
+            x = descended(self.optimiser, gradient, x, look_ahead, ctx.lr)
         return {**state, "start": start, "under_way": torch.ones_like(state["under_way"])}, x
 
     def send(self, state: State, x: Tensor, ctx: Context, graph: Graph) -> tuple[State, Messages]:
