@@ -35,7 +35,8 @@ test: lint
 	$(BIN)/python -m pytest -m "not slow" $(addprefix --ignore=,$(COMPUTED)) $(ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist load $(COMPUTED) $(ARGS)
+	$(BIN)/python -m pytest -m slow $(addprefix --ignore=,$(COMPUTED)) $(ARGS)
 
 format: $(STAMP)
 	$(BIN)/ruff format .
