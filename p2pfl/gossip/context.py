@@ -192,6 +192,20 @@ class Context:
         graphs = [schedule.graph for schedule in schedules if self.me in schedule.graph]
         return tuple(sorted({peer for graph in graphs for peer in graph.neighbors(self.me)}))
 
+    def watched(self, round_: int) -> tuple[PeerId, ...]:
+        """Where the graph changes: those whom this peer mixes with at some time, though not (yet) in this round.
+
+        Each of them hears that the round is done here, without the parameters, and is waited for like a neighbour:
+        so nobody can lead a site away alone, and no slow site is left behind (decision 0022).
+        """
+        if round_ >= self.running_schedule.total:
+            return ()
+        schedule = self.schedule_at(round_)
+        if not schedule.changes or self.me not in schedule.graph:
+            return ()
+        mixing = dict(self.neighbours((round_, self.own_steps(round_)[0])))
+        return tuple(sorted(peer for peer in schedule.graph.neighbors(self.me) if peer not in mixing))
+
     def newcomers_after(self, round_: int) -> tuple[PeerId, ...]:
         """Partners that take part from the next round on: they go on from this round's messages."""
         now, then = self.schedule_at(round_), self.schedule_at(round_ + 1)

@@ -76,6 +76,7 @@ class Outgoing:
 
     core: Core
     waiting: set[PeerId]
+    watching: set[PeerId] = field(default_factory=set)  # who has no key to it, and has not said yet that it heard of it
 
 
 @dataclass(slots=True)
@@ -115,7 +116,8 @@ class Deliveries:
         if origin != peer:
             raise SignatureRefused(f"announcement signed by {origin}, not by the peer that sent it", peer=peer)
         self._check_place(origin, core)
-        if not self._mixed_with(origin, core) or self._lists_alone(core, announcement):
+        edge = self._mixed_with(origin, core) and not self._lists_alone(core, announcement)
+        if not edge and not self._watched(origin, core):
             return self._beside(Incoming(origin, envelope.digest, core, announcement.core, b"", b""), announcement)
         known = self.signed.get((origin, core.key))
         for first in filter(None, (known, self.offered.get(origin, {}).get(core.key))):
@@ -137,11 +139,12 @@ class Deliveries:
             return None
         self._check_content(core)
         held = Incoming(origin, envelope.digest, core, announcement.core, b"", b"")
-        self._cover(held, envelope, announcement)
+        self._cover(held, envelope, announcement, sealed=edge)
         newest = self.newest.get(origin)
         if newest is None or newest[0] < core.sequence:
             self.newest[origin] = (core.sequence, announcement.core)
-        self._keep_state(held)
+        if edge:
+            self._keep_state(held)
         # only what would be accepted in its own round may say how far its origin is
         window = self.context.position[0] + SETTLING_WINDOW
         self.reached[origin] = max(self.reached.get(origin, (0, 0)), core.position)
@@ -155,8 +158,9 @@ class Deliveries:
             self.context.counters[OUTSIDE_WINDOW] += 1
             return None
         self.signed[(origin, core.key)] = held
-        if self._late(origin, core.position):
-            self.context.ignore(origin, core.round, "late")
+        if not edge or self._late(origin, core.position):
+            if edge:
+                self.context.ignore(origin, core.round, "late")
             held.content = Content.REFUSED
             held.inline = b""
             self._owe(held)
@@ -242,6 +246,13 @@ class Deliveries:
             f"no mixing with this peer is scheduled at round {core.round}, step {core.step}", peer=origin
         )
 
+    def _watched(self, origin: PeerId, core: Core) -> bool:
+        """Whether its origin mixes with us in other rounds, and tells us that it has come as far as this one."""
+        schedule = self.context.schedule_at(core.round)
+        if not schedule.changes or not self._like_ours(core) or self.context.me not in schedule.graph:
+            return False
+        return core.round < self.context.running_schedule.total and origin in schedule.graph[self.context.me]
+
     def _lists_alone(self, core: Core, announcement: Announcement) -> bool:
         """Whether its origin, by a word that we have not heard yet, is no neighbour of ours in this round any more."""
         if self._like_ours(core):
@@ -282,12 +293,15 @@ class Deliveries:
         if core.base != spec.base:
             raise SignatureRefused("delta against another base than the run's; the sender has another start")
 
-    def _cover(self, held: Incoming, envelope: Envelope, announcement: Announcement) -> None:
+    def _cover(self, held: Incoming, envelope: Envelope, announcement: Announcement, *, sealed: bool = True) -> None:
+        """Take the key out of a cover that belongs to its core; not ``sealed`` is what one is only told of."""
         cover_envelope, cover = open_cover(announcement.cover, self.context.verify)
         if cover_envelope.signer != envelope.signer or cover.core != envelope.digest:
             raise SignatureRefused("cover that does not belong to its core", peer=held.origin)
         check_anchor(cover, held.origin, held.core.run, self.context.roster.consortium, self.context.verify)
         wrapped = cover.keys.get(self.context.me)
+        if not sealed:
+            return
         if wrapped is None:
             raise SignatureRefused("cover holds no key for this peer", peer=held.origin)
         held.wrapped_key, held.inline = wrapped, announcement.inline
@@ -463,6 +477,10 @@ class Deliveries:
             return names[:1]
         return names if self.context.running_schedule.round(position[0]).training else names[:1]
 
+    def has_reached(self, origin: PeerId, round_: int) -> bool:
+        """Whether a core of this round or of a later one was heard."""
+        return origin in self.reached and self.reached[origin][0] >= round_
+
     def finish(self, position: Position) -> list[Incoming]:
         """The position is mixed: take its cores out of the window, and older ones, unless their edge is still open.
 
@@ -492,18 +510,28 @@ class Deliveries:
 
     # --- out
 
-    def sent(self, cores: tuple[Core, ...], digests: tuple[Digest, ...], recipients: tuple[PeerId, ...]) -> None:
-        """Own cores are committed: announce them to every linked recipient."""
+    def sent(
+        self,
+        cores: tuple[Core, ...],
+        digests: tuple[Digest, ...],
+        recipients: tuple[PeerId, ...],
+        watchers: tuple[PeerId, ...] = (),
+    ) -> None:
+        """Own cores are committed: announce them to every linked recipient, and the first one to those who watch."""
         for core, digest in zip(cores, digests, strict=True):
-            self.outgoing[digest] = Outgoing(core, set(recipients))
-            for peer in recipients:
+            watching = watchers if digest == digests[0] else ()
+            if not recipients and not watching:
+                self.context.emit(Release(digest))
+                continue
+            self.outgoing[digest] = Outgoing(core, set(recipients), set(watching))
+            for peer in (*recipients, *watching):
                 if peer in self.context.linked:
                     self.context.emit(SendAnnouncement(peer, digest))
 
     def resend(self, peer: PeerId) -> None:
         """A link came up: send again what this peer has not acknowledged, oldest first."""
         for digest, outgoing in self.outgoing.items():
-            if peer in outgoing.waiting:
+            if peer in outgoing.waiting or peer in outgoing.watching:
                 self.context.emit(SendAnnouncement(peer, digest))
 
     def acknowledged(self, peer: PeerId, cores: tuple[Digest, ...]) -> None:
@@ -511,11 +539,13 @@ class Deliveries:
         fresh = []
         for digest in cores:
             outgoing = self.outgoing.get(digest)
-            if outgoing is None or peer not in outgoing.waiting:
+            if outgoing is None or peer not in outgoing.waiting | outgoing.watching:
                 continue
+            if peer in outgoing.waiting:
+                fresh.append(digest)
             outgoing.waiting.discard(peer)
-            fresh.append(digest)
-            if not outgoing.waiting:
+            outgoing.watching.discard(peer)
+            if not outgoing.waiting and not outgoing.watching:
                 self._release(digest)
         if fresh:
             # out of the rounds no other commit follows that could take the entry along

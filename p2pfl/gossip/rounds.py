@@ -49,7 +49,7 @@ class Rounds:
     rounds_done: int = 0
     failures: int = 0
     contributed: defaultdict[PeerId, RoundSet] = field(default_factory=lambda: defaultdict(RoundSet))
-    last_mixed: dict[PeerId, int] = field(default_factory=dict)
+    last_mixed: dict[PeerId, int] = field(default_factory=dict)  # or heard in time, where it was only watched
     biased: int = 0
     finished: int = -1  # the last round that was done to its end here, with whoever was there
     pace: Pace = field(default_factory=Pace)
@@ -59,6 +59,7 @@ class Rounds:
     distance: float = 0.0
     cores: tuple[Core, ...] = ()  # own cores of the position in work, while they are being committed
     recipients: tuple[PeerId, ...] = ()
+    watchers: tuple[PeerId, ...] = ()  # who hears of these cores, and gets no key to what they hold
     beside: tuple[PeerId, ...] = ()  # who gets the lists of these cores alone
     asking: set[PeerId] = field(default_factory=set)  # who listed open edges without being a neighbour any more
     corrections_used: tuple[tuple[PeerId, Position], ...] = ()  # taken back by the mixing in work
@@ -141,15 +142,17 @@ class Rounds:
         context = self.context
         mixing = tuple(peer for peer, _ in context.neighbours(context.position))
         recipients = (*mixing, *context.newcomers_after(event.round))
-        if not recipients:
+        watchers = context.watched(event.round) if event.step == context.own_steps(event.round)[0] else ()
+        self.watchers = tuple(peer for peer in watchers if peer not in recipients)
+        if not recipients and not self.watchers:
             context.commit(f"sent:{event.round}:{event.step}", stage="sent")
             return
         if context.asynchronous(event.round):
             OnArrival(self).announce(event.round, mixing)
-        self.beside = self._with_open_edges(recipients)
+        told = (*recipients, *self.watchers)
+        self.beside = self._with_open_edges(told)
         lists = {
-            peer: self.ledgers[peer].list(self.deliveries.open_edges.until(peer))
-            for peer in (*recipients, *self.beside)
+            peer: self.ledgers[peer].list(self.deliveries.open_edges.until(peer)) for peer in (*told, *self.beside)
         }
         bases = {channel.name: channel.base for channel in context.running.channels}
         cores = []
@@ -183,7 +186,7 @@ class Rounds:
     def committed(self, digests: tuple[Digest, ...]) -> None:
         """The own messages are on the record: let them out, and collect."""
         if digests:
-            self.deliveries.sent(self.cores, digests, self.recipients)
+            self.deliveries.sent(self.cores, digests, self.recipients, self.watchers)
             for peer in self.beside:
                 self.context.emit(SendAnnouncement(peer, digests[0]))
         self.begin_collecting()
@@ -219,9 +222,9 @@ class Rounds:
                 self.deliveries.resend(peer)
 
     def awaited(self) -> list[PeerId]:
-        """Neighbours whose message for the position in work may still come."""
+        """Neighbours whose message for the position in work may still come, and who has not begun this round."""
         context, position = self.context, self.context.position
-        return [
+        return self._watched_for() + [
             peer
             for peer, _ in context.neighbours(position)
             if peer not in context.missing
@@ -231,6 +234,13 @@ class Rounds:
             and self.deliveries.may_still_come(peer, position)
             and not self.ledgers[peer].declined(position)
         ]
+
+    def _watched_for(self) -> list[PeerId]:
+        context, (round_, step) = self.context, self.context.position
+        if step != context.own_steps(round_)[0]:
+            return []
+        here = [peer for peer in context.watched(round_) if peer not in context.missing and peer not in context.gone]
+        return [peer for peer in here if not self.deliveries.has_reached(peer, round_)]
 
     def collect(self) -> None:
         """Mix as soon as nobody is awaited any more."""
@@ -263,6 +273,10 @@ class Rounds:
                 self.attendance.not_mixed(peer, position, declined=ready is not None)
             self._apply(peer, self.ledgers[peer].decide(position, mixed))
         round_, step = position
+        for peer in context.watched(round_):
+            if self.deliveries.has_reached(peer, round_):
+                self.last_mixed[peer] = max(self.last_mixed.get(peer, -1), round_)
+                self.attendance.mixed(peer, round_)
         self.mixing = tuple(edges)
         self.deliveries.decided_until = (round_, step + 1)
         for peer in self.deliveries.unlike(position):
@@ -415,8 +429,9 @@ class Rounds:
         round_ = context.position[0]
         if round_ >= context.running_schedule.total:
             return 0
-        # Only those who mix with us in this round would have waited for us; others may be ahead by their own right.
+        # Only those who hear of this round from us would have waited for us; others may be ahead by their own right.
         waiting = {peer for step in context.own_steps(round_) for peer, _ in context.neighbours((round_, step))}
+        waiting.update(context.watched(round_))
         present = [peer for peer in waiting if peer in context.linked and peer not in context.missing]
         rounds = sorted(self.deliveries.reached.get(peer, (0, 0))[0] for peer in present)
         if not rounds:
@@ -425,9 +440,11 @@ class Rounds:
         return max(rounds[(len(rounds) - 1) // 2], alone)
 
     def missing_since(self, peer: PeerId) -> int | None:
-        """The first round of those at the end in which this neighbour was to be mixed and was not; None if none."""
+        """The first round of those at the end in which this neighbour was awaited and did not come; None if none."""
         for round_ in range(self.last_mixed.get(peer, -1) + 1, self.context.running_schedule.total):
-            if any(peer in dict(self.context.neighbours((round_, step))) for step in self.context.own_steps(round_)):
+            if peer in self.context.watched(round_) or any(
+                peer in dict(self.context.neighbours((round_, step))) for step in self.context.own_steps(round_)
+            ):
                 return round_
         return None
 
@@ -459,7 +476,8 @@ class Rounds:
         """All of a neighbour's messages for a position are there, in time or not."""
         if self.context.asynchronous(position[0]):
             return  # nobody is waited for, and a round's number says nothing of how long its training took
-        if self.deliveries.ready(origin, position) is not None or position < self.context.position:
+        watched = origin in self.context.watched(position[0])
+        if watched or self.deliveries.ready(origin, position) is not None or position < self.context.position:
             self.pace.arrived(origin, position, self.context.now)
 
     def heard(self, core: Core, origin: PeerId) -> None:

@@ -59,6 +59,10 @@ class Contents:
         self._recipients[core] = recipients
         return True
 
+    def is_for(self, core: Digest, peer: PeerId) -> bool:
+        """Whether this peer may have the ciphertext; others are only told that there is one."""
+        return peer in self._recipients.get(core, ())
+
     def first_chunk(self, core: Digest) -> bytes:
         """The first chunk of a stored ciphertext, for a small delta that rides inside its announcement."""
         with (self._outbox / core).open("rb") as file:

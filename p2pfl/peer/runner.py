@@ -467,7 +467,8 @@ class Runner:
             if announcement is None:
                 return
             try:
-                chunk = await asyncio.to_thread(self._services.contents.first_chunk, core)
+                wanted = self._services.contents.is_for(core, peer)
+                chunk = await asyncio.to_thread(self._services.contents.first_chunk, core) if wanted else b""
             except OSError:
                 return  # released meanwhile
             data = announcement.encode_with(chunk)

@@ -23,7 +23,7 @@ def perform(site: Site, effect: effects.Effect) -> None:
             site.send(peer, "direct", sign_envelope(site.identity, kind, payload).encode())
         case effects.SendAnnouncement(peer=peer, core=core):
             if core in site.disk.outbox:
-                site.send(peer, "announcement", with_inline(site.announcement(core), site.disk.contents[core], site))
+                site.send(peer, "announcement", with_inline(site.announcement(core), site.chunks_for(peer, core), site))
         case effects.Flood(kind=kind, payload=payload):
             site.spreading.own(sign_envelope(site.identity, kind, payload))
         case effects.Commit():
@@ -77,7 +77,7 @@ def _with_worker(site: Site, effect: effects.Effect) -> None:
 
 def with_inline(parts: Announcement, chunks: list[bytes], site: Site) -> bytes:
     """An announcement with its first chunk inside, where that is small and the world does not want it pulled."""
-    return parts.encode_with(b"" if site.world.content_bytes else chunks[0])
+    return parts.encode_with(b"" if site.world.content_bytes or not chunks else chunks[0])
 
 
 def _worker(site: Site, seconds: float, action: Callable[[], None]) -> None:

@@ -238,6 +238,10 @@ class Site(Process):
             known = self._covered[core] = len(rows), outbound.announce(core, self.identity, proof.encode())
         return known[1]
 
+    def chunks_for(self, peer: PeerId, core: Digest) -> list[bytes]:
+        """A committed core's content for whoever has a key to it; nothing for those who are only told of it."""
+        return self.disk.contents[core] if peer in decode_outbound(self.disk.outbox[core]).keys else []
+
     def let_go(self, core: Digest) -> None:
         """Nobody needs its content any more."""
         self.disk.outbox.pop(core, None)
