@@ -422,8 +422,9 @@ class Rounds:
         """The round the neighbours are in, as far as it may be believed.
 
         A message of any neighbour can pull us two rounds ahead of where it found us, which brings pairs back in step
-        after a loss. Further only the lower median of all present neighbours counts. Limits: a member whose only
-        present neighbour lies about its round, or that is lied to in every round, skips rounds; its log says so.
+        after a loss. Further, and where the graph changes, only the lower median of all who are present counts. Limits:
+        a member whose only present neighbour lies about its round, or that is lied to in every round, skips rounds; its
+        log says so.
         """
         context = self.context
         round_ = context.position[0]
@@ -436,8 +437,10 @@ class Rounds:
         rounds = sorted(self.deliveries.reached.get(peer, (0, 0))[0] for peer in present)
         if not rounds:
             return 0
-        alone = max(self.deliveries.believed.get(peer, 0) for peer in present)
-        return max(rounds[(len(rounds) - 1) // 2], alone)
+        median = rounds[(len(rounds) - 1) // 2]
+        if context.running_schedule.changes:
+            return median  # all wait for all; one liar would pull those whom it mixes with, and they the next ones
+        return max(median, max(self.deliveries.believed.get(peer, 0) for peer in present))
 
     def missing_since(self, peer: PeerId) -> int | None:
         """The first round of those at the end in which this neighbour was awaited and did not come; None if none."""

@@ -25,12 +25,13 @@ from p2pfl.sim.compute import ComputeModel
 from p2pfl.sim.links import LinkModel
 from p2pfl.sim.patience import Patience
 from p2pfl.sim.uplinks import Uplinks
+from p2pfl.sim.watching import Watch
 from p2pfl.topology import Mixing, Schedule
 
 Array = Any  # float64 [n], one number per site
 # Measured on recorded machines, 4 to 16 sites, degrees 2 to 15; within 15 % there. They grow with the logarithm of the
 # run's length, which is left out.
-ANNOUNCEMENT = (1680.0, 232.0)  # bytes of one announcement: these, and these per recipient
+ANNOUNCEMENT = (1680.0, 232.0, 95.0)  # bytes of one: these, these per recipient, these per site that it only tells
 ACKNOWLEDGEMENT = 290.0  # bytes per message of a neighbour
 HEARTBEAT = (270.0, 75.0)  # bytes of one heartbeat: these, and these per core that it tells
 CLOSE = 1e-9  # seconds: rounds that overlap on an uplink are computed until nothing moves by more
@@ -95,6 +96,7 @@ class Timing:
     heartbeats: bool = True
     absences: Absences = field(default_factory=Absences)
     _known: dict[tuple[int, int, bytes], tuple[Mixing, _Edges]] = field(default_factory=dict, repr=False)
+    _watch: Watch | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.links.loss or self.links.reorder or self.links.duplicate:
@@ -106,6 +108,8 @@ class Timing:
         self._free = np.zeros(n)  # when each site begins its next position
         self._log = np.zeros(n)  # when its log has nothing more to commit
         self._round, self._cores = 0, 0.0  # messages of a site so far
+        if self.schedule.changes:
+            self._watch = Watch(self.schedule)
         self._links_of = np.full(n, n - 1.0) if self.linked == "all" else self.schedule.degrees.astype(np.float64)
         mixings = max(len(self.schedule.round(t).mixings) for t in (0, self.schedule.total - 1))
         self._uplinks = Uplinks(self._rates, float(self.content_bytes), kept=mixings)
@@ -122,6 +126,7 @@ class Timing:
         """The next round. IllegalStep after the last one."""
         n, edges = len(self._free), self._edges_of_round(self._round)
         left_off, here = self._free, ~np.isin(np.arange(n), self.absences.of(self._round))
+        present = here
         mixes = [item.degree > 0 for item in edges]
         mixes[0] |= here & ~np.any(mixes, axis=0)  # who has no neighbours commits and mixes alone
         own = float(np.mean(np.sum(mixes, axis=0)))  # messages of a site in this round
@@ -133,14 +138,16 @@ class Timing:
         waited, announced, missed = np.zeros(n), np.zeros(n), 0
         for step, item in enumerate(edges):
             then = self._then(edges[step + 1 :], following)
-            sent, mixed, arrived = self._mix(step, item, ready, then)
+            sent, mixed, arrived = self._mix(step, item, ready, then, present)
             here = mixes[step]
             waited = np.maximum(waited, np.where(here, mixed - self.compute.handling - sent, 0.0))
             times = {"started": ready if step else began, "sent": sent}
             late, again = self._patience.waited(item.places, item.receivers, arrived, times)
             missed += int(late.sum())
             messages = item.degree + np.bincount(item.receivers[again], minlength=n)
-            announced += messages * _announcement(item.degree) + ACKNOWLEDGEMENT * item.degree
+            hear = self._told(step, item.degree)
+            size = _announcement(item.degree, hear)
+            announced += (messages + hear - item.degree) * size + ACKNOWLEDGEMENT * hear
             self._log = np.where(here, np.maximum(mixed, sent) + self.compute.commit, self._log)
             ready = np.where(here, mixed, ready)
         self._free, self._work, self._cores = ready, following, self._cores + own
@@ -170,21 +177,25 @@ class Timing:
         return work, degree
 
     def _mix(
-        self, step: int, edges: _Edges, ready: Array, then: tuple[Array, Array] | None
+        self, step: int, edges: _Edges, ready: Array, then: tuple[Array, Array] | None, present: Array
     ) -> tuple[Array, Array, Array]:
         """When each message was committed, when a site had mixed those of its neighbours, and when each was there."""
-        sent, shift = self._sent(ready, self._log, edges.degree)
+        sent, shift = self._sent(step, ready, self._log, edges.degree)
+        heard = -np.inf  # since when all are known to have come as far who mix with a site in other rounds
+        if self._watch is not None and step == 0:
+            heard = self._watch.heard(np.where(present, sent + shift / 2 + self.links.latency * self._inline, -np.inf))
         begins, arrive = sent + shift, self._delays(step, edges)
         mixed, next_begins, next_flows = sent, np.full(len(sent), np.inf), edges.degree
         for _ in range(TURNS):
             left = self._uplinks.leave(begins, edges.degree, next_begins, next_flows)
-            before, mixed = mixed, np.maximum(sent, edges.latest(left, arrive)) + self.compute.handling
+            there = np.maximum(heard, edges.latest(left, arrive))
+            before, mixed = mixed, np.maximum(sent, there) + self.compute.handling
             if then is None:
                 break
             # who is done before its own content has left may begin to send its next one beside it
             work, next_flows = then
             log = np.maximum(mixed, sent) + self.compute.commit
-            after, next_shift = self._sent(self._worked(mixed, work), log, next_flows)
+            after, next_shift = self._sent(0, self._worked(mixed, work), log, next_flows)
             next_begins = np.where(next_flows > 0, after + next_shift, np.inf)
             if np.abs(mixed - before).max() < CLOSE:
                 break
@@ -194,7 +205,11 @@ class Timing:
         )  # a worker that trains takes in nothing
         return sent, mixed, there
 
-    def _sent(self, ready: Array, log: Array, degree: Array) -> tuple[Array, Array]:
+    def _told(self, step: int, degree: Array) -> Array:
+        """To how many others each site announces its message of this mixing."""
+        return degree if self._watch is None or step else np.maximum(degree, self.schedule.degrees)
+
+    def _sent(self, step: int, ready: Array, log: Array, degree: Array) -> tuple[Array, Array]:
         """When a message is committed that may be encoded at ``ready``; and how much later its content begins to leave:
 
         its announcements have left, have come, and the neighbours' questions are back.
@@ -202,7 +217,8 @@ class Timing:
         committed = np.maximum(ready + self.compute.handling, log) + self.compute.commit
         if self._inline:
             return committed, np.zeros(len(ready))
-        return committed, degree * _announcement(degree) / self._uplinks.rates + 2 * self.links.latency
+        told = self._told(step, degree)
+        return committed, told * _announcement(degree, told) / self._uplinks.rates + 2 * self.links.latency
 
     def _delays(self, step: int, edges: _Edges) -> Array:
         """Seconds from the moment a content has left to the receiver, one number or one per edge."""
@@ -262,8 +278,8 @@ class Timing:
                 )
 
 
-def _announcement(degree: Array) -> Array:
-    return ANNOUNCEMENT[0] + ANNOUNCEMENT[1] * degree
+def _announcement(degree: Array, told: Array) -> Array:
+    return ANNOUNCEMENT[0] + ANNOUNCEMENT[1] * degree + ANNOUNCEMENT[2] * (told - degree)
 
 
 def _edges_of(mixing: Mixing, step: int, patience: Patience, away: Array) -> _Edges:

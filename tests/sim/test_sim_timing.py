@@ -87,11 +87,13 @@ def test_seconds_and_bytes_are_those_of_machines(topology: Any, case: str) -> No
     "kind", [{"kind": "matching", "seed": 3}, {"kind": "epidemic", "degree": 2, "seed": 3}], ids=str
 )
 def test_graphs_that_change(kind: dict[str, Any], case: str) -> None:
-    """All but the announcements that carry lists alone to former neighbours: some percent of small messages."""
+    """Whoever mixes with a site in some round hears of all its rounds, and is waited for."""
     recorded, timed = both(kind, *CASES[case])
     machines, model = seconds_of(recorded, timed)
     np.testing.assert_allclose(model, machines, rtol=0.03, atol=0.05)
     assert sum(row.content.sum() for row in timed) == recorded.sent["content"].sum()
+    said = recorded.sent["announcement"].sum() + recorded.sent["direct"].sum()
+    assert sum(facts.announcements.sum() for facts in timed) == pytest.approx(said, rel=0.15)
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=NAMES)
