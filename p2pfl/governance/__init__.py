@@ -17,7 +17,6 @@ from p2pfl.governance.plan_writing import write_plan
 from p2pfl.governance.plans import BUNDLE_LIMIT, Plan, plan_from_bundle, plan_from_files, read_plan
 from p2pfl.governance.records import RECORD_LIMIT, make_record, open_record, record_from_text, record_to_text
 from p2pfl.governance.texts import TextForm, from_text, to_text
-from p2pfl.governance.topologies import only_simulated
 
 __all__ = [
     "BUNDLE_LIMIT",
@@ -44,7 +43,6 @@ __all__ = [
     "merge_charters",
     "missing_signatures",
     "new_charter",
-    "only_simulated",
     "open_record",
     "parse_charter",
     "plan_from_bundle",

@@ -13,22 +13,6 @@ MAX_PERIOD = 1000  # rounds; heads that meet more seldom hardly mix
 CHANGING = frozenset({"hierarchical", "base", "matching", "epidemic"})  # not one mixing on the same graph in all rounds
 
 
-def only_simulated(spec: Mapping[str, Any]) -> str | None:
-    """Why peers do not run a topology that is well formed, and what to do; None if they do.
-
-    A peer learns from its neighbours' messages how far the run is. Where the neighbours are others in each round, one
-    of them alone could lead a site past the rest of its rounds, and a slow site would not notice that it is behind.
-    """
-    kind = str(spec.get("kind"))
-    if kind not in CHANGING or (kind == "hierarchical" and spec.get("period", 1) == 1):
-        return None
-    what = "hierarchical with a period above 1" if kind == "hierarchical" else kind
-    return (
-        f"peers do not run the topology {what} yet, because their neighbours would be others in each round; "
-        "simulate it with p2pfl sim, or choose ring, regular or another graph that stays the same"
-    )
-
-
 def topology_problem(spec: Any) -> str | None:
     """What is wrong with a spec and what to write instead, as part of a sentence; None if nothing."""
     known = ", ".join(_KINDS)

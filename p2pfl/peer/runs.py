@@ -35,7 +35,7 @@ from p2pfl.gossip.flood import KINDS
 from p2pfl.gossip.messages import FLOOD_LIMIT, envelope_frame, open_frame
 from p2pfl.gossip.statements import Approval
 from p2pfl.gossip.table import State
-from p2pfl.governance import Plan, only_simulated, plan_from_bundle
+from p2pfl.governance import Plan, plan_from_bundle
 from p2pfl.peer.holdings import Holdings
 from p2pfl.peer.home import Home
 from p2pfl.peer.plan_checks import local_steps_of, ready_worker
@@ -174,12 +174,10 @@ class Runs:
         if plan.digest != proposal.plan:
             raise RemoteError("proposal whose code does not have the plan hash it names", peer=proposal.proposer)
         self._check_size(proposal.channels)
-        problem = only_simulated(proposal.topology)
-        if problem is None:
-            total = proposal.rounds + proposal.closing_rounds
-            known = build_graph(proposal.topology, self._roster.peer_ids, total)
-            kind = str(proposal.topology["kind"])
-            problem = plan.settings.graph_problem(len(known), known.number_of_edges(), kind)
+        total = proposal.rounds + proposal.closing_rounds
+        known = build_graph(proposal.topology, self._roster.peer_ids, total)
+        kind = str(proposal.topology["kind"])
+        problem = plan.settings.graph_problem(len(known), known.number_of_edges(), kind)
         if problem is not None:
             raise RemoteError(f"proposal that cannot be run: {problem}", peer=proposal.proposer)
         self._adopt(proposal, statement, plan)
@@ -335,9 +333,7 @@ class Runs:
         closing, staleness = settings.training.closing_rounds, settings.training.late_rounds
         schedule = Schedule(graph, self._roster.peer_ids, shares, total, closing, staleness)
         schedule.round(0)
-        problem = only_simulated(graph) or settings.graph_problem(
-            len(schedule.nodes), schedule.graph.number_of_edges(), str(graph["kind"])
-        )
+        problem = settings.graph_problem(len(schedule.nodes), schedule.graph.number_of_edges(), str(graph["kind"]))
         if problem is not None:
             raise ConfigError(f"{problem[0].upper()}{problem[1:]}")
         worker, facts = await ready_worker(plan, self._home)

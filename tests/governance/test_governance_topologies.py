@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from p2pfl.governance import plan_from_files
-from p2pfl.governance.topologies import CHANGING, only_simulated, topology_problem
+from p2pfl.governance.topologies import CHANGING, topology_problem
 from p2pfl.topology import KINDS, Schedule, build_graph
 from p2pfl.types import PeerId
 
@@ -88,11 +88,3 @@ def test_the_kinds_that_change_are_those_of_the_schedules() -> None:
 )
 def test_wrong_numbers_are_said(spec: dict[str, Any], says: str) -> None:
     assert says in str(topology_problem(spec))
-
-
-def test_peers_run_what_keeps_its_neighbours() -> None:
-    assert {spec["kind"] for spec in SPECS if only_simulated(spec)} == CHANGING - {"hierarchical"}
-    heads = {"kind": "hierarchical", "clusters": 2}
-    assert only_simulated({**heads, "period": 1}) is None
-    assert "a period above 1" in str(only_simulated({**heads, "period": 2}))
-    assert only_simulated({}) is None, "what is no topology is refused elsewhere"
