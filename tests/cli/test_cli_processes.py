@@ -146,6 +146,7 @@ def test_up_ends_its_worker_and_a_second_up_is_refused(
     until(lambda: not any(running(pid) for pid in below), "the worker has ended")
 
 
+@pytest.mark.slow
 def test_a_killed_peer_leaves_no_worker_and_starts_again(
     world: Path, start: Callable[..., Process], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,7 +249,9 @@ def test_interrupted_at_the_passphrase(world: Path) -> None:
 # --- the demo
 
 
-@pytest.mark.parametrize(("moment", "times"), [("founding", 1), ("starting", 2), ("training", 2)])
+@pytest.mark.parametrize(
+    ("moment", "times"), [("founding", 1), pytest.param("starting", 2, marks=pytest.mark.slow), ("training", 2)]
+)
 @pytest.mark.timeout(240)
 def test_the_demo_is_interrupted(world: Path, start: Callable[..., Process], moment: str, times: int) -> None:
     """Ctrl-C, once or impatiently twice: exit code 130, no process and no folder stays behind."""
@@ -271,6 +274,7 @@ def test_the_demo_is_interrupted(world: Path, start: Callable[..., Process], mom
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_the_demo_is_terminated(world: Path, start: Callable[..., Process]) -> None:
     """As by a closed terminal or a service manager; with --home the homes stay and their logs hold."""

@@ -159,7 +159,7 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"Example: p2pfl sim {verb}" in do(capsys, "sim", verb, "--help").out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_a_usable_result(folder: Path, number: int) -> None:
     (folder / "long.toml").write_text(SCENARIO.replace("rounds = 6", "rounds = 1000000"))
     child = subprocess.Popen(

@@ -39,7 +39,7 @@ def late_edges(world: Bottle, number: int) -> list[tuple[int, Any]]:
     return [(row["round"], edge) for row in rows for edge in row["edges"] if len(edge) > 2]
 
 
-@pytest.mark.parametrize("topology", ["ring", "full"])
+@pytest.mark.parametrize("topology", ["ring", pytest.param("full", marks=pytest.mark.slow)])
 def test_four_machines_learn_without_waiting(tmp_path: Path, topology: str) -> None:
     """All train one second, messages take 10 ms: every edge comes just too late for its round, and is mixed in the next."""
     world = bottle(tmp_path, rate=0.02, topology={"kind": topology}, rounds=400, closing_rounds=30)

@@ -55,11 +55,11 @@ def test_four_machines_run_to_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "steps", "topology", "rate", "rounds"),
     [
-        ("kgt", 4, "ring", 0.1, 400),
+        pytest.param("kgt", 4, "ring", 0.1, 400, marks=pytest.mark.slow),
         pytest.param("kgt", 4, "full", 0.1, 300, marks=pytest.mark.slow),
         ("dpsgd", 1, "full", 0.5, 150),
         ("relaysgd", 1, "chain", 0.3, 250),
-        ("relaysgd", 1, "star", 0.3, 250),
+        pytest.param("relaysgd", 1, "star", 0.3, 250, marks=pytest.mark.slow),
     ],
 )
 def test_weighted_optimum_is_reached_to_1e_12(
@@ -85,7 +85,7 @@ def test_the_full_graph_gives_everybody_the_same_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "share_lost", "seed", "rounds"),
     [
-        ("kgt", 0.05, 0, 300),
+        pytest.param("kgt", 0.05, 0, 300, marks=pytest.mark.slow),
         pytest.param("kgt", 0.05, 1, 300, marks=pytest.mark.slow),
         pytest.param("kgt", 0.15, 1, 400, marks=pytest.mark.slow),
         pytest.param("kgt", 0.3, 0, 800, marks=pytest.mark.slow),
@@ -119,7 +119,7 @@ def test_corrections_survive_lost_messages(
     assert np.abs(sum(shares[peer] * each[peer].numpy() for peer in each)).max() < 1e-12
 
 
-@pytest.mark.parametrize(("share_lost", "seed"), [(0.05, 0), (0.05, 1)])
+@pytest.mark.parametrize(("share_lost", "seed"), [(0.05, 0), pytest.param(0.05, 1, marks=pytest.mark.slow)])
 def test_relaysgd_survives_lost_messages(tmp_path: Path, share_lost: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     started: list[bool] = []

@@ -159,6 +159,7 @@ def contains(hospital: Hospital, word: str) -> list[str]:
     return [path.name for path in files if word.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_two_port_restricted_nats_are_crossed_directly(tmp_path: Path) -> None:
     pairing = Pairing("port-restricted", "port-restricted")
     with pair(tmp_path, pairing) as hospitals:
@@ -182,6 +183,7 @@ def addresses(hospitals: Pair) -> set[str]:
     return {hospitals.lab.address(site), hospitals.lab.public_address(site)}
 
 
+@pytest.mark.slow
 def test_relay_only_tells_nobody_an_address(tmp_path: Path) -> None:
     pairing = Pairing("full-cone", "full-cone", relay_only=True)
     with pair(tmp_path, pairing) as hospitals:

@@ -66,7 +66,7 @@ async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, rule:
 @pytest.mark.parametrize(
     ("rule", "how"),
     [
-        ("dpsgd", "killed"),
+        pytest.param("dpsgd", "killed", marks=pytest.mark.slow),
         pytest.param("kgt", "stopped", marks=pytest.mark.slow),
         pytest.param("relaysgd", "killed", marks=pytest.mark.slow),
     ],

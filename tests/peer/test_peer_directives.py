@@ -104,6 +104,7 @@ async def test_a_run_is_changed_paused_resumed_and_stopped(tmp_path: Path) -> No
     assert json.dumps(done)
 
 
+@pytest.mark.slow
 async def test_a_peer_that_was_down_hears_the_word_before_it_trains_again(tmp_path: Path) -> None:
     a, b, c = homes = three_homes(tmp_path)
     network = MemoryNetwork()

@@ -83,4 +83,5 @@ async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, what:
         world.run()
         digests = {site.peer_id: site.session.digest() for site in world.sites.values()}
         assert digests == {peer: report["digest"] for peer, report in told[name].items()}, f"{name}: not the same bits"
-    assert len({report["digest"] for reports in told.values() for report in reports.values()}) > len(cases)
+    different = len({report["digest"] for reports in told.values() for report in reports.values()})
+    assert different > len(cases) or what == "equal", "the closing rounds of a base graph agree exactly"

@@ -127,8 +127,14 @@ def is_over(hospital: Hospital) -> bool:
 
 
 DURING = [
-    ("amiens", "delta_sent", 7),
-    *slow([("lille", "run_started", 1), ("rouen", "round_started", 1), ("caen", "mixed", ROUNDS + 1)]),
+    *slow(
+        [
+            ("amiens", "delta_sent", 7),
+            ("lille", "run_started", 1),
+            ("rouen", "round_started", 1),
+            ("caen", "mixed", ROUNDS + 1),
+        ]
+    ),
     *slow(drawn(seed=2, count=5)),
 ]
 

@@ -36,6 +36,7 @@ def three_homes(folder: Path, rounds: int) -> list[Path]:
     return points_homes(folder, (10, 10, 10), PLAN.format(rounds=rounds))
 
 
+@pytest.mark.slow
 async def test_restarted_after_its_approval_it_takes_part(tmp_path: Path) -> None:
     a, b, c = three_homes(tmp_path, rounds=4)
     network = MemoryNetwork()
@@ -110,7 +111,8 @@ async def test_restarted_in_the_run_it_goes_on(tmp_path: Path) -> None:
     assert not list((homes[1] / "runs").glob("*/state/*")), "nothing is left of what a restart would need"
 
 
-@pytest.mark.parametrize("lost", [pytest.param("*.state", marks=pytest.mark.slow), "*.safetensors"])
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["*.state", "*.safetensors"])
 async def test_restarted_with_a_damaged_state_it_stays_absent_and_says_so(tmp_path: Path, lost: str) -> None:
     _, (first, again, _), _ = await restarted_in_round_five(tmp_path, lost)
     assert "restarted" in again["away"] or "cannot be resumed" in again["away"]

@@ -307,6 +307,7 @@ async def test_rubbish_during_a_run_does_not_keep_the_others_from_training(world
         assert verify_log(world.home(name).audit, world.identity(name).peer_id).ok
 
 
+@pytest.mark.slow
 async def test_a_proposal_that_lies_about_its_plan_is_not_approved(tmp_path: Path) -> None:
     """Channels that the plan's code does not have would fail in every round: found before anything is signed."""
     world = World(tmp_path, "memory")

@@ -281,7 +281,8 @@ async def run_rounds(peers: list[p2pfl.Peer], folder: Path) -> None:
     await asyncio.gather(*(handle.finished() for handle in (run, *joined)))
 
 
-@pytest.mark.parametrize("grown", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("grown", [False, True])
 async def test_a_backup_from_the_middle_of_a_run_is_a_declared_loss_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown: bool
 ) -> None:

@@ -214,6 +214,7 @@ async def test_neighbours_cosign_and_the_next_cover_carries_it(tmp_path: Path) -
     assert not evidence_of(b) and not list(read_entries(b / "audit.db", kind="log_misbehaviour"))
 
 
+@pytest.mark.slow
 async def test_covers_of_a_run_bring_checkpoints_and_carry_cosignatures(tmp_path: Path) -> None:
     homes = three_homes(tmp_path, rounds=30)
     covers: list[bytes] = []

@@ -93,6 +93,7 @@ def test_a_rival_that_fails_has_a_row_with_the_reason(rivals: ModuleType, tmp_pa
     assert row["failed"] == "ValueError: could not convert string to float: 'fast'" and "peer_rounds" not in row
 
 
+@pytest.mark.slow
 def test_a_package_that_cannot_be_installed_is_a_reason(rivals: ModuleType, tmp_path: Path) -> None:
     """A file that is not there; pip asks no index for it."""
     package = f"--no-index {tmp_path / 'missing-1-py3-none-any.whl'}"

@@ -72,7 +72,7 @@ def test_the_same_slow_site_does_hold_a_synchronous_run() -> None:
     assert round_seconds(slow, 0) > 2 * round_seconds(alike, 0)
 
 
-@pytest.mark.parametrize("factors", [{2: 10.0, 3: 10.0}, {1: 0.1}, {3: 60.0}])
+@pytest.mark.parametrize("factors", [{2: 10.0, 3: 10.0}, {1: 0.1}, pytest.param({3: 60.0}, marks=pytest.mark.slow)])
 def test_sites_of_any_speed_settle(factors: dict[int, float]) -> None:
     """Two slow neighbours on a ring; one much faster than all; one slower than the settling window is long."""
     rounds = 200 if 60.0 in factors.values() else 60
@@ -116,6 +116,7 @@ def test_every_edge_is_mixed_once_and_within_the_own_newest_rounds() -> None:
         assert received == seen, "each delta is on record under the round it is of"
 
 
+@pytest.mark.slow
 def test_loss_and_kills_leave_the_weighted_mean_as_it_was() -> None:
     """10 % of all messages are lost from the first second on, and two sites are killed in the middle."""
     taken_back = 0

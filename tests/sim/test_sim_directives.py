@@ -177,6 +177,7 @@ def test_words_survive_loss_kills_and_pauses(seed: int) -> None:
     assert all(row == heard[0] for row in heard)
 
 
+@pytest.mark.slow
 def test_the_proposer_killed_after_its_commit_says_the_same_word_again() -> None:
     """The commit is durable, the word has left for nobody yet: the restart tells it, under the same version."""
     told = 0
@@ -283,6 +284,7 @@ def test_a_stop_in_the_past_of_some_harms_nobody() -> None:
         assert not any(site.disk.rows("refused") for site in world.sites)
 
 
+@pytest.mark.slow
 def test_a_stop_ends_an_asynchronous_run_with_its_sum_conserved() -> None:
     for seed in range(6):
         world = VirtualConsortium(6, topology="full", rounds=60, closing_rounds=3, seed=seed, staleness=2)

@@ -92,6 +92,7 @@ def test_one_that_keeps_its_links_and_withholds_is_waited_for_three_times(topolo
     assert waited and max(waited) <= 3.0
 
 
+@pytest.mark.slow
 def test_a_site_that_became_slow_is_waited_for_again() -> None:
     """Five times slower from round 8 on: missed at first, then its pace is known and nobody goes on without it."""
     world = minute_rounds("full", 3)
@@ -125,6 +126,7 @@ def check_cut(seeds: range) -> None:
         assert abs(found.cut - found.undisturbed) <= module.CLOSE, found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no heart disease data in {DATA}; set P2PFL_DATA")
 def test_a_six_minute_cut_costs_hardly_any_auc() -> None:
     check_cut(range(1))

@@ -82,6 +82,7 @@ def test_a_neighbour_that_died_meanwhile_is_stood_in_for(topology: Any, content_
     )
 
 
+@pytest.mark.slow
 def test_equal_seeds_are_equal_runs() -> None:
     def digest(seed: int) -> str:
         world = consortium("full", seed)

@@ -96,6 +96,7 @@ def judge(rows: list[Compared]) -> None:
     assert edges > 40 * len(rows) and deltas > 80 * len(rows), "or they agree for want of anything to compare"
 
 
+@pytest.mark.slow
 def test_honest_logs_agree_whatever_happens(tmp_path: Path) -> None:
     """Every fault of the matrix once, states and graphs taking turns."""
     states = list(State)

@@ -44,6 +44,7 @@ def test_a_study_can_be_made_again(name: str) -> None:
         assert f"\n| {cell.setting} |" in page
 
 
+@pytest.mark.slow
 def test_the_page_about_simulations_runs(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "simulations.md").read_text(), re.DOTALL)
     assert len(blocks) >= 2

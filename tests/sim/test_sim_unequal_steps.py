@@ -38,7 +38,10 @@ def test_the_last_table_that_names_a_site_holds() -> None:
     assert (drawn[1] == 1).sum() > 0, "each share is drawn anew"
 
 
-@pytest.mark.parametrize("training", [{}, {"rule": "kgt"}, {"optimiser": {"name": "adam"}}, {"rule": "relaysgd"}])
+@pytest.mark.parametrize(
+    "training",
+    [pytest.param({}, marks=pytest.mark.slow), {"rule": "kgt"}, {"optimiser": {"name": "adam"}}, {"rule": "relaysgd"}],
+)
 def test_the_ways_of_execution_agree(plan: Path, training: dict[str, Any]) -> None:
     """Every rule can: RelaySGD on a tree as well."""
     values = {"training": training | {"dtype": "float64"}, "topology": "chain", "closing_rounds": 0}

@@ -58,7 +58,7 @@ def test_chunks_and_ways_change_nothing_but_rounding(rule: str, execution: str) 
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("optimiser", [{"name": "sgd"}, {"name": "adam"}])
+@pytest.mark.parametrize("optimiser", [pytest.param({"name": "sgd"}, marks=pytest.mark.slow), {"name": "adam"}])
 def test_compiled_changes_nothing_but_rounding(optimiser: dict[str, Any]) -> None:
     """Dropout, padding, unequal steps and a last chunk that is filled up, all at once."""
     settings = settings_of(optimiser=optimiser, local_steps=2, learning_rate=0.01)
