@@ -73,7 +73,7 @@ def tuning_jobs() -> list[Job]:
     return [
         Job(world, name, graph, rate, choice, seed, True)
         for world, name, graph in lines()
-        for rate in rates(world, name)
+        for rate in rates(name)
         for choice in range(len(METHODS[name].choices))
         for seed in WORLDS[world].tuned_on
     ]
@@ -140,7 +140,7 @@ def table(world: str, graph: str, chosen: Chosen, found: Mapping[Line, Sequence[
 
 def setting(line: Line, chosen: tuple[float, int]) -> str:
     """The rate, and the rule's number where some were tried."""
-    grid = rates(*line[:2])
+    grid = rates(line[1])
     numbers = METHODS[line[1]].choices[chosen[1]]
     edge = " (edge)" if chosen[0] in (grid[0], grid[-1]) else ""
     return f"{chosen[0]:g}{edge}" + "".join(f", {name} {value:g}" for name, value in numbers.items())
