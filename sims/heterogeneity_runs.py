@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -92,8 +92,8 @@ METHODS: Mapping[str, Method] = {
     "pooled": Method(pooled=True),
     "dpsgd": Method(),
     "dpsgd, 1 step": Method(one=True),
-    "fedprox": Method("fedprox", choices=({"proximal": 0.01}, {"proximal": 1.0})),
-    "quasi_global": Method("quasi_global"),
+    "fedprox": Method("fedprox", choices=({"proximal": 0.01}, {"proximal": 1.0}, {"proximal": 0.1})),
+    "quasi_global": Method("quasi_global", choices=({}, {"beta": 0.5, "mu": 0.5})),
     "exact_diffusion, 1 step": Method("exact_diffusion", one=True),
     "gradient_tracking, 1 step": Method("gradient_tracking", one=True),
     "kgt": Method("kgt"),
@@ -182,9 +182,7 @@ def graph_of(job: Job) -> Mapping[str, Any]:
 
 def stored(job: Job, data: Path, out: Path) -> dict[str, Any]:
     """The figures of a run, with its seconds; from ``out`` if they are there."""
-    world, method = WORLDS[job.world], METHODS[job.method]
-    facts = [asdict(job), asdict(method), _told(world), read_plan(world.plan).digest, TRAIN, VALIDATE, TEST]
-    place = out / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]}.json"
+    place = out / f"{key_of(job)}.json"
     if place.exists():
         found: dict[str, Any] = json.loads(place.read_bytes())
         return found
@@ -195,7 +193,11 @@ def stored(job: Job, data: Path, out: Path) -> dict[str, Any]:
     return found
 
 
-def _told(world: World) -> dict[str, Any]:
-    """What of a world decides the figures of a run."""
-    told = asdict(world)
-    return {name: told[name] for name in ("data", "labels", "peers", "rounds", "steps", "batch", "metric", "graphs")}
+def key_of(job: Job) -> str:
+    """24 hexadecimal digits of everything that decides the figures of a run."""
+    world, method = WORLDS[job.world], METHODS[job.method]
+    told = (world.data, world.labels, world.peers, world.rounds, world.steps, world.batch, world.metric)
+    kind = (method.rule, method.one, method.alone, method.pooled, dict(method.choices[job.choice]))
+    own = (dict(graph_of(job)), job.rate, job.seed, job.tuning, TRAIN, VALIDATE, TEST)
+    text = json.dumps([told, kind, own, read_plan(world.plan).digest], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -57,7 +57,7 @@ def test_the_rate_with_the_best_mean_over_sites_and_seeds_is_taken() -> None:
         job(runs, rate=1.0, seed=100): {"sites": [0.99, 0.99]},
         job(runs, rate=1.0, seed=101): {},  # diverged
     }
-    assert study.tuned(found) == {("heart", "kgt", "ring"): (0.3, 0)}
+    assert study.tuned(study.scored(found)) == {("heart", "kgt", "ring"): (0.3, 0)}
 
 
 def test_the_gap_closed_is_of_each_seed() -> None:
@@ -66,6 +66,8 @@ def test_the_gap_closed_is_of_each_seed() -> None:
     own = [{"sites": [0.6, 0.6]}, {"sites": [0.8, 0.8]}]
     assert study.closed(own, local, pooled, min) == "79% (57% to 100%)"
     assert study.spread([0.25, 0.75]) == "0.500 (0.250 to 0.750)"
+    line, beside = ("mnist-1", "kgt", "ring"), {("mnist-1", name, ""): local for name in ("local only", "pooled")}
+    assert study.told(line, {line: [*own, {}], **beside}) == ["1 of 3 seeds diverged"]
     assert [study.sends(("mnist-1", name, "ring")) for name in ("dpsgd", "kgt", "relaysgd", "local only")][:3] == [
         "2", "4", "3.6",
     ]  # fmt: skip
@@ -91,9 +93,11 @@ def test_a_run_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_committed_page_has_all_lines() -> None:
     page = (ROOT / "sims" / "studies" / "heterogeneity.md").read_text()
-    head, *tables = page.split("\n## ")
+    head, *tables, numbers = page.split("\n## ")
     assert study.ANSWER in head and len(study.ANSWER) > 200
     assert len(tables) == sum(len(world.graphs) for world in runs.WORLDS.values())
     for table in tables:
         assert re.findall(r"^\| ([^|-][^|]*) \|", table, re.MULTILINE) == list(runs.METHODS)
+    tried = [study.numbers_of(name, choice) for name, one in runs.METHODS.items() for choice in range(len(one.choices))]
+    assert all(f": {text} |" in numbers for text in tried if tried.count(text) == 1 and text)
     assert "`python sims/heterogeneity.py --data DIR` at commit" in page

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,23 +11,27 @@ import pytest
 
 from p2pfl.train.rules import RULES
 
-PROGRAM = Path(__file__).parents[2] / "benchmarks" / "rule_speed.py"
+FOLDER = str(Path(__file__).parents[2] / "benchmarks")
+sys.path.insert(0, FOLDER)
+try:
+    speed = importlib.import_module("rule_speed")
+finally:
+    sys.path.remove(FOLDER)
 
 
-MEASURED = ("kgt", "exact_diffusion", "relaysgd")
+@pytest.mark.parametrize(("name", "steps", "graph"), [
+    ("kgt", 5, "regular"), ("exact_diffusion", 1, "regular"), ("relaysgd", 5, "tree"),
+])  # fmt: skip
+def test_a_rule_has_its_row(name: str, steps: int, graph: str) -> None:
+    row, channels = speed.measure(name, 10, 2, "eager"), len(RULES[name].channels)
+    assert (row["steps"], row["graph"], row["channels"]) == (steps, graph, channels)
+    assert len(row["seconds"]) == 2 and row["ms"] == pytest.approx(statistics.median(row["seconds"]) * 1000)
+    assert row["per channel"] == pytest.approx(row["ms"] / row["D-PSGD ms"] / channels)
+    assert 0 < row["mixing ms"] < row["ms"] and set(speed.HEADS) < set(row)
 
 
-def test_a_rule_has_its_row() -> None:
-    command = [sys.executable, str(PROGRAM), "--sites", "10", "--rounds", "2", "--way", "eager", "--json"]
-    chosen = [word for name in MEASURED for word in ("--rule", name)]
-    done = subprocess.run([*command, *chosen], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert [row["rule"] for row in found["rules"]] == list(MEASURED)
-    for row in found["rules"]:
-        needs, channels = RULES[row["rule"]].needs, RULES[row["rule"]].channels
-        assert row["channels"] == len(channels) and row["graph"] == ("tree" if needs.mixing == "tree" else "regular")
-        assert row["steps"] == (needs.most_steps or 5)
-        assert len(row["seconds"]) == 2 and row["ms"] == pytest.approx(statistics.median(row["seconds"]) * 1000)
-        assert row["per channel"] == pytest.approx(row["ms"] / row["D-PSGD ms"] / len(channels))
-        assert row["mixing ratio"] > 0
+def test_rule_and_yardstick_have_the_same_work() -> None:
+    own, yardstick = (speed.engine(rule, 10, 2, 1, "tree", "eager") for rule in ("relaysgd", "dpsgd"))
+    assert own.schedule.graph.edges == yardstick.schedule.graph.edges
+    assert own.settings.local_steps == yardstick.settings.local_steps == 1
+    assert (own.data[0] == yardstick.data[0]).all() and (own.x == yardstick.x).all()
