@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -80,6 +81,13 @@ def test_batch_norm_by_choice(choice: str, size: int, shared: int | None) -> Non
 def test_modules_that_do_not_fit_are_refused(module: nn.Module, words: str) -> None:
     with pytest.raises(PlanError, match=words):
         Layout(module)
+
+
+def test_the_page_about_plans_quotes_what_a_silent_plan_is_told() -> None:
+    with pytest.raises(PlanError) as refused:
+        Layout(norm_net())
+    remedy = str(refused.value).split("; ")[1]
+    assert f'"{remedy}"' in " ".join((Path(__file__).parents[2] / "docs" / "plans.md").read_text().split())
 
 
 def test_a_model_all_private_is_refused() -> None:
