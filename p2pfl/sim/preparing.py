@@ -21,6 +21,7 @@ from p2pfl.governance import Plan
 from p2pfl.sim.absences import Absences, absences_of, check_absences, check_trained
 from p2pfl.sim.checks import check_examples, check_parts, check_simulation
 from p2pfl.sim.fault_sites import check_fault_times
+from p2pfl.sim.graph_sizes import check_graph_size
 from p2pfl.sim.pace import check_time
 from p2pfl.sim.padding import without_padding
 from p2pfl.sim.results import SimResult
@@ -107,6 +108,7 @@ def prepare(
     settings = read_settings(values | ({"staleness": staleness} if staleness else {}))
     code = PlanCode(plan.source)
     spec = dict(topology or plan.settings.topology or {"kind": "ring"})
+    check_graph_size(spec, peers)
     check_examples(examples)
     parts = partition(examples, peers, seed)
     check_parts(parts, peers, len(examples))
