@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from p2pfl.cli.home import AsJson
-from p2pfl.cli.output import note, show, show_table, visible
+from p2pfl.cli.output import note, show, show_table
+from p2pfl.cli.sim_bars import bars
 from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -183,10 +181,10 @@ def _study(
         return
     from p2pfl.sim import ended_by_sigterm
 
-    with _progress(as_json) as watch, ended_by_sigterm():
+    with bars(as_json) as watch, ended_by_sigterm():
         title = scenarios[0].scenario.description if len(names) == 1 else " or ".join(names)
         done = sweep(
-            cells, folder, where, resume=resume, watch=watch, title=title or names[0],
+            cells, folder, where, resume=resume, watch=watch, tell=note, title=title or names[0],
             command=shlex.join(["p2pfl", *sys.argv[1:]]),
         )  # fmt: skip
     ended = sum(not result.interrupted for results in done.groups.values() for result in results)
@@ -214,14 +212,16 @@ def _compare_results(folders: Sequence[Path], out: Path | None, as_json: bool) -
     from p2pfl.sim import check_folder, check_libraries, load_failed, load_groups, write_report
 
     check_libraries()
+    page = (out or Path("results")) / "report.html"
+    check_folder(page.parent)
+    if os.path.lexists(page):
+        raise ConfigError(f"{page} is there already; give another folder with --out, or move the page away")
     groups: dict[str, list[SimResult]] = {}
     failed: dict[str, str] = {}
     for folder, told in zip(folders, _told_apart(folders), strict=True):
         for name, results in load_groups(folder).items():
             groups[f"{told}: {name}" if len(folders) > 1 else name] = results
         failed |= {f"{told}: {which}": why for which, why in load_failed(folder).items()}
-    page = (out or Path("results")) / "report.html"
-    check_folder(page.parent)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_report(groups, page, command=shlex.join(["p2pfl", *sys.argv[1:]]), failed=failed)
     _print(groups, as_json)
@@ -261,37 +261,3 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-class _Bars:
-    """Two bars on the terminal: all runs, and the rounds of the present one."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._cells = progress.add_task("runs", total=None)
-        self._rounds = progress.add_task("rounds", total=None)
-
-    def cell(self, cell: Cell, done: int, cells: int) -> None:
-        """The next run begins."""
-        label = visible(f"{cell.setting}, seed {cell.seed}")
-        self._progress.update(self._cells, total=cells, completed=done, description="runs")
-        self._progress.reset(self._rounds, total=None, description=label)
-
-    def round(self, done: int, rounds: int) -> None:
-        """A round is over."""
-        self._progress.update(self._rounds, total=rounds, completed=done)
-
-
-@contextmanager
-def _progress(as_json: bool) -> Iterator[_Bars | None]:
-    """Bars with the time left on a terminal; nothing for programs and pipes."""
-    console = Console(stderr=True)
-    if as_json or not console.is_terminal:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left:"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield _Bars(progress)

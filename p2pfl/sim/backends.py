@@ -16,6 +16,7 @@ import torch
 
 from p2pfl.errors import ConfigError, DataError, LocalError, P2PFLError, PlanError
 from p2pfl.extras import optional
+from p2pfl.sim.ray_address import check_listening
 from p2pfl.sim.results import SimResult, write_files
 from p2pfl.sim.scenario import check_scenario
 from p2pfl.sim.study import Inputs, run_cell
@@ -95,6 +96,7 @@ class OnRay:
                 ray.init(address=self._address, log_to_driver=False)
             else:
                 ray.init(
+                    address="local",  # else a cluster that was begun here once, and may be dead, is taken for it
                     num_cpus=self._workers * self._threads, include_dashboard=False, log_to_driver=False,
                     _node_ip_address="127.0.0.1",
                 )  # fmt: skip
@@ -124,12 +126,14 @@ def check_room(nodes: Sequence[Mapping[str, Any]], threads: int) -> None:
 
 
 def backend_named(name: str, inputs: Inputs, *, address: str | None, workers: int = 2) -> Backend:
-    """The backend with this name. Raises ConfigError for an unknown one."""
+    """The backend with this name. Raises ConfigError for an unknown one, LocalError where no cluster answers."""
     if name == "here":
         return Here(inputs)
     if name == "ray":
-        _ray()
-        return OnRay(inputs, address=address or os.environ.get(RAY_ADDRESS), workers=workers)
+        ray, address = _ray(), address or os.environ.get(RAY_ADDRESS)
+        if address is not None and not ray.is_initialized():
+            check_listening(address)
+        return OnRay(inputs, address=address, workers=workers)
     raise ConfigError(f"unknown backend {name[:40]!r}; choose here or ray")
 
 

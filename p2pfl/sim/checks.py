@@ -42,7 +42,7 @@ def check_examples(examples: Examples) -> None:
 
 
 def check_parts(parts: Any, peers: int, examples: int) -> None:
-    """Whether a partition of the caller's own gives each peer examples that there are. Raises ConfigError."""
+    """Whether a partition of the caller's own gives each peer some of the examples, for itself. Raises ConfigError."""
     if not isinstance(parts, Parts) or len(parts.rows) != peers:
         found = len(parts.rows) if isinstance(parts, Parts) else type(parts).__name__
         raise ConfigError(f"the partition gave {found} where {peers} peers' parts are needed; return p2pfl.data.Parts")
@@ -57,6 +57,18 @@ def check_parts(parts: Any, peers: int, examples: int) -> None:
             f"the partition gives peer {peer} row {rows[wrong[0]]} of {examples} examples; give rows from 0 to "
             f"{examples - 1}"
         )
+    _check_apart(rows, np.repeat(np.arange(peers), counts))
+
+
+def _check_apart(rows: np.ndarray, holders: np.ndarray) -> None:
+    """ConfigError where one row is given twice: an example that two peers hold counts twice in the weighted mean."""
+    order = np.argsort(rows, kind="stable")
+    twice = np.flatnonzero(np.diff(rows[order]) == 0)
+    if not len(twice):
+        return
+    row, (one, other) = int(rows[order[twice[0]]]), holders[order[twice[0] : twice[0] + 2]].tolist()
+    who = f"row {row} to peer {one} and to peer {other}" if one != other else f"row {row} twice to peer {one}"
+    raise ConfigError(f"the partition gives {who}; give each row once, to one peer")
 
 
 def check_libraries() -> None:

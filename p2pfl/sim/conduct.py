@@ -15,17 +15,17 @@ from p2pfl.sim.evaluation import Evaluation, Evaluator
 from p2pfl.sim.fault_sites import sites_of_fault
 from p2pfl.sim.interrupts import Interrupts
 from p2pfl.sim.pace import Pace, pace_of
-from p2pfl.sim.preparing import EVALUATIONS, machine, stopwatch, tensors
+from p2pfl.sim.preparing import EVALUATIONS, machine, stopwatch
 from p2pfl.sim.results import Columns, SimResult
 from p2pfl.sim.scenario import FaultTable
 from p2pfl.sim.simulation import Progress
+from p2pfl.sim.tensors import tensors
 from p2pfl.sim.vector_faults import Absent, Noise, Scaled, VectorFault
 from p2pfl.sim.vectorised import VectorisedRun
 
 if TYPE_CHECKING:
     from p2pfl.sim.preparing import Simulation
 
-SITE_COLUMNS = {"site", "examples", "share", "neighbours", "local_steps", "seconds", "bytes", "heartbeat_bytes"}
 MOST_EDGES_KEPT = 2_000_000  # of the graph, in a result
 
 
@@ -99,11 +99,6 @@ class Judge:
     def row(self) -> dict[str, float]:
         """The columns of one evaluated round."""
         found = self._some.evaluate()
-        taken = sorted(SITE_COLUMNS & (found.mean.keys() | found.figures.keys()))
-        if taken:
-            raise ConfigError(
-                f"the plan's figure {taken[0]!r} has the name of a column of the sites; rename it in metrics()"
-            )
         self.seconds += sum(found.seconds.values())
         self.at_end = found
         self.metric = next((name for name in found.mean if name != "loss"), "loss")

@@ -21,17 +21,20 @@ from p2pfl.governance import Plan
 from p2pfl.sim.absences import Absences, absences_of, check_absences, check_trained
 from p2pfl.sim.checks import check_examples, check_parts, check_simulation
 from p2pfl.sim.fault_sites import check_fault_times
+from p2pfl.sim.graph_sizes import check_graph_size
 from p2pfl.sim.pace import check_time
 from p2pfl.sim.padding import without_padding
 from p2pfl.sim.results import SimResult
 from p2pfl.sim.scenario import EvaluateTable, FaultTable, StepsTable, TimeTable
 from p2pfl.sim.simulation import Progress
+from p2pfl.sim.tensors import tensors
+from p2pfl.sim.trial import check_evaluation, check_smallest
 from p2pfl.sim.unequal_steps import steps_of_sites
 from p2pfl.sim.vector_setup import drawn_model
 from p2pfl.topology import Schedule
 from p2pfl.train.layout import Layout
 from p2pfl.train.padding_check import EXAMPLES
-from p2pfl.train.plan_code import Batch, PlanCode
+from p2pfl.train.plan_code import PlanCode
 from p2pfl.train.rules import check_combination
 from p2pfl.train.settings import Settings, read_settings
 from p2pfl.train.stacking_check import stacking_problem
@@ -107,6 +110,7 @@ def prepare(
     settings = read_settings(values | ({"staleness": staleness} if staleness else {}))
     code = PlanCode(plan.source)
     spec = dict(topology or plan.settings.topology or {"kind": "ring"})
+    check_graph_size(spec, peers)
     check_examples(examples)
     parts = partition(examples, peers, seed)
     check_parts(parts, peers, len(examples))
@@ -130,7 +134,9 @@ def prepare(
     if time is not None:
         check_time(time, peers, seed)
         check_absences(absences, time, peers, schedule.total)
+    check_smallest(code, settings, examples, parts, each > 0)
     remarks = check_plan(code, settings, examples, parts, execution)
+    check_evaluation(code, settings.dtype, examples)
     if planned and not staleness:
         remarks += ('the plan is asynchronous, this run is not: write [time] with clock = "machines" and staleness',)
     execution, padding = unpadded(code, settings, examples, parts, execution)
@@ -140,18 +146,6 @@ def prepare(
     )  # fmt: skip
     check_simulation(simulation)
     return simulation
-
-
-def tensors(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Batch:
-    """Arrays as the plan sees them: floats in the run's dtype, whole numbers and truth values as int64."""
-    found = []
-    for array in arrays:
-        if array.dtype.kind not in "fiub":
-            raise ConfigError(f"an array of {array.dtype} cannot be trained on; give numbers")
-        own = np.ascontiguousarray(array)
-        tensor = torch.from_numpy(own if own.flags.writeable else own.copy())  # torch warns of read-only ones
-        found.append(tensor.to(dtype) if array.dtype.kind == "f" else tensor.to(torch.int64))
-    return tuple(found)
 
 
 def check_plan(code: PlanCode, settings: Settings, examples: Examples, parts: Parts, execution: str) -> tuple[str, ...]:

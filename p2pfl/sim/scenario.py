@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 from p2pfl.errors import ConfigError
 from p2pfl.files import read_bounded
 from p2pfl.settings_files import Table, check_tables, parse_tables
+from p2pfl.topology.graphs import KEYS
 
 PAGE = "docs/simulations.md"
 LIMIT = 1024 * 1024  # bytes; the edges of a graph of some thousand sites
@@ -21,7 +22,7 @@ MOST_SEEDS = 1000
 MOST_STEPS = 100_000  # of one site in a round
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Seconds = Annotated[float, Field(gt=0)]
+YEAR = 365.0 * 86_400.0  # seconds; local steps that take longer are a slip of the pen
 
 
 class ScenarioTable(Table):
@@ -54,10 +55,12 @@ class TimeTable(Table):
     """``[time]``: what a round takes in a simulated consortium; without it, neither seconds nor bytes are simulated."""
 
     clock: Literal["model", "machines"] = "model"
-    seconds: Seconds = 60.0  # of the local steps of one round at a site of profile "fast"
+    # of the local_steps of the plan or [training] in one round, at a site without a profile: "fast" ones take half
+    seconds: float = Field(default=60.0, gt=0, le=YEAR)
     spread: Share = 0.2  # of these seconds, from round to round
-    latency: float = Field(default=0.02, ge=0)  # seconds one way
-    bandwidth: Seconds = 12.5e6  # bytes per second of a "fast" site's uplink: 100 Mbit/s
+    latency: float = Field(default=0.02, ge=0, le=86_400)  # seconds one way; up to a day
+    # bytes per second of the uplink of a site whose profile names none: 100 Mbit/s; up to a petabyte
+    bandwidth: float = Field(default=12.5e6, ge=1, le=1e15)
     # of each profile: the number of a site (1), numbers ([1, 4]), or a share of all sites (0.25) drawn with the seed
     profiles: dict[str, float | int | list[int]] = Field(default={})
     staleness: int = Field(default=0, ge=0, le=8)  # own rounds that an edge may be mixed late; 0: synchronous
@@ -167,11 +170,8 @@ def varied(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
     kinds = [name for name in changes if SHORT.get(name, name).endswith(".kind")]
     for name in [*kinds, *(name for name in changes if name not in kinds)]:
         value = changes[name]
-        if name == "fault" and value == "none":
-            values["fault"] = []
-            continue
         if name == "fault":
-            values["fault"] = [{**fault, "how": value} for fault in values["fault"]]
+            values["fault"] = _faults(values["fault"], value)
             continue
         table, dot, key = SHORT.get(name, name).partition(".")
         if not dot or table not in values:
@@ -182,7 +182,41 @@ def varied(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
             values[table] = dict(value) if isinstance(value, Mapping) else {"kind": value}
         else:
             values[table] = {**(values[table] or {}), key: value}
+    if "topology.kind" in [SHORT.get(name, name) for name in changes]:
+        _check_whole(values["topology"])
     return check_scenario(values, scenario.scenario.name)
+
+
+def _faults(faults: list[dict[str, Any]], how: Any) -> list[dict[str, Any]]:
+    """The faults with lies of another kind, or none of them. ConfigError where that changes nothing."""
+    if not faults:
+        raise ConfigError(f"fault={how} changes nothing in a scenario without faults; add a [[fault]] to it")
+    if how == "none":
+        return []
+    if not any(fault["kind"] == "lying" for fault in faults):
+        raise ConfigError(f'fault={how} says how sites lie, but no [[fault]] has kind = "lying"; add one')
+    return [{**fault, "how": how} if fault["kind"] == "lying" else fault for fault in faults]
+
+
+EXAMPLES: Mapping[str, Any] = {
+    "arity": 2, "bridges": 1, "clusters": 2, "columns": 4, "degree": 4, "k": 1, "probability": 0.3, "rows": 4,
+    "seed": 0,
+}  # fmt: skip
+"""Of options that a kind of graph needs, for errors: those of docs/topology.md."""
+
+
+def _check_whole(topology: Mapping[str, Any]) -> None:
+    """ConfigError for a graph that was varied by its name alone and needs options; says them as they are written."""
+    kind = topology.get("kind")
+    needed = sorted(KEYS.get(kind, frozenset()) if isinstance(kind, str) else ())
+    missing = [key for key in needed if key not in topology]
+    if not missing or not set(missing) <= EXAMPLES.keys():
+        return  # what else is wrong with it, the topology says itself
+    options = ", ".join(f"{key} = {topology.get(key, EXAMPLES.get(key))}" for key in needed)
+    raise ConfigError(
+        f"the topology {kind} needs {' and '.join(missing)}, too; write it as "
+        f"--vary 'topology={{ kind = \"{kind}\", {options} }}', beside other topologies or alone"
+    )
 
 
 def read_variation(text: str) -> tuple[str, list[Any]]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +17,26 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from p2pfl.errors import ConfigError, P2PFLError, StoreError
+from p2pfl.errors import ConfigError, P2PFLError
 from p2pfl.files import write_atomic
 from p2pfl.sim.report import write_report
-from p2pfl.sim.results import FACTS, FORMAT, ROUNDS, SITES, Columns, SimResult, parquet_bytes
-from p2pfl.sim.scenario import SHORT, Scenario, placed, varied
+from p2pfl.sim.results import FORMAT, ROUNDS, SITES, SimResult, parquet_bytes
+from p2pfl.sim.scenario import Scenario, placed, varied
+from p2pfl.sim.sweep_folder import (
+    CELLS,
+    REPORT,
+    SWEEP,
+    Groups,
+    check_usable,
+    locked,
+    mark_begun,
+    mark_ended,
+    stored,
+    was_begun,
+)
+from p2pfl.sim.sweep_tables import joined, labelled
 
 MOST_CELLS = 10_000
-SWEEP, REPORT, CELLS = "sweep.json", "report.html", "cells"
-_KEY = re.compile("[0-9a-f]{16}")
-
-Groups = dict[str, list[SimResult]]
 
 
 @dataclass(frozen=True)
@@ -124,25 +131,49 @@ class Sweep:
 
 def sweep(
     cells: Sequence[Cell], folder: Path, backend: Backend, *, resume: bool, command: str = "", title: str = "",
-    watch: Watch | None = None,
+    watch: Watch | None = None, tell: Callable[[str], None] | None = None,
 ) -> Sweep:  # fmt: skip
     """Run what is not there yet; tables and report are written however it ends.
 
-    A run that fails does not keep the others from running. ConfigError if the folder holds another sweep, or results
-    without ``resume``; StoreError.
+    A run that fails does not keep the others from running. One that was cut off begins again from round 0, which
+    ``tell`` is told. ConfigError if the folder holds another sweep, or results without ``resume``, or if another sweep
+    is at work in it; StoreError.
     """
-    found = _stored(cells, folder, resume)
-    state = _State(cells, folder, title, command, found)
-    state.write()  # that the folder can be written is known before anything is trained
-    waiting = list({cell.key: cell for cell in cells if cell.key not in found}.values())
-    try:
-        for cell, outcome in backend.run(waiting, watch):
-            state.take(cell, outcome)
-    except KeyboardInterrupt:
-        pass  # what was made is there; the caller sees what waits
-    finally:
-        state.finish()
-    return Sweep(state.groups(), dict(state.failed), sum(cell.key not in found for cell in cells) - len(state.failed))
+    check_usable(folder)
+    with locked(folder):
+        found = stored(cells, folder, resume)
+        state = _State(cells, folder, title, command, found)
+        state.write()  # that the folder can be written is known before anything is trained
+        waiting = list({cell.key: cell for cell in cells if cell.key not in found}.values())
+        if tell is not None:
+            for cell in waiting:
+                if was_begun(folder, cell.key):
+                    tell(f"{cell.setting}, seed {cell.seed}, was cut off: it begins again from round 0")
+        try:
+            for cell, outcome in backend.run(waiting, _Marking(folder, watch)):
+                state.take(cell, outcome)
+        except KeyboardInterrupt:
+            pass  # what was made is there; the caller sees what waits
+        finally:
+            state.finish()
+    left = sum(cell.key not in found for cell in cells) - len(state.failed)
+    return Sweep(state.groups(), dict(state.failed), left)
+
+
+class _Marking:
+    """Marks each run that begins, so that one which was killed is known; passes on what the watch is told."""
+
+    def __init__(self, folder: Path, watch: Watch | None) -> None:
+        self._folder, self._watch = folder, watch
+
+    def cell(self, cell: Cell, done: int, cells: int) -> None:
+        mark_begun(self._folder, cell.key)
+        if self._watch is not None:
+            self._watch.cell(cell, done, cells)
+
+    def round(self, done: int, rounds: int) -> None:
+        if self._watch is not None:
+            self._watch.round(done, rounds)
 
 
 class _State:
@@ -160,9 +191,11 @@ class _State:
         """One run has ended."""
         if isinstance(outcome, P2PFLError):
             self.failed[f"{cell.setting}, seed {cell.seed}"] = self._reasons[cell.key] = str(outcome)
+            mark_ended(self._folder, cell.key)
             return
         outcome.facts["setting"] = cell.setting
         outcome.save(self._folder / CELLS / cell.key)
+        mark_ended(self._folder, cell.key)
         outcome.parameters = None  # not saved; a sweep of large runs would fill the memory with them
         self._found[cell.key] = outcome
 
@@ -196,10 +229,6 @@ class _State:
             for cell in self._cells
         ]  # fmt: skip
         facts = {"format": FORMAT, "title": self._title, "command": self._command, "cells": rows}
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"couldn't make {self._folder}: {error.strerror}; give another --out") from error
         write_atomic(self._folder / SWEEP, json.dumps(facts, indent=1, default=str).encode(), private=False)
 
     def _of(self, key: str) -> str:
@@ -209,89 +238,3 @@ class _State:
         if result is None:
             return "waiting"
         return "interrupted" if result.interrupted else "done"
-
-
-def _stored(cells: Sequence[Cell], folder: Path, resume: bool) -> dict[str, SimResult]:
-    """The whole results of these cells that are there, after checking that the folder may be used."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; give a folder with --out")
-    stored = {place.parent.name for place in folder.glob(f"{CELLS}/*/{FACTS}")}
-    if not stored and folder.is_dir() and any(folder.iterdir()) and not (folder / SWEEP).exists():
-        raise ConfigError(f"{folder} holds something else; give an empty or a new folder with --out")
-    if stored and not resume:
-        raise ConfigError(f"{folder} holds {len(stored)} results already; go on with --resume, or give another --out")
-    others = stored - {cell.key for cell in cells}
-    if others:
-        raise ConfigError(
-            f"{folder} holds {len(others)} results of other runs (another scenario, plan, data or fewer seeds now); "
-            "give another --out"
-        )
-    found = {}
-    for key in stored:
-        try:
-            result = SimResult.load(folder / CELLS / key)
-        except ConfigError:
-            continue  # cut or damaged: it is made again
-        if not result.interrupted:
-            found[key] = result
-    return found
-
-
-def labelled(cell: Cell, columns: Columns) -> Columns:
-    """The columns of one cell with what was varied and the seed before them.
-
-    What is varied under the name of a column ("seconds") is told under its whole one ("time.seconds").
-    """
-    rows = len(next(iter(columns.values())))
-    head: Columns = {
-        SHORT.get(name, name) if name in columns else name: np.full(rows, str(value), dtype=object)
-        for name, value in cell.changes.items()
-    }
-    return {"setting": np.full(rows, cell.setting, dtype=object), **head, "seed": np.full(rows, cell.seed), **columns}
-
-
-def joined(parts: Sequence[Columns]) -> Columns:
-    """Tables below each other; columns that one of them lacks are not a number there, or empty."""
-    names = list(dict.fromkeys(name for part in parts for name in part))
-    table: Columns = {}
-    for name in names:
-        text = any(name in part and part[name].dtype == object for part in parts)
-        pieces = []
-        for part in parts:
-            rows = len(next(iter(part.values())))
-            pieces.append(
-                part[name] if name in part else np.full(rows, "" if text else np.nan, object if text else float)
-            )
-        table[name] = np.concatenate(pieces)
-    return table
-
-
-def load_groups(folder: Path) -> Groups:
-    """The results in a folder that a sweep, or `SimResult.save`, has written, by setting. Raises ConfigError."""
-    if os.path.isfile(folder / FACTS):  # unlike Path.is_file, no error for a name too long
-        result = SimResult.load(folder)
-        return {str(result.facts.get("setting") or result.facts.get("name") or folder.name): [result]}
-    if not os.path.isfile(folder / SWEEP):
-        raise ConfigError(f"{folder} holds no results of simulations; give a folder that p2pfl sim has written")
-    groups: Groups = {}
-    for setting, key in ((row["setting"], row["key"]) for row in _rows(folder)):
-        if _KEY.fullmatch(key) and (folder / CELLS / key / FACTS).is_file():
-            groups.setdefault(setting, []).append(SimResult.load(folder / CELLS / key))
-    if not groups:
-        raise ConfigError(f"no run in {folder} is complete; go on with --resume")
-    return groups
-
-
-def load_failed(folder: Path) -> dict[str, str]:
-    """Why runs of a sweep in a folder ended with an error, by setting and seed. Raises ConfigError."""
-    rows = _rows(folder) if os.path.isfile(folder / SWEEP) else []
-    return {f"{row['setting']}, seed {row['seed']}": row["why"] for row in rows if row["why"]}
-
-
-def _rows(folder: Path) -> list[dict[str, str]]:
-    try:
-        cells = json.loads((folder / SWEEP).read_bytes())["cells"]
-        names = ("setting", "seed", "key", "why")
-        return [{name: str(({"why": ""} | row)[name]) for name in names} for row in cells]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{folder / SWEEP} cannot be read ({error}); simulate again with --resume") from error

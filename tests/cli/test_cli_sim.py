@@ -48,6 +48,11 @@ def test_sweep_compare_and_compare_results(folder: Path, capsys: pytest.CaptureF
     assert done.code == 0 and "all-to-all" in done.out, done.err
     done = do(capsys, "sim", "compare", "s", "c", "--out", "page")
     assert done.code == 0 and (folder / "page" / "report.html").is_file()
+    for place in ("page", "s"):  # a page of before, and a sweep's own
+        before = (folder / place / "report.html").read_bytes()
+        again = do(capsys, "sim", "compare", "s", "c", "--out", place)
+        assert again.code == 1 and "report.html is there already" in again.sentence()
+        assert (folder / place / "report.html").read_bytes() == before
     mixed = do(capsys, "sim", "compare", "blobs.toml", "s")
     assert mixed.code == 1 and "not both" in mixed.sentence()
 
@@ -90,7 +95,7 @@ def test_folders_of_one_name_stay_two_rows(folder: Path, capsys: pytest.CaptureF
     for told in ("x1/ring: blobs", "x2/ring: blobs", "full: blobs"):
         assert told in done.out
     assert "x2/full" not in done.out
-    twice = do(capsys, "sim", "compare", "x1/ring", "x2/../x1/ring", "--out", "page")
+    twice = do(capsys, "sim", "compare", "x1/ring", "x2/../x1/ring", "--out", "other")
     assert twice.code == 1 and "given twice" in twice.sentence()
     for option in (["--resume"], ["--seeds", "3"], ["--dry-run"], ["--backend", "ray"], ["--workers", "3"]):
         refused = do(capsys, "sim", "compare", "x1/ring", "x2/ring", *option)
@@ -131,7 +136,8 @@ def test_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "blobs.toml", "--ray", "auto"], "are for --backend ray"),
         (["run", "blobs.toml", "--workers", "3"], "are for --backend ray"),
         (["run", "blobs.toml", "--backend", "ray", "--ray", "auto", "--workers", "3"], "leave one out"),
-        (["sweep", "blobs.toml", "--vary", "fault=flip,noise"], "are the same run"),
+        (["sweep", "blobs.toml", "--vary", "fault=flip,noise"], "fault=flip changes nothing"),
+        (["sweep", "blobs.toml", "--vary", "topology=ring,regular"], 'topology={ kind = "regular", degree = 4'),
         (["compare", "blobs.toml", "blobs.toml"], "a name of its own"),
         (["compare", "blobs.toml", "full.toml", "full.toml"], "called all-to-all"),
         (["run", "x" * 300 + ".toml"], "name too long"),
@@ -177,6 +183,26 @@ def test_ctrl_c_leaves_a_usable_result(folder: Path, number: int) -> None:
     assert "Traceback" not in err and "--resume makes the others" in err
     assert "accuracy, mean model" in out
     assert "Interrupted" in (folder / "results" / "blobs" / "report.html").read_text()
+
+
+def test_a_run_that_was_killed_begins_again_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SIGKILL in the second of two runs: the first is kept, the second is named, as is a lock that nobody holds."""
+    arguments = ("sim", "sweep", "blobs.toml", "--vary", "rounds=2,6", "--vary", "execution=loop", "--seeds", "1")
+    child = subprocess.Popen(
+        [sys.executable, "-u", "-c", INTERRUPTED, *arguments],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stderr is not None
+    try:
+        assert child.stderr.readline() == "training\n"
+    finally:
+        child.kill()
+        child.communicate()
+    done = do(capsys, *arguments, "--resume")
+    assert done.code == 0, done.err
+    assert "rounds=6, execution=loop, seed 0, was cut off: it begins again from round 0" in done.err
+    assert "rounds=2" not in done.err and not list(folder.glob("results/blobs/cells/*/begun"))
+    assert "was cut off" not in do(capsys, *arguments, "--resume").err
 
 
 INTERRUPTED = """

@@ -32,6 +32,8 @@ def given(rows: Sequence[Sequence[int]]) -> Callable[[Examples, int, int], Parts
         (given([[0], [1], [2, 30000], [3]]), "peer 2 row 30000 of 180"),
         (given([[0], [1], [2], [5, -1]]), "peer 3 row -1 of 180"),
         (given([[0], [1]]), "gave 2 where 4 peers' parts"),
+        (given([[0, 7], [1], [2, 9, 7], [3]]), "row 7 to peer 0 and to peer 2"),
+        (given([[0], [1], [9, 2, 9], [3]]), "row 9 twice to peer 2"),
         (lambda examples, peers, seed: [[0], [1], [2], [3]], "gave list where 4"),
     ],
 )

@@ -83,16 +83,6 @@ def test_worst_and_best_of_a_figure_that_is_better_when_lower(tmp_path: Path, fi
     assert again.facts["lower_is_better"] == (["misses"] if line else [])
 
 
-@pytest.mark.parametrize(
-    "figure", ["share", "site", "seconds", "neighbours", "local_steps", "bytes", "heartbeat_bytes"]
-)
-def test_a_figure_named_like_a_column_of_the_sites_is_refused(tmp_path: Path, figure: str) -> None:
-    plan = write_plan(tmp_path / "plan")
-    (plan / "plan.py").write_text((plan / "plan.py").read_text().replace('"accuracy":', f'"{figure}":'))
-    with pytest.raises(ConfigError, match=f"'{figure}' has the name of a column"):
-        simulate(plan, blobs(), peers=4, rounds=2, execution="eager")
-
-
 @pytest.mark.parametrize("line", ['LOWER_IS_BETTER = "misses"', "LOWER_IS_BETTER = {1}"])
 def test_a_declaration_that_names_nothing_is_refused(tmp_path: Path, line: str) -> None:
     plan = write_plan(tmp_path / "plan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,10 @@ BAD = {
     "nobody who trains is there": (
         ("[topology]", '[[steps]]\nsites = [1, 2, 3, 4, 5]\nlocal_steps = 0\n[[fault]]\nkind = "absent"\nsites = 0\n[topology]'),
         "all sites that have local steps are absent"),
+    "a round of ages": (("[topology]", "[time]\nseconds = 1e308\n[topology]"), "time.seconds is 1e+308; write a number of 31536000"),
+    "links of ages": (("[topology]", "[time]\nlatency = 1e308\n[topology]"), "time.latency is 1e+308; write a number of 86400"),
+    "uplinks beyond all": (("[topology]", "[time]\nbandwidth = 1e308\n[topology]"), "time.bandwidth is 1e+308; write a number of 1"),
+    "uplinks of nothing": (("[topology]", "[time]\nbandwidth = 1e-308\n[topology]"), "time.bandwidth is 1e-308; write a number of 1"),
     "uplinks full of heartbeats": (("[topology]", "[time]\nbandwidth = 100.0\n[topology]"), "give more bandwidth"),
     "not TOML": (("[scenario]", "[scenario"), "not valid TOML"),
 }  # fmt: skip
@@ -126,6 +131,45 @@ def test_variations(scenario: Path) -> None:
     cells = cells_of(read, {"topology": ["ring", "full"], "peers": [4, 8]}, [0, 1, 2], lambda scenario: "same")
     assert len(cells) == 12 and len({cell.key for cell in cells}) == 12
     assert [cell.setting for cell in cells[:4]] == ["topology=ring, peers=4"] * 3 + ["topology=ring, peers=8"]
+
+
+FAULT = '[[fault]]\nkind = "{}"\nsites = 1\n'
+
+
+@pytest.mark.parametrize("how", ["flip", "scale", "none"])
+def test_faults_are_varied_only_where_there_are_some(scenario: Path, how: str) -> None:
+    with pytest.raises(P2PFLError, match=f"fault={how} changes nothing .* add a "):
+        varied(read_scenario(scenario), {"fault": how})
+
+
+def test_absent_sites_lie_in_no_way(scenario: Path) -> None:
+    """They did in the cell's key alone: two cells with the same numbers, told apart by a setting without effect."""
+    scenario.write_text(SCENARIO + FAULT.format("absent"))
+    with pytest.raises(P2PFLError, match=r'fault=flip says how sites lie, but no .* has kind = "lying"'):
+        varied(read_scenario(scenario), {"fault": "flip"})
+    assert varied(read_scenario(scenario), {"fault": "none"}).fault == []
+    scenario.write_text(SCENARIO + FAULT.format("absent") + FAULT.format("lying"))
+    absent, lying = varied(read_scenario(scenario), {"fault": "scale"}).fault
+    assert (absent, lying.how) == (read_scenario(scenario).fault[0], "scale")
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"topology": "regular"}, 'regular needs degree and seed, too; .*{ kind = "regular", degree = 4, seed = 0 }'),
+        ({"topology": "regular", "degree": 3}, 'needs seed, .*{ kind = "regular", degree = 3, seed = 0 }'),
+        ({"topology.kind": "epidemic", "topology.seed": 5}, "needs degree, .*degree = 4, seed = 5 }"),
+        ({"topology": "hierarchical"}, "needs clusters, .*clusters = 2 }"),
+        ({"topology": "torus"}, "needs columns and rows, .*columns = 4, rows = 4 }"),
+    ],
+)
+def test_a_graph_that_needs_more_is_said_as_it_is_written(
+    scenario: Path, changes: dict[str, object], wanted: str
+) -> None:
+    with pytest.raises(P2PFLError, match=wanted) as refused:
+        varied(read_scenario(scenario), changes)
+    name, (said,) = read_variation(re.findall(r"--vary '(.*?)'", str(refused.value))[0])
+    assert varied(read_scenario(scenario), {name: said}).topology == said, "what is said can be written so"
 
 
 def test_the_order_of_variations_decides_nothing(scenario: Path) -> None:

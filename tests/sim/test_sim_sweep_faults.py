@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sim_worlds import blobs, write_plan, write_scenario
 
 from p2pfl.errors import ConfigError, LocalError
-from p2pfl.sim import Inputs, SimResult, backend_named, cells_of, load_failed, read_scenario, simulate, sweep
+from p2pfl.sim import Cell, Inputs, SimResult, backend_named, cells_of, load_failed, read_scenario, simulate, sweep
 from p2pfl.sim.backends import check_room
-from p2pfl.sim.results import read_parquet
+from p2pfl.sim.results import Columns, parquet_bytes, read_parquet
+from p2pfl.sim.scenario import check_scenario
+from p2pfl.sim.sweep_tables import joined, labelled
 
 
 @pytest.mark.parametrize(
     ("name", "values"),
-    [("fault", ["flip", "noise"]), ("scenario.seeds", [1, 2]), ("scenario.name", ["one", "other"])],
+    [("scenario.seeds", [1, 2]), ("scenario.name", ["one", "other"])],
 )
 def test_what_changes_nothing_is_not_varied(tmp_path: Path, name: str, values: Sequence[object]) -> None:
     read, inputs = read_scenario(write_scenario(tmp_path)), Inputs()
@@ -30,9 +34,38 @@ def test_what_is_varied_keeps_its_column_beside_one_of_that_name(tmp_path: Path)
     cells = cells_of(read, {"seconds": [30.0, 60.0], "execution": ["eager"]}, [0], inputs.digest)
     made = sweep(cells, tmp_path / "out", backend_named("here", inputs, address=None), resume=False)
     table = read_parquet(tmp_path / "out" / "rounds.parquet")
-    assert set(table["time.seconds"]) == {"30.0", "60.0"} and set(table["execution"]) == {"eager"}
+    assert set(table["time.seconds"]) == {30.0, 60.0} and set(table["execution"]) == {"eager"}
     assert table["seconds"].dtype == np.float64 and table["seconds"].max() > 60.0
     assert all(result.parameters is None for results in made.groups.values() for result in results)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([4, 16], [4, 16]),
+        ([0.1, 1], [0.1, 1.0]),
+        ([4, "all"], ["4", "all"]),
+        ([0.25, [1, 2]], ["0.25", "[1, 2]"]),
+        ([True, False], ["True", "False"]),
+        ([1, 2**80], ["1", str(2**80)]),
+    ],
+)
+def test_numbers_that_were_varied_are_numbers_in_the_tables(values: list[Any], wanted: list[Any]) -> None:
+    """Else a plot over peers needs 4 before 16, and text sorts "16" before "4"."""
+    scenario = check_scenario({"scenario": {"name": "s", "plan": "p", "peers": 4}, "data": {"kind": "csv"}}, "s")
+    cells = [Cell(f"of {value}", {"some.key": value}, scenario, 0, "") for value in values]
+    table = joined([labelled(cell, {"round": np.arange(2)}) for cell in cells])
+    again = read_parquet_bytes(table)["some.key"].tolist()
+    assert again == [value for value in wanted for _ in range(2)]
+    assert list(map(type, again)) == [type(value) for value in wanted for _ in range(2)]
+
+
+def read_parquet_bytes(columns: Columns) -> Columns:
+    """As it is read back from a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.parquet"
+        path.write_bytes(parquet_bytes(columns))
+        return read_parquet(path)
 
 
 def test_runs_without_a_result_are_named_on_the_page_and_later(tmp_path: Path) -> None:

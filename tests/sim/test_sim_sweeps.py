@@ -15,6 +15,7 @@ from p2pfl.sim import Cell, Inputs, SimResult, backend_named, cells_of, load_gro
 from p2pfl.sim.backends import Here
 from p2pfl.sim.pace import pace_of
 from p2pfl.sim.results import read_parquet
+from p2pfl.sim.sweep_folder import locked
 
 
 class Counted:
@@ -99,6 +100,41 @@ def test_folders_that_are_not_used(cells: tuple[list[Cell], Inputs], tmp_path: P
     with pytest.raises(ConfigError, match="no results"):
         load_groups(other)
     assert (other / "thesis.txt").read_text() == "mine"
+
+
+def test_two_sweeps_at_once_are_refused(cells: tuple[list[Cell], Inputs], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    class Beside(Counted):
+        """While it runs, somebody else begins in the same folder."""
+
+        def run(self, cells: Sequence[Cell], watch: object) -> Iterator[tuple[Cell, SimResult]]:
+            for pair in super().run(cells, watch):
+                with pytest.raises(ConfigError, match="another p2pfl sim is at work in"):
+                    sweep(cells, out, other, resume=True)
+                yield pair
+
+    first, other = Beside(cells[1]), Counted(cells[1])
+    sweep(cells[0][:2], out, first, resume=False)
+    assert len(first.ran) == 2 and other.ran == []
+    sweep(cells[0], out, other, resume=True)
+    assert other.ran == [cell.key for cell in cells[0][2:]], "the lock ends with the sweep"
+
+
+def test_a_refused_sweep_leaves_a_folder_that_can_be_used(cells: tuple[list[Cell], Inputs], tmp_path: Path) -> None:
+    """The lock file alone is not somebody's data."""
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out"):
+        pass
+    assert sweep(cells[0][:1], tmp_path / "out", Counted(cells[1]), resume=False).waiting == 0
+
+
+def test_an_interrupted_run_is_said_to_begin_again(cells: tuple[list[Cell], Inputs], tmp_path: Path) -> None:
+    said: list[str] = []
+    sweep(cells[0], tmp_path / "out", Counted(cells[1], stop_after=2), resume=False, tell=said.append)
+    assert said == []
+    sweep(cells[0], tmp_path / "out", Counted(cells[1]), resume=True, tell=said.append)
+    assert said == ["topology=full, seed 0, was cut off: it begins again from round 0"]
 
 
 def test_another_sweep_in_the_folder_is_not_replaced(cells: tuple[list[Cell], Inputs], tmp_path: Path) -> None:
