@@ -29,6 +29,8 @@ class Attendance:
     deliveries: Deliveries
     awaited_again: Callable[[], None]  # while collecting: somebody is waited for again
     missed: Counter[PeerId] = field(default_factory=Counter)  # deadlines in a row each neighbour let pass
+    unheard: dict[PeerId, tuple[Position, int]] = field(default_factory=dict)  # how far it was at its last late word,
+    # and how often in a row its word was late without that it came any further
     away_from: dict[PeerId, int] = field(default_factory=dict)  # the round from which a neighbour said it is away
     was_away: bool = False  # neighbours may believe that they need not wait for this peer
 
@@ -38,6 +40,19 @@ class Attendance:
         """It let a deadline pass."""
         self.missed[peer] += 1
         self.mark_missing(peer, reason)
+
+    def late_word(self, peer: PeerId, reason: str) -> None:
+        """Its word of a round did not come in time. One that is behind and comes nearer is waited for all the same."""
+        reached = self.deliveries.reached.get(peer, (0, 0))
+        before, times = self.unheard.get(peer, (reached, 0))
+        self.unheard[peer] = reached, times + 1 if before == reached else 1
+        self.mark_missing(peer, reason)
+
+    def word(self, peer: PeerId, round_: int) -> None:
+        """Its word of a round is here in time: it is waited for, unless its contents keep failing."""
+        self.unheard.pop(peer, None)
+        if self._only_late(peer) and not self._before_absence(peer, round_):
+            self._back(peer, round_)
 
     def mark_missing(self, peer: PeerId, reason: str) -> None:
         """Nobody waits for this neighbour until it is heard again."""
@@ -66,9 +81,11 @@ class Attendance:
         """A verified core of a neighbour.
 
         One round behind counts as present: it is on its way, and waiting for it brings both back in step. Words do
-        not help one that let several deadlines pass: it is awaited again once a delta of its was really mixed.
+        not help one that let several deadlines pass: it is awaited again once a delta of its was really mixed. Where
+        the graph changes nobody leaps to a minority that is ahead: the minority waits for all, however far behind.
         """
-        if round_ >= self.context.position[0] - 1 and self._only_late(peer) and not self._before_absence(peer, round_):
+        near = round_ >= self.context.position[0] - 1 or self.context.running_schedule.changes
+        if near and self._only_late(peer) and not self._before_absence(peer, round_):
             self._back(peer, round_)
 
     def alive(self, peer: PeerId, round_: int, taking_part: bool) -> None:
@@ -107,7 +124,8 @@ class Attendance:
 
     def _only_late(self, peer: PeerId) -> bool:
         context = self.context
-        return peer in context.missing and peer in context.linked and self.missed[peer] < MAX_MISSED
+        silent = self.unheard.get(peer, ((0, 0), 0))[1] >= MAX_MISSED
+        return peer in context.missing and peer in context.linked and self.missed[peer] < MAX_MISSED and not silent
 
     def _back(self, peer: PeerId, round_: int) -> None:
         del self.context.missing[peer]

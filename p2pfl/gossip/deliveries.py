@@ -124,7 +124,8 @@ class Deliveries:
             if first.digest != envelope.digest:
                 self._keep_evidence(origin, first, announcement.core)
         if known is not None and known.content is not Content.LOST:
-            self.context.ignore(origin, core.round, "duplicate")
+            if edge:
+                self.context.ignore(origin, core.round, "duplicate")
             self._renew(known, announcement)
             return core
         self._compare_arguments(origin, core)
@@ -518,6 +519,10 @@ class Deliveries:
         watchers: tuple[PeerId, ...] = (),
     ) -> None:
         """Own cores are committed: announce them to every linked recipient, and the first one to those who watch."""
+        for digest in [key for key, item in self.outgoing.items() if item.watching]:
+            self.outgoing[digest].watching.clear()  # word of this round says all that older words do
+            if not self.outgoing[digest].waiting:
+                self._release(digest)
         for core, digest in zip(cores, digests, strict=True):
             watching = watchers if digest == digests[0] else ()
             if not recipients and not watching:

@@ -24,6 +24,7 @@ FLOOR = 5.0  # seconds, one heartbeat; below, a machine that stalls for a moment
 PATIENT = 1.5  # times the usual: the least that anybody is waited for
 MOST = 2.5  # times the usual: own training included, a round with a dead neighbour stays below 3 times
 LEARNT = 5  # observations before the estimate counts
+WORD = -1  # in place of a step: word that a round is done, without the content; it comes sooner than contents do
 STARTS_KEPT = 64  # positions whose start is remembered; late messages come within the settling window
 
 
@@ -52,6 +53,7 @@ class Pace:
     estimates: dict[tuple[PeerId, int], Estimate] = field(default_factory=dict)
     starts: dict[Position, float] = field(default_factory=dict)
     counted: dict[PeerId, Position] = field(default_factory=dict)  # the newest position that was observed
+    heard: dict[PeerId, int] = field(default_factory=dict)  # the newest round whose word was observed
 
     def start(self, position: Position, now: float) -> None:
         """This position begins here."""
@@ -71,13 +73,29 @@ class Pace:
         self.counted[peer] = position
         self.estimates.setdefault((peer, position[1]), Estimate()).take(now - began)
 
-    def due(self, peer: PeerId, position: Position, now: float, upper: float) -> float:
-        """When the wait for this neighbour at this position ends; ``upper`` seconds from ``now`` at most."""
-        own = self.estimates.get((peer, position[1]))
+    def word(self, peer: PeerId, round_: int, now: float) -> None:
+        """Word of a round is there, from one that does not mix with us in it; each round counts once."""
+        began = min((start for (begun, _), start in self.starts.items() if begun == round_), default=None)
+        if began is None and self.starts and round_ > max(self.starts)[0]:
+            began = now  # it is ahead of us: nobody waits for it
+        if began is None or self.heard.get(peer, -1) >= round_:
+            return
+        self.heard[peer] = round_
+        self.estimates.setdefault((peer, WORD), Estimate()).take(now - began)
+
+    def due(self, peer: PeerId, position: Position, now: float, upper: float, *, word: bool = False) -> float:
+        """When the wait for this neighbour at this position ends; ``upper`` seconds from ``now`` at most.
+
+        ``word``: the wait for word of the round alone.
+        """
+        kind = WORD if word else position[1]
+        own = self.estimates.get((peer, kind))
         if own is None or own.count < LEARNT:
             return now + upper
-        usual = max(item.mean for (_, step), item in self.estimates.items() if step == position[1])
-        limit = min(max(own.mean + 4 * own.deviation, PATIENT * usual), MOST * usual)
+        usual = max(item.mean for (_, step), item in self.estimates.items() if word or step == kind)
+        # word is late by what contents of the round before took, which are other sites' each time
+        least = MOST * usual if word else max(own.mean + 4 * own.deviation, PATIENT * usual)
+        limit = min(least, MOST * usual)
         return min(max(self.starts.get(position, now) + limit, now + FLOOR), now + upper)
 
     def remember(self) -> list[list[Any]]:

@@ -143,7 +143,7 @@ class Rounds:
         mixing = tuple(peer for peer, _ in context.neighbours(context.position))
         recipients = (*mixing, *context.newcomers_after(event.round))
         watchers = context.watched(event.round) if event.step == context.own_steps(event.round)[0] else ()
-        self.watchers = tuple(peer for peer in watchers if peer not in recipients)
+        self.watchers = tuple(peer for peer in watchers if peer not in recipients and peer not in context.gone)
         if not recipients and not self.watchers:
             context.commit(f"sent:{event.round}:{event.step}", stage="sent")
             return
@@ -199,8 +199,7 @@ class Rounds:
             return
         context.state = State.COLLECTING
         self.attendance.tell_back()
-        upper = context.running.deadline
-        self.due = {peer: self.pace.due(peer, context.position, context.now, upper) for peer in self.awaited()}
+        self.due = {peer: self._due(peer) for peer in self.awaited()}
         if self.due:
             self._set_deadline()
             context.set_timer("nudge", (min(self.due.values()) - context.now) / 3)
@@ -208,12 +207,16 @@ class Rounds:
 
     def _set_deadline(self) -> None:
         context = self.context
-        upper = context.running.deadline
         for peer in self.awaited():
-            self.due.setdefault(peer, self.pace.due(peer, context.position, context.now, upper))  # back meanwhile
+            self.due.setdefault(peer, self._due(peer))  # back meanwhile
         times = [self.due[peer] for peer in self.awaited()]
         if times:
             context.set_timer("deadline", min(times) - context.now)
+
+    def _due(self, peer: PeerId) -> float:
+        context = self.context
+        word = peer in context.watched(context.position[0])
+        return self.pace.due(peer, context.position, context.now, context.running.deadline, word=word)
 
     def nudge(self) -> None:
         """Whoever keeps us waiting may be waiting for us: send again what it has not acknowledged."""
@@ -255,7 +258,9 @@ class Rounds:
         began = self.pace.starts.get(context.position, context.now)
         for peer in self.awaited():
             if peer in self.due and self.due[peer] <= context.now + EARLY:
-                self.attendance.late(peer, f"no delta {context.now - began:.3g} s after the round began")
+                word = peer in context.watched(context.position[0])
+                late = self.attendance.late_word if word else self.attendance.late
+                late(peer, f"no {'word' if word else 'delta'} {context.now - began:.3g} s after the round began")
         self._set_deadline()
         self.collect()
 
@@ -276,7 +281,7 @@ class Rounds:
         for peer in context.watched(round_):
             if self.deliveries.has_reached(peer, round_):
                 self.last_mixed[peer] = max(self.last_mixed.get(peer, -1), round_)
-                self.attendance.mixed(peer, round_)
+                self.attendance.word(peer, round_)
         self.mixing = tuple(edges)
         self.deliveries.decided_until = (round_, step + 1)
         for peer in self.deliveries.unlike(position):
@@ -479,8 +484,9 @@ class Rounds:
         """All of a neighbour's messages for a position are there, in time or not."""
         if self.context.asynchronous(position[0]):
             return  # nobody is waited for, and a round's number says nothing of how long its training took
-        watched = origin in self.context.watched(position[0])
-        if watched or self.deliveries.ready(origin, position) is not None or position < self.context.position:
+        if origin in self.context.watched(position[0]):
+            self.pace.word(origin, position[0], self.context.now)
+        elif self.deliveries.ready(origin, position) is not None or position < self.context.position:
             self.pace.arrived(origin, position, self.context.now)
 
     def heard(self, core: Core, origin: PeerId) -> None:
@@ -543,6 +549,7 @@ class Rounds:
             "last_mixed": dict(self.last_mixed),
             "contributed": {peer: [list(item) for item in rounds.ranges] for peer, rounds in self.contributed.items()},
             "missed": dict(self.attendance.missed),
+            "unheard": [[peer, *reached, times] for peer, (reached, times) in self.attendance.unheard.items()],
             "away_from": dict(self.attendance.away_from),
             "biased": self.biased,
             "finished": self.finished,
@@ -564,6 +571,7 @@ class Rounds:
             self.contributed[PeerId(peer)] = RoundSet([position_of(item) for item in ranges])
         self.finished = kept["finished"]
         self.attendance.missed = Counter({PeerId(peer): count for peer, count in kept["missed"].items()})
+        self.attendance.unheard = {PeerId(row[0]): (position_of(row[1:3]), row[3]) for row in kept.get("unheard", ())}
         self.attendance.away_from = {PeerId(peer): round_ for peer, round_ in kept["away_from"].items()}
         self.loss, self.distance = kept["loss"], kept["distance"]
         self.digest = None if kept["digest"] is None else Digest(kept["digest"])

@@ -11,7 +11,8 @@ import pytest
 from p2pfl.gossip.messages import Core, decode_announcement, open_core, open_cover
 from p2pfl.gossip.table import State
 from p2pfl.sim.compute import ComputeModel
-from p2pfl.sim.faults import Crash, Loss
+from p2pfl.sim.faults import Crash, Loss, Partition
+from p2pfl.sim.links import LinkModel
 from p2pfl.sim.members import Equivocate, Member
 from p2pfl.sim.site import Site
 from p2pfl.sim.triggers import At, InState
@@ -180,6 +181,66 @@ def test_a_killed_site_comes_back_into_its_round(spec: dict[str, Any], state: St
         assert late <= edges_mixed(world, number)
         apart = {edge for edge in edges_scheduled(world, number) if edge[2] != world.peers[2]}
         assert number == 2 or apart <= edges_mixed(world, number)
+
+
+def test_words_do_not_teach_how_long_contents_take() -> None:
+    """Contents take seven times the training here, and pairs meet every fifth round: whoever took the quick words for
+    the measure of contents would find them all late."""
+    world = played(
+        consortium(
+            SPECS[0], sites=6, rounds=20, deadline=300.0, content_bytes=40_000_000,
+            links=LinkModel(bandwidth=2_000_000), compute=ComputeModel(seconds=3.0),
+        )
+    )  # fmt: skip
+    for number in range(6):
+        assert not [row for row in world.entries(number, "absent") if row["round"] < 20]
+        trained = {edge for edge in edges_scheduled(world, number) if edge[0] < 20}
+        assert trained <= edges_mixed(world, number)
+
+
+@pytest.mark.parametrize("alone", [(2,), (2, 5, 6)], ids=["one", "three"])
+def test_a_minority_that_went_on_by_itself_comes_back_in_step(alone: tuple[int, ...]) -> None:
+    """Cut off, faster ones wait for nobody and are rounds ahead of the others when the links are back."""
+    quick = ComputeModel(factors=dict.fromkeys(alone, 0.7))
+    world = consortium(SPECS[0], rounds=100, deadline=60.0, compute=quick)
+    others = tuple(number for number in range(7) if number not in alone)
+    world.inject(Partition((others, alone), heal_after=40.0), At(20.0))
+    world.begin()
+    assert world.run(lambda: world.now >= 59.5, limit_seconds=100)
+    rounds = [machine.context.position[0] for machine in world.machines]
+    assert min(rounds[number] for number in alone) > max(rounds[number] for number in others) + 1, "or nothing is shown"
+    assert world.run(world.done, limit_seconds=3000) and world.run()
+    together = max(rounds) + 15
+    assert together < 80
+    for number in range(7):
+        late = {edge for edge in edges_scheduled(world, number) if edge[0] >= together}
+        assert late <= edges_mixed(world, number)
+
+
+@dataclass
+class WordsOnly(Member):
+    """Tells all that its rounds are done, and gives nobody a content."""
+
+    def sends(self, site: Site, target: int, kind: str, data: bytes) -> list[bytes]:
+        if kind != "announcement":
+            return [data]
+        keys = open_cover(decode_announcement(data).cover, site.world.kit.verify)[1].keys
+        return [] if site.world.peers[target] in keys else [data]
+
+
+def test_words_without_contents_are_waited_for_a_few_times_in_all() -> None:
+    world = consortium(SPECS[0], sites=6, rounds=60, deadline=15.0)
+    world.corrupt(2, WordsOnly())
+    played(world)
+    waits = [
+        row["round"]
+        for number in (0, 1, 3, 4, 5)
+        for row in world.entries(number, "absent")
+        if row.get("peer") == world.peers[2] and row["reason"].startswith("no delta")
+    ]
+    assert waits and len(waits) <= 3 * 5, "three times at each of its partners"
+    assert all(world.machines[number].rounds.attendance.missed[world.peers[2]] <= 3 for number in (0, 1, 3, 4, 5))
+    assert max(waits) < 30
 
 
 def test_two_cores_for_one_round_are_evidence_where_both_are_heard() -> None:
