@@ -226,6 +226,35 @@ def test_lists_that_do_not_fit_are_refused(weights: Any, says: str) -> None:
             call()
 
 
+@pytest.mark.parametrize("column", range(5))
+@pytest.mark.parametrize("place", range(4))
+def test_nothing_but_a_refusal_comes_of_strange_rows(place: int, column: int) -> None:
+    """They come from other peers: whatever stands in a cell, or in the place of a row (column 4)."""
+    for strange in (
+        None,
+        "x",
+        "0",
+        b"\x00",
+        [],
+        [0],
+        {},
+        {0: 1},
+        True,
+        -1,
+        4,
+        2**70,
+        -0.5,
+        1e400,
+        float("nan"),
+        1 + 2j,
+    ):
+        row: Any = [*GOOD[place][:column], strange, *GOOD[place][column + 1 :]] if column < 4 else strange
+        spec = SQUARE | {"weights": changed(place, row if row else [row])}
+        with pytest.raises(ConfigError, match="; "):
+            build_graph(spec, NODES[:4])
+        assert topology_problem(spec) is not None or (column < 2 and type(strange) is int and strange < 64)
+
+
 def test_the_weight_that_a_refusal_asks_for_is_taken() -> None:
     """On the cycle that does not balance, with numbers that no float holds exactly."""
     rows = [[0, 1, 0.3, 0.1], [1, 2, 0.1, 0.7], [2, 0, 0.2, 0.4]]
