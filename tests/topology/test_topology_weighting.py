@@ -141,6 +141,15 @@ def test_uniform_of_a_small_graph_by_hand() -> None:
     assert np.abs(matrix - np.array(expected) / 12).max() < 1e-15
 
 
+def test_the_full_graph_has_the_mean_of_the_law_after_one_round() -> None:
+    """By shares, alike or by the full graph's degrees, which are equal; slower weights never have it exactly."""
+    full = {"kind": "full"}
+    assert [speed_of(schedule_with(full, weights)).exact_after for weights in NAMED] == [1, 1, 1]
+    assert speed_of(schedule_with(full, rows_of(full))).exact_after is None
+    cube = [speed_of(schedule_with({"kind": "hypercube"}, weights)).gap for weights in ("metropolis", "uniform")]
+    assert cube == pytest.approx([0.5, 0.5], abs=1e-12), "2 / (p + 1) for 2^p sites"
+
+
 def test_one_site_and_two() -> None:
     for weights in NAMED:
         alone = Schedule({"kind": "ring", "weights": weights}, NODES[:1], SHARES, 1, 0)
@@ -213,6 +222,7 @@ def test_the_list_that_the_refusals_change_is_good() -> None:
             changed(2, [2, 3, 0.25, 0.25]),
             r"those on a cycle .* \[2, 3\] do not balance; give it 0.125 as second weight",
         ),
+        (changed(2, [2, 3, 0.25, 0.125 * (1 + 1e-9)]), r"those on a cycle .* do not balance; give it 0.125 as second"),
         ([[0, 1, 0.5, 0.5], [1, 2, 0.5, 0.5], [2, 3, 0.5, 0.5], [3, 0, 0.5, 0.5]], "swap their parameters for good"),
         (changed(0, [0, 1, 1e-12, 0.5]), "site number 1 .* counts with less than 1e-09 of the mean"),
         (changed(0, [0, 1, 0.5, 1e-12]), "site number 0 .* counts with less than 1e-09 of the mean"),
