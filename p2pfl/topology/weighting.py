@@ -83,7 +83,7 @@ def check_choice(spec: Mapping[str, Any]) -> None:
 def listed(rows: Rows, pairs: Any, sites: int) -> tuple[list[float], Any]:
     """The law, summing to 1, and the matrix of rows (i, j, w_ij, w_ji) on the connected graph of the edges ``pairs``.
 
-    ConfigError unless each edge comes once, no other does, 0 < w < 1, no site gives away more than all, and the matrix
+    ConfigError unless each edge comes once, no other does, 0 < w < 1, no site takes more than all, and the matrix
     W is that of a reversible chain whose powers converge: pi_i w_ij = pi_j w_ji with a pi above 0.
     """
     ends = [_ends(row, sites) for row in rows]
