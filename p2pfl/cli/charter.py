@@ -23,6 +23,7 @@ from p2pfl.governance import (
     parse_charter,
     record_from_text,
     sign_charter,
+    weights_in_words,
 )
 from p2pfl.peer import open_home, read_text
 from p2pfl.topology import build_graph, is_graph_file, spec_from_text
@@ -44,6 +45,9 @@ def new(
         str, typer.Option("--topology", help="Default graph: ring, full, star, chain, hierarchical, or a graph file.")
     ] = "ring",
     clusters: Annotated[int | None, typer.Option("--clusters", help="Number of clusters, for hierarchical.")] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="What sites count: shares (the default), metropolis, uniform.")
+    ] = None,
     quorum: Annotated[
         int | None, typer.Option("--quorum", help="Signatures needed; more than half by default.")
     ] = None,
@@ -57,6 +61,8 @@ def new(
     if is_graph_file(topology):
         members = new_charter(name, founders, quorum=quorum).members
         spec = spec_from_text(Path(topology).name, read_text(Path(topology)), [member.name for member in members])
+    if weights is not None:
+        spec["weights"] = weights
     charter = new_charter(name, founders, quorum=quorum, topology=spec)
     build_graph(spec, [PeerId(member.peer_id) for member in charter.members])
     _write(output, charter)
@@ -169,6 +175,7 @@ def show_charter(file: CharterFile, as_json: AsJson = False) -> None:
         f"fingerprint  {fingerprint(charter)}",
         f"quorum       {charter.quorum} of {len(charter.members)}",
         f"topology     {charter.topology['kind']}",
+        f"weights      {weights_in_words(charter.topology)}",
     ]
     for member in charter.members:
         state = "signed" if member.peer_id in signed else "NOT signed"

@@ -282,7 +282,9 @@ def _contribution(site: dict[str, Any], report: dict[str, Any]) -> str:
     row = next((row for row in report.get("completion", ()) if row["peer"] == site["peer"]), None)
     rounds = f", {row['rounds']} rounds" if row is not None else ""
     since = f", joined at round {site['joined']}" if site.get("joined") is not None else ""
-    return f"{site['name']:<16} share {site['share']:.3f}{rounds}{since}"
+    counts = site.get("counts", site["share"])  # absent: from before topologies had weights of their own
+    counted = f" of all samples, counts {counts:.3f}" if counts != site["share"] else ""
+    return f"{site['name']:<16} share {site['share']:.3f}{counted}{rounds}{since}"
 
 
 def _report(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from p2pfl.cli.home import AsJson, HomePath
 from p2pfl.cli.output import note, say, show, show_table, to_json, visible
 from p2pfl.cli.printing import joining, plain
 from p2pfl.errors import ConfigError
-from p2pfl.governance import read_plan
+from p2pfl.governance import read_plan, weights_in_words
 from p2pfl.peer import OVER, ask, check_plan, follow, open_home, read_text
 from p2pfl.topology import is_graph_file, spec_from_text
 
@@ -45,6 +46,11 @@ def _topology(home: Path, topology: str | None) -> dict[str, Any] | None:
     return spec_from_text(Path(topology).name, read_text(Path(topology)), members)
 
 
+def _mixing(spec: Mapping[str, Any]) -> list[str]:
+    """Who mixes with whom, and what each site counts."""
+    return [f"topology     {spec['kind']}", f"weights      {weights_in_words(spec)}"]
+
+
 def _policy(staleness: int) -> str:
     return f", asynchronous with staleness {staleness}" if staleness else ""
 
@@ -67,6 +73,7 @@ def check(
         f"parameters   {facts['parameters']} of {facts['dtype']}",
         f"training     {read.settings.training.rule}, {read.settings.training.rounds} rounds of "
         f"{read.settings.training.local_steps} local steps{_policy(read.settings.training.late_rounds)}",
+        *(_mixing(read.settings.topology) if read.settings.topology else []),  # else the charter's default
     ]
     if facts.get("examples") is not None:
         lines.append(
@@ -191,7 +198,7 @@ def show_run(home: HomePath, run: RunName, as_json: AsJson = False) -> None:
 
 def _code(value: dict[str, Any]) -> list[str]:
     """Every line numbered and with its escapes: no text of the proposer's can pass for ours, or hide another."""
-    lines = [f"run          {value['run']}", f"plan hash    {value['plan']}"]
+    lines = [f"run          {value['run']}", f"plan hash    {value['plan']}", *_mixing(value["topology"])]
     for file in ("plan.toml", "plan.py"):
         code = [line.removesuffix("\r").expandtabs(4) for line in value[file].removesuffix("\n").split("\n")]
         lines += ["", f"{file}, {len(code)} lines:"]

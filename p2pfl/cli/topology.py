@@ -16,7 +16,7 @@ from p2pfl.cli.home import AsJson
 from p2pfl.cli.output import show, show_table, write_result
 from p2pfl.errors import ConfigError
 from p2pfl.figures import to_svg
-from p2pfl.governance import parse_charter
+from p2pfl.governance import parse_charter, weights_in_words
 from p2pfl.peer import read_text
 from p2pfl.topology import (
     KINDS,
@@ -68,6 +68,9 @@ def show_topology(
     arity: Annotated[int | None, typer.Option("--arity", help="Children of each site, for tree.")] = None,
     bridges: Annotated[int | None, typer.Option("--bridges", help="Edges between the clusters.")] = None,
     shares: Annotated[str | None, typer.Option("--shares", help="Sample counts, such as 303,294,123,200.")] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="What sites count: shares (the default), metropolis, uniform.")
+    ] = None,
     rounds: Annotated[
         int, typer.Option("--rounds", help="Of a run, where the graph changes.", min=1, max=MOST_ROUNDS)
     ] = 100,
@@ -76,9 +79,12 @@ def show_topology(
 ) -> None:
     """Print who mixes with whom and with which weight, the spectral gap, and which absences disconnect the graph.
 
-    Of a graph that changes from round to round: the weights of round 0, and the rest of all rounds together.
+    Also what each site counts: in the mean that mixing keeps, and so in the loss that training minimises. Of a graph
+    that changes from round to round: the weights of round 0, and the rest of all rounds together.
 
     Example: p2pfl topology show ring --sites 4 --shares 40,30,20,10
+
+    Example: p2pfl topology show star --shares 40,30,20,10 --weights metropolis
 
     Example: p2pfl topology show regular --sites 12 --degree 3 --plot graph.svg
 
@@ -102,6 +108,8 @@ def show_topology(
         "k": k, "probability": probability, "arity": arity, "bridges": bridges,
     }  # fmt: skip
     spec = _spec(kind, options) if text is None else spec_from_text(Path(kind).name, text, names)
+    if weights is not None:
+        spec["weights"] = weights
     nodes = [PeerId(name) for name in names]
     pi = {node: count / sum(counts) for node, count in zip(nodes, counts, strict=True)}
     value, lines, graph = _facts(spec, nodes, pi, rounds)
@@ -118,15 +126,18 @@ def _facts(
     schedule = Schedule(spec, nodes, pi, rounds, 0)
     graph = schedule.graph
     changes = not schedule.same_each_round and spec["kind"] != "hierarchical"
-    matrix = schedule.round(0).mixings[0].matrix if changes else stationary_weights(graph, pi)
+    law = dict(zip(nodes, schedule.law, strict=True))
+    several = spec["kind"] == "hierarchical"  # shown as if all its edges mixed at once
+    matrix = stationary_weights(graph, law) if several else schedule.round(0).mixings[0].matrix
     speed = speed_of(schedule)
-    gap = speed.gap if changes else spectral_gap(matrix, list(pi.values()))
+    gap = speed.gap if changes else spectral_gap(matrix, schedule.law)
     alone = absences_that_disconnect(graph, 1)
     pairs = absences_that_disconnect(graph, 2) if len(nodes) <= MOST_PAIRS else []
     dense = matrix.toarray()
     value = {
         "sites": [str(node) for node in nodes],
         "edges": [list(edge) for edge in graph.edges],
+        "counts": [float(law[node]) for node in nodes],
         "weights": [[float(cell) for cell in row] for row in dense],
         "spectral_gap": gap,
         "measured_over_rounds": speed.measured if changes else 0,
@@ -140,6 +151,8 @@ def _facts(
     for row, name in enumerate(nodes):
         others = [f"{nodes[column]} {dense[row, column]:.4f}" for column in np.flatnonzero(dense[row] > 0)]
         lines.append(f"{name:<16} {', '.join(others)}")
+    lines.append(f"weights by {weights_in_words(spec)}")
+    lines.append(f"each counts {', '.join(f'{node} {part:.4f}' for node, part in law.items())}")
     exact = "never" if speed.exact_after is None else _rounds(speed.exact_after)
     slow = "not in so many rounds" if speed.rounds is None else _rounds(speed.rounds)
     lines.append(f"disagreement is 1 % after: {slow}; exactly nothing after: {exact}")

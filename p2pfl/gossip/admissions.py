@@ -6,7 +6,8 @@ round it takes part from. All shares follow anew from all samples,
     pi_i = samples_i / sum_j samples_j,
 
 so those of the sites that were there shrink by one common factor. An edge of an earlier round keeps that round's graph
-and weights; pi_i w_ij = pi_j w_ji holds for it under the new shares, too, and what settles late keeps the sum.
+and weights; pi_i w_ij = pi_j w_ji holds for it under the new shares, too, and what settles late keeps the sum. Where a
+topology has weights of its own, a site by which the others would not shrink alike is not admitted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from p2pfl.gossip.context import Context
 from p2pfl.gossip.messages import MAX_PARTICIPANTS
 from p2pfl.gossip.starting import schedule_of
 from p2pfl.gossip.statements import Approval, open_approval, with_shares
+from p2pfl.topology import Schedule
 from p2pfl.types import PeerId, StartRecord
+
+SAME_PROPORTION = 1e-9  # rounding of a few divisions
 
 
 def with_newcomers(record: StartRecord, newcomers: Mapping[PeerId, Approval], order: Sequence[PeerId]) -> StartRecord:
@@ -73,10 +77,21 @@ class Admissions:
         if len(grown.participants) > MAX_PARTICIPANTS:
             return f"a run has at most {MAX_PARTICIPANTS} participants"
         try:
-            schedule_of(grown).round(0)
+            schedule = schedule_of(grown)
+            schedule.round(0)
         except ConfigError as error:
             return f"its graph cannot be built with one more site: {error}"
+        if not schedule.by_shares and not self._in_proportion(schedule, newcomers):
+            return "with one more site its topology's weights would count the others in other proportions than before"
         return None
+
+    def _in_proportion(self, grown: Schedule, newcomers: Mapping[PeerId, Approval]) -> bool:
+        """Whether the last newcomer leaves the others' proportions: else corrections and late edges keep no sum."""
+        others = dict(list(newcomers.items())[:-1])
+        before = schedule_of(with_newcomers(self.context.signed, others, self.context.roster.peer_ids))
+        law = dict(zip(grown.nodes, grown.law, strict=True))
+        ratios = [law[node] / part for node, part in zip(before.nodes, before.law, strict=True)]
+        return max(ratios) - min(ratios) <= SAME_PROPORTION * max(ratios)
 
     def follow(self) -> tuple[list[PeerId], list[PeerId]]:
         """Take up what the newest directive says; who takes part now and did not before, and the reverse."""

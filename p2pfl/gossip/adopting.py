@@ -1,7 +1,8 @@
 """Catching up with the neighbours' states: what a peer that was away for long, or that joins late, goes on from.
 
-With k the rounds it took no part in since the last one it finished, pi the sample shares, m_j the newest signed
-parameters of each present neighbour j (the model channel of its newest core), and c the plan's ``catch_up_rounds``:
+With k the rounds it took no part in since the last one it finished, pi what each site counts (`Context.law`: its sample
+share, unless the topology has weights of its own), m_j the newest signed parameters of each present neighbour j (the
+model channel of its newest core), and c the plan's ``catch_up_rounds``:
 
     x_i <- alpha x_i + (1 - alpha) sum_j pi_j m_j / sum_j pi_j,
     alpha = 1 for k <= c, c / k beyond, and 0 for a peer that never trained in this run.
@@ -218,12 +219,12 @@ class Adopting:
         """Peer-id order, so that the sum has the same bits wherever it is computed."""
         context = self.context
         ready = [source for _, source in sorted(self.taken.items()) if source.held.content is Content.READY]
-        shares = context.running.shares
-        total = sum(shares[source.origin] for source in ready)
+        law = context.law
+        total = sum(law[source.origin] for source in ready)
         states = tuple(
             Edge(
                 source.origin,
-                shares[source.origin] / total,
+                law[source.origin] / total,
                 {source.held.core.channel: source.worker_key},
                 source.held.core.position,
             )
@@ -262,6 +263,6 @@ class Adopting:
                 "own": done.own,
                 "states": used,
                 "distance": distance,
-                "moved": self.context.running.shares[self.context.me] * distance,
+                "moved": self.context.law[self.context.me] * distance,
             },
         )

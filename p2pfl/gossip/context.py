@@ -111,6 +111,13 @@ class Context:
         assert self.start is not None
         return self.start
 
+    @property
+    def law(self) -> Mapping[PeerId, float]:
+        """What each participant counts in the mean that mixing keeps: its sample share, or as the topology's weights
+        say."""
+        schedule = self.running_schedule
+        return dict(zip(schedule.nodes, schedule.law, strict=True))
+
     def arguments_at(self, round_: int) -> int:
         """The argument version of a round: fixed once the round is entered, else as directed so far."""
         if round_ in self.versions:

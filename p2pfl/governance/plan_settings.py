@@ -16,8 +16,9 @@ from p2pfl.governance.rule_limits import (
     statistics_problem,
     steps_problem,
     varying_problem,
+    weights_problem,
 )
-from p2pfl.governance.topologies import CHANGING, DEFAULT_TOPOLOGY, topology_problem
+from p2pfl.governance.topologies import CHANGING, DEFAULT_TOPOLOGY, by_shares, topology_problem
 from p2pfl.settings_files import SHOWN, Table, parse_tables
 from p2pfl.types import CATCH_UP_ROUNDS
 
@@ -204,11 +205,12 @@ class PlanSettings(Table):
         """Whether the rule mixes with (I + W) / 2, also in closing rounds."""
         return LIMITS[self.training.rule].halved
 
-    def graph_problem(self, sites: int, edges: int, kind: str = "") -> str | None:
-        """Why the rule does not go with a connected graph of so many sites and (undirected) edges, which comes from a
-        topology of this kind; None if it does."""
-        if kind in CHANGING and varying_problem(self.training.rule):
-            return varying_problem(self.training.rule)
+    def graph_problem(self, sites: int, edges: int, spec: Mapping[str, Any]) -> str | None:
+        """Why the rule does not go with a topology, whose connected graph has so many sites and (undirected) edges;
+        None if it does."""
+        problem = self._mixing_problem(spec)
+        if problem:
+            return problem
         if not LIMITS[self.training.rule].tree or edges == sites - 1:
             return None
         return (
@@ -230,16 +232,22 @@ class PlanSettings(Table):
 
     @model_validator(mode="after")
     def _one_mixing(self) -> PlanSettings:
-        kind = self.topology_spec().get("kind")
+        spec = self.topology_spec()
+        kind = spec.get("kind")
         if self.training.late_rounds and kind in CHANGING:
             raise ValueError(
                 f'policy = "asynchronous" mixes once per round on one graph, and that of the topology {kind} changes; '
                 "choose another topology or the synchronous policy"
             )
-        problem = varying_problem(self.training.rule)
-        if problem and kind in CHANGING:
+        problem = self._mixing_problem(spec)
+        if problem:
             raise ValueError(problem)
         return self
+
+    def _mixing_problem(self, spec: Mapping[str, Any]) -> str | None:
+        rule = self.training.rule
+        changes = varying_problem(rule) if spec.get("kind") in CHANGING else None
+        return changes or (None if by_shares(spec) else weights_problem(rule))
 
     @model_validator(mode="after")
     def _steps_later(self) -> PlanSettings:

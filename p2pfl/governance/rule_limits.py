@@ -21,6 +21,7 @@ class Limits:
     one_step: str = ""  # more than one local step in a round
     static: str = ""  # mixings that differ from round to round, or several in one
     tree: str = ""  # graphs with cycles
+    by_shares: str = ""  # weights of a topology by which sites count otherwise than by their samples
     no_newcomers: str = ""
     no_statistics: str = ""  # running statistics that travel
     halved: bool = False  # it mixes with (I + W) / 2, also in closing rounds
@@ -55,6 +56,7 @@ LIMITS: Mapping[str, Limits] = {
         no_delays="it counts each site once per round, and a late message would be counted twice or never",
         static="its relays go round by round over the edges of one tree",
         tree="it would count a site once for each path to it",
+        by_shares="its relays count each site by its samples whatever the weights",
         no_newcomers="its relays count every site from the first round on, and cannot begin in the middle of a run",
     ),
 }
@@ -95,6 +97,13 @@ def varying_problem(rule: str) -> str | None:
     reason = LIMITS[rule].static
     what = f"rule {rule} needs one and the same mixing in every round: {reason}"
     return _sentence(what, "the topology ring or chain", lambda other: not other.static) if reason else None
+
+
+def weights_problem(rule: str) -> str | None:
+    """Why a rule does not go with weights other than by sample shares; None if it does."""
+    reason = LIMITS[rule].by_shares
+    what = f"rule {rule} does not go with a topology that has weights of its own: {reason}"
+    return _sentence(what, 'weights = "shares"', lambda other: not other.by_shares) if reason else None
 
 
 def statistics_problem(rule: str) -> str | None:

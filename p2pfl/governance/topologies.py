@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+WEIGHTS: Mapping[str, str] = {
+    "shares": "each site counts with its share of all samples",
+    "metropolis": "each site counts alike, however many samples it has",
+    "uniform": "each site counts by its number of neighbours and one more, however many samples it has",
+}
+"""The named choices of weights, and what each means."""
+
 DEFAULT_TOPOLOGY: Mapping[str, Any] = {"kind": "ring"}
 
 MAX_EDGES = 2016  # of a full graph of 64 sites
@@ -31,6 +38,19 @@ def topology_problem(spec: Any) -> str | None:
     return None
 
 
+def by_shares(spec: Mapping[str, Any]) -> bool:
+    """Whether each site counts with its share of all samples."""
+    return bool(spec.get("weights", "shares") == "shares")
+
+
+def weights_in_words(spec: Mapping[str, Any]) -> str:
+    """What the weights of a checked spec mean for its sites."""
+    choice = spec.get("weights", "shares")
+    if isinstance(choice, str):
+        return f"{choice}: {WEIGHTS[choice]}"
+    return "listed: each site counts as the weights of the edges say, however many samples it has"
+
+
 def _position(value: Any) -> bool:
     return type(value) is int and 0 <= value < MAX_SITES
 
@@ -50,6 +70,22 @@ def _edges(value: Any) -> bool:
         and 1 <= len(value) <= MAX_EDGES
         and all(isinstance(e, (list, tuple)) and len(e) == 2 and all(map(_position, e)) for e in value)
     )
+
+
+def _weights(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return 1 <= len(value) <= MAX_EDGES and all(
+            isinstance(row, (list, tuple))
+            and len(row) == 4
+            and all(map(_position, row[:2]))
+            and all(type(weight) is float and 0.0 < weight < 1.0 for weight in row[2:])
+            for row in value
+        )
+    return _named_weights(value)
+
+
+def _named_weights(value: Any) -> bool:
+    return isinstance(value, str) and value in WEIGHTS
 
 
 def _whole(least: int, limit: int) -> tuple[Callable[[Any], bool], str]:
@@ -86,8 +122,14 @@ _KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "matching": {"seed": _whole(0, 2**32)},
     "epidemic": {"degree": _whole(1, MAX_SITES), "seed": _whole(0, 2**32)},
 }
+_NAMES = ", ".join(WEIGHTS)
 _OPTIONAL: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
-    "hierarchical": {"period": _whole(1, MAX_PERIOD + 1)}
+    **{
+        kind: {"weights": (_weights, f"{_NAMES}, or of each edge i, j, w_ij, w_ji, such as [[0, 1, 0.25, 0.5]]")}
+        for kind in _KINDS
+        if kind not in CHANGING
+    },
+    "hierarchical": {"period": _whole(1, MAX_PERIOD + 1), "weights": (_named_weights, f"one of {_NAMES}")},
 }
 
 

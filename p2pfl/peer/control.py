@@ -70,6 +70,7 @@ async def _show(peer: Peer, request: dict[str, Any]) -> Any:
         "run": run.id,
         "plan": run.plan.digest,
         "status": run.status(),
+        "topology": dict(run.topology),
         "plan.toml": run.plan.toml.decode(),
         "plan.py": run.plan.source.decode(),
     }

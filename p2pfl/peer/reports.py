@@ -45,6 +45,7 @@ def report_of(
                 "name": names.get(item.peer_id, ""),
                 "samples": item.samples,
                 "share": item.share,
+                "counts": machine.context.law[item.peer_id],
                 "joined": machine.context.joined.get(item.peer_id),
             }
             for item in start.participants

@@ -49,6 +49,11 @@ class Run:
         return self._runner.machine.context.proposal.proposer
 
     @property
+    def topology(self) -> Mapping[str, Any]:
+        """The spec of the graph and of its weights, as proposed."""
+        return self._runner.machine.context.proposal.topology
+
+    @property
     def state(self) -> State:
         """Where this peer stands in the run."""
         return self._runner.machine.state

@@ -176,8 +176,7 @@ class Runs:
         self._check_size(proposal.channels)
         total = proposal.rounds + proposal.closing_rounds
         known = build_graph(proposal.topology, self._roster.peer_ids, total)
-        kind = str(proposal.topology["kind"])
-        problem = plan.settings.graph_problem(len(known), known.number_of_edges(), kind)
+        problem = plan.settings.graph_problem(len(known), known.number_of_edges(), proposal.topology)
         if problem is not None:
             raise RemoteError(f"proposal that cannot be run: {problem}", peer=proposal.proposer)
         self._adopt(proposal, statement, plan)
@@ -333,7 +332,7 @@ class Runs:
         closing, staleness = settings.training.closing_rounds, settings.training.late_rounds
         schedule = Schedule(graph, self._roster.peer_ids, shares, total, closing, staleness)
         schedule.round(0)
-        problem = settings.graph_problem(len(schedule.nodes), schedule.graph.number_of_edges(), str(graph["kind"]))
+        problem = settings.graph_problem(len(schedule.nodes), schedule.graph.number_of_edges(), graph)
         if problem is not None:
             raise ConfigError(f"{problem[0].upper()}{problem[1:]}")
         worker, facts = await ready_worker(plan, self._home)

@@ -178,6 +178,7 @@ def _sites(simulation: Simulation, judge: Judge, pace: Pace) -> Columns:
         "site": np.arange(len(nodes)),
         "examples": np.array([len(rows) for rows in simulation.parts.rows]),
         "share": simulation.shares,
+        **({} if simulation.schedule.by_shares else {"law": np.array(simulation.schedule.law)}),
         "neighbours": simulation.schedule.degrees,
         "local_steps": simulation.each,
         **pace.of_sites(),
@@ -215,5 +216,9 @@ def _facts(simulation: Simulation, run: VectorisedRun, judge: Judge, pace: Pace)
 
 
 def _short(spec: dict[str, Any]) -> dict[str, Any]:
-    """A list of edges is in the result's own table."""
-    return {name: value if name != "edges" else f"{len(value)} edges" for name, value in spec.items()}
+    """Without lists of edges, which are in the result's own table, and of their weights."""
+    return {name: f"{len(value)} edges" if _of_edges(name, value) else value for name, value in spec.items()}
+
+
+def _of_edges(name: str, value: Any) -> bool:
+    return name == "edges" or (name == "weights" and not isinstance(value, str))

@@ -126,7 +126,7 @@ def prepare(
     same = schedule.same_each_round
     check_combination(
         settings.rule.name, settings.optimiser.name, sites=peers, staleness=staleness, steps=int(each.max()),
-        edges=schedule.graph.number_of_edges() if same else None, varying=not same,
+        edges=schedule.graph.number_of_edges() if same else None, varying=not same, weighted=not schedule.by_shares,
     )  # fmt: skip
     check_fault_times(faults, peers, seed, schedule.total)
     absences = absences_of(faults, peers, seed)
@@ -139,6 +139,11 @@ def prepare(
     check_evaluation(code, settings.dtype, examples)
     if planned and not staleness:
         remarks += ('the plan is asynchronous, this run is not: write [time] with clock = "machines" and staleness',)
+    if not schedule.by_shares:
+        remarks += (
+            "what a site counts in training is decided by the topology's weights (column law of the sites' table), in "
+            "figures of the mean model and means over sites by its share",
+        )
     execution, padding = unpadded(code, settings, examples, parts, execution)
     simulation = Simulation(
         plan, code, settings, examples, parts, schedule, spec, shares, seed, weights, time, faults, evaluate,

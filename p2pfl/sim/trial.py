@@ -16,8 +16,8 @@ from p2pfl.train.plan_code import ERROR_TEXT_LIMIT, EVALUATION_BATCH, Batch, Pla
 from p2pfl.train.settings import Settings
 
 COLUMNS = {
-    "site", "examples", "share", "neighbours", "local_steps", "seconds", "bytes", "heartbeat_bytes", "setting", "seed",
-    "loss",
+    "site", "examples", "share", "law", "neighbours", "local_steps", "seconds", "bytes", "heartbeat_bytes", "setting",
+    "seed", "loss",
 }  # fmt: skip
 """Of the tables over sites, beside the plan's figures."""
 

@@ -231,7 +231,9 @@ class VirtualConsortium:
         return bool(sites) and all(site.result is not None and not site.disk.rows("edge_unsettled") for site in sites)
 
     def imbalance(self) -> float:
-        """max |sum_i share_i (x_i - x_0 - own displacements_i)| of stub trainings: rounding once all is settled.
+        """max |sum_i pi_i (x_i - x_0 - own displacements_i)| of stub trainings: rounding once all is settled.
+
+        ``pi``: the law of the schedule.
 
         A site that never trained here counts with nothing; a dead one with what its last process held.
         """
@@ -239,7 +241,7 @@ class VirtualConsortium:
         if started is None:
             raise ConfigError("no run has begun; let it run first")
         total: torch.Tensor = torch.zeros(1, dtype=torch.float64)
-        for peer, share in started.context.running.shares.items():
+        for peer, share in started.context.law.items():
             site = self.site_of(peer)
             trainer = site.result or (site.trainer if site.begun else None)
             if isinstance(trainer, StubTraining):

@@ -13,7 +13,7 @@ from p2pfl.topology.effective import effective_neighbours, gap_of_cycle, rounds_
 from p2pfl.topology.files import graph_from_text, is_graph_file, sites_in_file, spec_from_text
 from p2pfl.topology.finite import finite_time
 from p2pfl.topology.graphs import KINDS, build_graph, check_spec, spec_from_graph
-from p2pfl.topology.mixing import Mixing, metropolis_hastings, stationary_weights
+from p2pfl.topology.mixing import Mixing, metropolis_hastings, stationary_weights, uniform_weights
 from p2pfl.topology.plotting import graph_figure, graph_layout
 from p2pfl.topology.resilience import absences_that_disconnect
 from p2pfl.topology.schedule import Round, Schedule
@@ -51,4 +51,5 @@ __all__ = [
     "spectral_gap",
     "speed_of",
     "stationary_weights",
+    "uniform_weights",
 ]

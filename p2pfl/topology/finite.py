@@ -26,7 +26,7 @@ def finite_time(rounds: Schedule | Sequence[Any], shares: Sequence[float] | None
     ConfigError for more than 1,000 sites.
     """
     given = _matrices(rounds) if isinstance(rounds, Schedule) else [sparse.csr_array(matrix) for matrix in rounds]
-    law = np.array(rounds.shares if isinstance(rounds, Schedule) else shares or [1.0] * _sites(given))
+    law = np.array(rounds.law if isinstance(rounds, Schedule) else shares or [1.0] * _sites(given))
     law = law / law.sum()
     before, product = float(np.abs(np.eye(len(law)) - law).max()), np.eye(len(law))
     if before <= EXACT:

@@ -17,6 +17,7 @@ A spec is a small mapping that survives TOML, JSON and msgpack:
     {"kind": "base", "k": 1}                            other edges in each round, see changing.py; so too
     {"kind": "matching", "seed": 0}, {"kind": "epidemic", "degree": 4, "seed": 0}
 
+All but these last three may have "weights", see weighting.py.
 Specs come from other peers, so each entry is checked before it is used.
 """
 
@@ -32,6 +33,7 @@ import networkx as nx
 from p2pfl.errors import ConfigError
 from p2pfl.topology import random_graphs, shapes, trees
 from p2pfl.topology.changing import CHANGING, Changing, changing_of
+from p2pfl.topology.weighting import check_choice, listed
 from p2pfl.types import PeerId
 
 Pair = tuple[int, int]
@@ -42,7 +44,8 @@ def build_graph(spec: Mapping[str, Any], nodes: Sequence[PeerId], rounds: int | 
 
     None: over all rounds that there can be, which is every pair where they are drawn. Of a hierarchical spec always the
     union over all. Nodes are added in the given order. One site alone is a graph without edges. Raises ConfigError if
-    the spec is unknown, does not fit the number of sites, has a loop, or leaves the graph unconnected.
+    the spec is unknown, does not fit the number of sites, has a loop, or leaves the graph unconnected, and for listed
+    weights that do not fit the edges.
     """
     changing = check_sites(spec, nodes)
     if changing is not None and rounds is not None:
@@ -55,7 +58,15 @@ def build_graph(spec: Mapping[str, Any], nodes: Sequence[PeerId], rounds: int | 
             f"the graph is not connected: site number {_listed(apart)} (counted from 0) cannot reach "
             "all others; add an edge"
         )
+    if not isinstance(spec.get("weights", ""), str):
+        listed(spec["weights"], pairs_of(graph), len(nodes))
     return graph
+
+
+def pairs_of(graph: nx.Graph) -> list[Pair]:
+    """The edges as positions in the order of the nodes."""
+    places = {node: place for place, node in enumerate(graph)}
+    return [(places[one], places[other]) for one, other in graph.edges]
 
 
 def check_sites(spec: Mapping[str, Any], nodes: Sequence[PeerId]) -> Changing | None:
@@ -90,6 +101,7 @@ def check_spec(spec: Mapping[str, Any]) -> None:
             f"give it exactly {_listed(sorted(wanted))}"
             + (f", and if you like {_listed(sorted(more))}" if more else "")
         )
+    check_choice(spec)
 
 
 def spec_from_graph(graph: nx.Graph, nodes: Sequence[Hashable]) -> dict[str, Any]:
@@ -256,5 +268,8 @@ KEYS: Mapping[str, frozenset[str]] = {
 }
 """The keys each kind has beside ``kind``."""
 
-OPTIONAL: Mapping[str, frozenset[str]] = {"hierarchical": frozenset({"period"})}
+OPTIONAL: Mapping[str, frozenset[str]] = {
+    **{kind: frozenset({"weights"}) for kind in KINDS if kind not in CHANGING},
+    "hierarchical": frozenset({"period", "weights"}),
+}
 """Further keys that a spec may have."""

@@ -72,6 +72,16 @@ def stationary_weights(graph: nx.Graph, shares: Mapping[PeerId, float]) -> Any:
     return weights_on_pairs(_pairs(graph), law_of(list(graph), shares))
 
 
+def uniform_weights(graph: nx.Graph) -> Any:
+    """w_ij = 1 / (degree_i + 1) on edges, w_ii the rest: the plain mean over a site and its neighbours.
+
+    It keeps sum_i (degree_i + 1) x_i, so where degrees differ it favours sites with many neighbours. On regular graphs
+    it is Metropolis-Hastings. The csr array [n, n], float64, rows in the order of ``graph.nodes``. Source: the simple
+    random walk with a loop at each site; Levin, Peres, Wilmer, "Markov chains and mixing times", 2009, example 1.12.
+    """
+    return uniform_on_pairs(_pairs(graph), len(graph))
+
+
 def law_of(nodes: Sequence[PeerId], shares: Mapping[PeerId, float]) -> list[float]:
     """The shares in the order of ``nodes``. ConfigError for one that is missing or not positive."""
     for node in nodes:
@@ -88,15 +98,25 @@ def weights_on_pairs(pairs: Any, law: Sequence[float]) -> Any:
     neighbours each take 0.03 s.
     """
     pi, sites = np.array(law, dtype=np.float64), len(law)
-    ends = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    rows, columns = np.concatenate([ends[:, 0], ends[:, 1]]), np.concatenate([ends[:, 1], ends[:, 0]])
-    order = np.lexsort((columns, rows))
-    rows, columns = rows[order], columns[order]
+    rows, columns, _ = _both_ways(pairs)
     bounds = [0, *np.cumsum(np.bincount(rows, minlength=sites)).tolist()]
     near = pi[columns].tolist()
     sums = np.array([fsum([law[i], *near[bounds[i] : bounds[i + 1]]]) for i in range(sites)])
     weights = pi[columns] / np.maximum(sums[rows], sums[columns])
     return with_rest(rows, columns, weights, sites)
+
+
+def uniform_on_pairs(pairs: Any, sites: int) -> Any:
+    """The plain means over closed neighbourhoods on the undirected edges ``pairs``, int64 [m, 2], each edge once."""
+    rows, columns, _ = _both_ways(pairs)
+    degrees = np.bincount(rows, minlength=sites)
+    return with_rest(rows, columns, 1.0 / (degrees[rows] + 1.0), sites)
+
+
+def given_on_pairs(pairs: Any, weights: Any, sites: int) -> Any:
+    """``weights`` float64 [m, 2], (w_ij, w_ji) of each edge (i, j) of ``pairs``, int64 [m, 2]; w_ii the rest."""
+    rows, columns, order = _both_ways(pairs)
+    return with_rest(rows, columns, np.array(weights, dtype=np.float64).reshape(-1, 2).T.ravel()[order], sites)
 
 
 def with_rest(rows: Any, columns: Any, weights: Any, sites: int) -> Any:
@@ -107,6 +127,14 @@ def with_rest(rows: Any, columns: Any, weights: Any, sites: int) -> Any:
     here = np.arange(sites)
     places = np.concatenate([rows, here]), np.concatenate([columns, here])
     return sparse.csr_array((np.concatenate([weights, rest]), places), shape=(sites, sites))
+
+
+def _both_ways(pairs: Any) -> tuple[Any, Any, Any]:
+    """Rows and columns of both entries of each edge, sorted; and the order that sorts them."""
+    ends = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    rows, columns = ends.T.ravel(), ends[:, ::-1].T.ravel()
+    order = np.lexsort((columns, rows))
+    return rows[order], columns[order], order
 
 
 def _pairs(graph: nx.Graph) -> list[tuple[int, int]]:

@@ -1,6 +1,7 @@
 """The schedule of a run: for each round the active sites and the mixings, in order, one after the other.
 
-A pure function of spec, order of the sites, shares and round number; every mixing keeps sum_i pi_i x_i.
+A pure function of spec, order of the sites, shares and round number; every mixing keeps sum_i pi_i x_i, where pi are
+the sample shares unless the spec chooses other weights (weighting.py).
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from p2pfl.topology.graphs import (
     clusters_of,
     full_pairs,
     graph_of,
+    pairs_of,
     period_of,
     ring_pairs,
 )
-from p2pfl.topology.mixing import Mixing, law_of, weights_on_pairs
+from p2pfl.topology.mixing import Mixing, law_of
 from p2pfl.topology.spectral import contraction
+from p2pfl.topology.weighting import by_shares, weighting_of
 from p2pfl.types import PeerId
 
 MIXINGS_KEPT = 64  # of rounds that differ; the heads of clusters of sizes 7, 8, 9 would have 504
@@ -86,7 +89,7 @@ class Schedule:
                 "asynchronous runs mix once per round, on the same graph in all rounds; that of a topology of the kind "
                 f"{spec['kind']} changes: choose another topology, or the synchronous policy"
             )
-        self._law = law_of(self.nodes, shares)
+        self._shares = law_of(self.nodes, shares)
         self._active = frozenset(self.nodes)
         self._kept: OrderedDict[Hashable, Mixing] = OrderedDict()
         self._rounds: dict[tuple[bool, Hashable], Round] = {}
@@ -99,12 +102,14 @@ class Schedule:
 
     def _prepare(self) -> None:
         """What is the same in all rounds, if anything is, and what no round can be computed without."""
+        pairs = pairs_of(self.graph) if self.same_each_round else None
+        self._weighting = weighting_of(self._spec, self._shares, pairs)
         if self._changing is not None:
             self._changing.check_connected(self._linked_over)
             self.round(0)  # refuses shares that the kind does not go with
             return
         inside = [pair for cluster in self._clusters for pair in full_pairs(cluster)]
-        self._static = self._mixing(inside if self._clusters else self._pairs_of_graph())
+        self._static = self._mixing(inside if pairs is None else pairs)
         self._late = with_delays(self._static, self._staleness)  # the training rounds' mixing; the same one if it is 0
 
     @cached_property
@@ -119,7 +124,7 @@ class Schedule:
         """The edges of ``graph`` as positions, int64 [m, 2]: of thousands of sites the graph itself takes gigabytes."""
         if self._changing is not None:
             return self._changing.union(self._linked_over)
-        return np.array(self._pairs_of_graph(), dtype=np.int64).reshape(-1, 2)
+        return np.array(pairs_of(self.graph), dtype=np.int64).reshape(-1, 2)
 
     @property
     def degrees(self) -> Any:
@@ -129,7 +134,20 @@ class Schedule:
     @property
     def shares(self) -> tuple[float, ...]:
         """Sample share of each site, in the order of ``nodes``."""
-        return tuple(self._law)
+        return tuple(self._shares)
+
+    @property
+    def law(self) -> tuple[float, ...]:
+        """What each site counts in the mean that mixing keeps, and in the loss that training minimises, in that order.
+
+        The shares themselves, or numbers that sum to 1 where the spec's weights are others.
+        """
+        return tuple(self._weighting.law)
+
+    @property
+    def by_shares(self) -> bool:
+        """Whether the law is the sample shares by the choice of weights."""
+        return by_shares(self._spec)
 
     @property
     def total(self) -> int:
@@ -139,19 +157,22 @@ class Schedule:
     def closing_contraction(self, *, halved: bool = False) -> float:
         """How much of the disagreement the closing rounds leave at most, if nobody is absent: 0 to 1.
 
-        With x_bar = sum_i pi_i x_i and D^2 = sum_i pi_i |x_i - x_bar|^2:  D(after) <= closing_contraction * D(before).
+        With the law pi, x_bar = sum_i pi_i x_i and D^2 = sum_i pi_i |x_i - x_bar|^2:
+
+            D(after) <= closing_contraction * D(before)
+
         ``halved``: of a rule that mixes with (I + W) / 2.
         """
         if halved not in self._contraction:
             mixings = [mixing.matrix for t in range(self.rounds, self.total) for mixing in self.round(t).mixings]
             if halved:
                 mixings = [(matrix + sparse.eye_array(len(self.nodes), format="csr")) / 2 for matrix in mixings]
-            self._contraction[halved] = contraction(mixings, self._law)
+            self._contraction[halved] = contraction(mixings, self.law)
         return self._contraction[halved]
 
     def stopped(self, rounds: int) -> Schedule:
         """The same with fewer training rounds, the closing rounds right after them; sites stay linked as they were."""
-        shares = dict(zip(self.nodes, self._law, strict=True))
+        shares = dict(zip(self.nodes, self._shares, strict=True))
         return Schedule(
             self._spec, self.nodes, shares, rounds, self.closing_rounds, self._staleness, linked_over=self._linked_over
         )
@@ -194,14 +215,10 @@ class Schedule:
             if len(self._kept) >= MIXINGS_KEPT:
                 self._kept.popitem(last=False)
             if self._changing is not None:
-                self._kept[kind] = Mixing(self.nodes, self._changing.matrix(t, self._law))
+                self._kept[kind] = Mixing(self.nodes, self._changing.matrix(t, self._shares))
             else:
                 self._kept[kind] = self._mixing(ring_pairs(self._heads(t)))
         return self._kept[kind]
 
-    def _pairs_of_graph(self) -> list[Pair]:
-        places = {node: place for place, node in enumerate(self.nodes)}
-        return [(places[one], places[other]) for one, other in self.graph.edges]
-
     def _mixing(self, pairs: Sequence[Pair]) -> Mixing:
-        return Mixing(self.nodes, weights_on_pairs(np.array(pairs, dtype=np.int64), self._law))
+        return Mixing(self.nodes, self._weighting.matrix(np.array(pairs, dtype=np.int64)))

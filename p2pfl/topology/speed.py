@@ -35,10 +35,10 @@ def speed_of(schedule: Schedule, factor: float = 0.01) -> Speed:
     exact = finite_time(schedule) if len(schedule.nodes) <= MOST_SITES else None
     if schedule.same_each_round:
         matrix = schedule.round(0).mixings[0].matrix
-        rest = 1.0 - spectral_gap(matrix, schedule.shares)
+        rest = 1.0 - spectral_gap(matrix, schedule.law)
         needed = 1 if rest <= factor else ceil(log(factor) / log(rest) - 1e-9) if rest < 1 else None
         return Speed(1.0 - rest, 0, exact, needed)
-    root = np.sqrt(np.array(schedule.shares) / sum(schedule.shares))
+    root = np.sqrt(np.array(schedule.law) / sum(schedule.law))
     left = [_left(schedule, t, root) for t in range(schedule.total)]
     return Speed(1.0 - float(np.mean(left)) ** 0.5, schedule.total, exact, _until(schedule, root, factor))
 

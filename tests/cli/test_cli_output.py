@@ -156,8 +156,9 @@ def test_an_unknown_fault_is_one_line_without_a_traceback(
 # --- the code of a proposal
 
 
-def proposal(source: str, toml: str = PLAN_TOML) -> dict[str, Any]:
-    return {"run": "ab" * 32, "plan": "cd" * 32, "plan.toml": toml, "plan.py": source}
+def proposal(source: str, toml: str = PLAN_TOML, **topology: Any) -> dict[str, Any]:
+    spec = {"kind": "ring", **topology}
+    return {"run": "ab" * 32, "plan": "cd" * 32, "topology": spec, "plan.toml": toml, "plan.py": source}
 
 
 def test_every_line_of_a_proposal_is_numbered_and_escaped() -> None:
@@ -176,6 +177,22 @@ def test_every_line_of_a_proposal_is_numbered_and_escaped() -> None:
     ]
     assert shown[-1].startswith("note: 3 lines hold invisible or control characters")
     assert all(line.isprintable() for line in shown)
+
+
+@pytest.mark.parametrize(
+    ("topology", "says"),
+    [
+        ({}, "shares: each site counts with its share of all samples"),
+        ({"kind": "star", "weights": "metropolis"}, "metropolis: each site counts alike, however many samples it has"),
+        ({"weights": "uniform"}, "uniform: each site counts by its number of neighbours and one more, however many"),
+        ({"weights": [[0, 1, 0.5, 0.25]]}, "listed: each site counts as the weights of the edges say"),
+    ],
+)
+def test_who_is_asked_to_approve_reads_what_each_site_counts(topology: dict[str, Any], says: str) -> None:
+    """Of the proposal's own topology, which may be another one than the plan's."""
+    shown = _code(proposal(PLAN_PY, **topology))
+    assert shown[2] == f"topology     {topology.get('kind', 'ring')}"
+    assert shown[3].startswith(f"weights      {says}")
 
 
 def test_a_proposer_cannot_write_our_own_lines() -> None:

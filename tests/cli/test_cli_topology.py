@@ -102,3 +102,65 @@ def test_a_charters_default_graph_may_come_from_a_file(
     Path("g.edges").write_text("rouen lille\nrouen brest\n")
     wrong = do(capsys, "charter", "new", "--name", "north", "-o", "other", *records, "--topology", "g.edges")
     assert wrong.code != 0 and "names 'brest'" in wrong.err and not Path("other").exists()
+
+
+@pytest.mark.parametrize(
+    ("weights", "first", "counts", "means"),
+    [
+        ([], "site-0 0.4000, site-1 0.3000, site-2 0.2000, site-3 0.1000", [0.4, 0.3, 0.2, 0.1], "shares: "),
+        (
+            ["--weights", "shares"],
+            "site-0 0.4000, site-1 0.3000",
+            [0.4, 0.3, 0.2, 0.1],
+            "with its share of all samples",
+        ),
+        (["--weights", "metropolis"], "site-0 0.2500, site-1 0.2500", [0.25] * 4, "metropolis: each site counts alike"),
+        (["--weights", "uniform"], "site-0 0.2500, site-1 0.2500", [0.4, 0.2, 0.2, 0.2], "its number of neighbours"),
+    ],
+)
+def test_show_tells_the_weights_and_what_each_counts(
+    weights: list[str], first: str, counts: list[float], means: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["topology", "show", "star", "--shares", "40,30,20,10", *weights]
+    lines = do(capsys, *asked).out.splitlines()
+    assert lines[1].split(maxsplit=1)[1].startswith(first)
+    (said,) = [line for line in lines if line.startswith("weights by ")]
+    assert means in said
+    (each,) = [line for line in lines if line.startswith("each counts ")]
+    assert each == "each counts " + ", ".join(f"site-{k} {part:.4f}" for k, part in enumerate(counts))
+    value = json.loads(do(capsys, *asked, "--json").out)
+    assert value["counts"] == pytest.approx(counts, abs=1e-15)
+    assert sum(a * row[1] for a, row in zip(value["counts"], value["weights"], strict=True)) == pytest.approx(counts[1])
+
+
+def test_show_takes_listed_weights_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = {"kind": "chain", "weights": [[0, 1, 0.5, 0.25], [1, 2, 0.25, 0.5]]}
+    (tmp_path / "chain.json").write_text(json.dumps(spec))
+    done = do(capsys, "topology", "show", str(tmp_path / "chain.json"), "--sites", "3")
+    assert "each counts site-0 0.2500, site-1 0.5000, site-2 0.2500" in done.out and "listed: " in done.out
+    spec["weights"] = spec["weights"][:1]  # type: ignore[index]
+    (tmp_path / "chain.json").write_text(json.dumps(spec))
+    wrong = do(capsys, "topology", "show", str(tmp_path / "chain.json"), "--sites", "3")
+    assert wrong.code != 0 and "leave out the edge [1, 2]" in wrong.err
+    unknown = do(capsys, "topology", "show", "ring", "--weights", "degree")
+    assert unknown.code != 0 and "give shares, metropolis, uniform" in unknown.err
+
+
+def test_a_charter_says_what_its_weights_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("lille", "caen", "rouen"):
+        made = do(capsys, "init", name, "--name", name, "--no-listen", "--bare")
+        Path(f"{name}.record").write_text(made.out)
+    new = ["charter", "new", "--name", "north", *(f"{name}.record" for name in ("lille", "caen", "rouen"))]
+    assert do(capsys, *new, "-o", "plain").code == 0
+    assert do(capsys, *new, "-o", "alike", "--topology", "star", "--weights", "metropolis").code == 0
+    assert parse_charter(Path("plain").read_text()).topology == {"kind": "ring"}
+    assert "weights" not in Path("plain").read_text()
+    assert parse_charter(Path("alike").read_text()).topology == {"kind": "star", "weights": "metropolis"}
+    assert "# weights: metropolis: each site counts alike, however many samples it has" in Path("alike").read_text()
+    assert "weights      shares: each site counts with its share" in do(capsys, "charter", "show", "plain").out
+    assert "weights      metropolis: each site counts alike" in do(capsys, "charter", "show", "alike").out
+    wrong = do(capsys, *new, "-o", "other", "--weights", "degree")
+    assert wrong.code != 0 and "topology weights is 'degree'; write shares, metropolis, uniform" in wrong.err

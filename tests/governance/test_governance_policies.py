@@ -7,6 +7,7 @@ import pytest
 from p2pfl.errors import PlanError
 from p2pfl.governance.plan_settings import parse_settings
 
+RING = {"kind": "ring"}
 PLAN = """
 [plan]
 name = "points"
@@ -31,11 +32,12 @@ def text(more: str = "", rule: str = "dpsgd", kind: str = "ring") -> bytes:
 
 def test_relaysgd_needs_a_tree_and_says_what_to_choose() -> None:
     settings = parse_settings(text(rule="relaysgd", kind="chain"))
-    assert settings.graph_problem(4, 3) is None and settings.graph_problem(1, 0) is None
-    problem = str(settings.graph_problem(4, 4))
+    assert settings.graph_problem(4, 3, RING) is None and settings.graph_problem(1, 0, RING) is None
+    problem = str(settings.graph_problem(4, 4, RING))
     assert "relaysgd needs a tree" in problem and "4 edges between 4 sites" in problem and "chain or star" in problem
-    assert parse_settings(text()).graph_problem(4, 4) is None
-    changing = str(settings.graph_problem(3, 2, "base"))  # two edges between three sites, but not in the same rounds
+    assert parse_settings(text()).graph_problem(4, 4, RING) is None
+    # two edges between three sites, but not in the same rounds
+    changing = str(settings.graph_problem(3, 2, {"kind": "base"}))
     assert "one and the same mixing in every round" in changing and "choose the topology ring or chain" in changing
     assert "cannot begin in the middle" in str(settings.newcomer_problem)
 

@@ -54,6 +54,7 @@ def test_both_rooms_know_the_same_rules_with_the_same_limits() -> None:
         assert bool(limits.sgd_only) == (needs.optimisers == {"sgd"}) and limits.sgd_only == needs.reason
         assert bool(limits.one_step) == (needs.most_steps == 1) and limits.one_step == needs.steps_reason
         assert bool(limits.static) == needs.static and limits.static == needs.static_reason
+        assert bool(limits.by_shares) == needs.by_shares and limits.by_shares == needs.by_shares_reason
         assert bool(limits.tree) == (needs.mixing == "tree")
         assert bool(limits.no_statistics) == (not needs.statistics) and limits.no_statistics == needs.statistics_reason
         assert limits.halved == needs.halved
@@ -111,6 +112,8 @@ def test_plans_and_sessions_refuse_the_same(rule: str) -> None:
         (plan("exact_diffusion", "[arguments]\nlocal_steps = [1, 4]"), ["at most 1 local step", "not 4", "kgt"]),
         (plan("exact_diffusion", '[topology]\nkind = "hierarchical"\nclusters = 2'), ["same mixing", "ring or chain", "kgt"]),
         (plan("relaysgd", '[topology]\nkind = "hierarchical"\nclusters = 2'), ["same mixing", "ring or chain"]),
+        (plan("relaysgd", '[topology]\nkind = "chain"\nweights = "uniform"'), ["weights of its own", 'choose weights = "shares"', "kgt"]),
+        (plan("relaysgd", '[topology]\nkind = "chain"\nweights = [[0, 1, 0.5, 0.5]]'), ["weights of its own"]),
     ],
 )  # fmt: skip
 def test_wrong_numbers_and_graphs_are_refused_in_the_plan(source: bytes, words: list[str]) -> None:
@@ -122,9 +125,12 @@ def test_wrong_numbers_and_graphs_are_refused_in_the_plan(source: bytes, words: 
 @pytest.mark.parametrize("rule", ["exact_diffusion", "relaysgd"])
 def test_a_proposal_s_own_topology_is_judged_too(rule: str) -> None:
     settings = parse_settings(plan(rule, '[topology]\nkind = "chain"'))
-    assert settings.graph_problem(4, 3, "chain") is None
-    assert "same mixing" in str(settings.graph_problem(4, 3, "hierarchical"))
-    assert parse_settings(plan("kgt")).graph_problem(4, 5, "hierarchical") is None
+    assert settings.graph_problem(4, 3, {"kind": "chain"}) is None
+    assert "same mixing" in str(settings.graph_problem(4, 3, {"kind": "hierarchical"}))
+    said = settings.graph_problem(4, 3, {"kind": "chain", "weights": "metropolis"})
+    assert ("weights of its own" in str(said)) == (rule == "relaysgd")
+    assert settings.graph_problem(4, 3, {"kind": "chain", "weights": "shares"}) is None
+    assert parse_settings(plan("kgt")).graph_problem(4, 5, {"kind": "hierarchical"}) is None
 
 
 def test_a_rule_s_numbers_reach_the_session_and_the_plan_s_identity() -> None:

@@ -28,6 +28,12 @@ RULE_CASES = {
     "gradient_tracking": {"steps": 1},
     "relaysgd": {"topology": 'kind = "chain"'},
 }
+WEIGHTS = {
+    "metropolis": '"metropolis"',
+    "uniform": '"uniform"',
+    "listed": "[[0, 1, 0.25, 0.5], [2, 1, 0.125, 0.25], [3, 1, 0.5, 0.125]]",
+}
+"""For each choice of weights what the plan of a star around the second site says."""
 """For each rule what its plan says besides."""
 TOPOLOGIES = {
     "ring": "",
@@ -60,7 +66,7 @@ def test_no_rule_and_no_topology_is_left_out() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("what", ["rules", "topologies", "equal"])
+@pytest.mark.parametrize("what", ["rules", "topologies", "equal", "weights"])
 async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, what: str) -> None:
     """One run after the other in the same four processes."""
     cases = {
@@ -69,6 +75,9 @@ async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, what:
     }
     if what == "rules":
         cases = {name: {"rule": name, **case} for name, case in RULE_CASES.items()}
+    if what == "weights":
+        star = 'kind = "edges"\nedges = [[0, 1], [2, 1], [3, 1]]\nweights = '
+        cases = {name: {"rule": "kgt", "topology": star + weights} for name, weights in WEIGHTS.items()}
     runs, told = {}, {}
     async with processes(tmp_path, (30,) * 4 if what == "equal" else SIZES) as sites:
         for name, case in cases.items():

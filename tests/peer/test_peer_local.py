@@ -89,6 +89,31 @@ async def test_relaysgd_on_a_chain_and_what_its_lineage_says(tmp_path: Path) -> 
         assert {channel for _, _, channel in logs[0].runs[runs[0].id].sent_at} == {c.name for c in RelaySGD.channels}
 
 
+@pytest.mark.slow
+async def test_a_site_counts_by_the_topology_s_weights_and_not_by_its_patients(tmp_path: Path) -> None:
+    quadratic = Quadratic.make((40, 30, 20, 10))
+    files = quadratic.write(tmp_path)
+    plan = write_plan(tmp_path, rule="kgt", kind="star", rate=0.1, steps=2, rounds=120)
+    toml = plan / "plan.toml"
+    toml.write_text(toml.read_text().replace('kind = "star"', 'kind = "star"\nweights = "uniform"'))
+    rows = [table.mean(axis=0) for table in quadratic.tables]
+    optimum = sum(c * r[:3] * r[3:] for c, r in zip((4, 2, 2, 2), rows, strict=True)) / sum(
+        c * r[:3] for c, r in zip((4, 2, 2, 2), rows, strict=True)
+    )
+    assert np.abs(optimum - quadratic.optimum).max() > 0.1
+    async with p2pfl.local(plan, files, peers=4) as peers:
+        with pytest.raises(ConfigError, match="the weights leave out the edge"):
+            await peers[0].propose(peers.plan, topology={"kind": "star", "weights": [[0, 1, 0.5, 0.5]]})
+        runs = await peers.run(seed=3)
+        for run in runs:
+            report = run.report()
+            assert report["finished"] and report["missing"] == [] and report["unsettled"] == 0
+            assert [site["share"] for site in report["participants"]] == [0.4, 0.3, 0.2, 0.1]
+            assert [site["counts"] for site in report["participants"]] == pytest.approx([0.4, 0.2, 0.2, 0.2], abs=1e-15)
+            model = await run.result()
+            np.testing.assert_allclose(model.x.detach().numpy(), optimum, atol=1e-7)
+
+
 async def test_pause_resume_and_leave(tmp_path: Path) -> None:
     files = Quadratic.make((40, 30, 20, 10)).write(tmp_path)
     async with p2pfl.local(write_plan(tmp_path, rounds=120), files, peers=4) as peers:

@@ -1,4 +1,4 @@
-"""Every rule with every optimiser, number of steps, topology, policy and unequal sites: run, or refused with a reason."""
+"""Every rule with every optimiser, steps, topology, weights, policy and unequal sites: run, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.sim import simulate
 from p2pfl.sim.vectorised import VectorisedRun
 from p2pfl.topology import KINDS
+from p2pfl.topology.changing import CHANGING
 from p2pfl.train.plan_code import PlanCode
 from p2pfl.train.rules import RULES, check_combination
 from p2pfl.train.settings import read_settings
@@ -50,16 +51,32 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
 }
 ROUNDS = 8  # enough for random matchings to join all sites
 OPTIMISERS, STEPS, LATE, UNEQUAL = ("sgd", "momentum", "adam"), (1, 5), (0, 2), (False, True)
+SEVERAL = {"hierarchical", "base", "matching", "epidemic"}  # mixings; of these only the first has a choice of weights
+LISTED = [1.0, 3.0, 2.0, 4.0]  # in proportion to what each site counts by listed weights
 
 
-def one_round(rule: str, optimiser: str, most: int, kind: str, staleness: int, unequal: bool) -> torch.Tensor:
+def choices(kind: str) -> tuple[str, ...]:
+    return ("metropolis", "uniform", "listed")[: 0 if kind in CHANGING else 2 if kind in SEVERAL else 3]
+
+
+def spec_of(kind: str, weights: str) -> dict[str, Any]:
+    spec = {"kind": kind, **TOPOLOGIES.get(kind, {})}
+    if weights != "listed":
+        return spec | ({"weights": weights} if weights != "shares" else {})
+    edges = schedule_of(spec, SITES, 1).edges.tolist()
+    return spec | {"weights": [[one, other, LISTED[other] / 16, LISTED[one] / 16] for one, other in edges]}
+
+
+def one_round(
+    rule: str, optimiser: str, most: int, spec: dict[str, Any], staleness: int, unequal: bool
+) -> torch.Tensor:
     settings = {
         "rule": rule, "optimiser": {"name": optimiser}, "learning_rate": 0.1, "local_steps": most, "batch_size": 2,
         "dtype": "float64", "staleness": staleness,
     }  # fmt: skip
     read = read_settings(settings)
-    shares = [1.0, 1.0, 1.0, 1.0] if kind == "base" else [1.0, 2.0, 3.0, 4.0]
-    schedule = schedule_of({"kind": kind, **TOPOLOGIES.get(kind, {})}, SITES, ROUNDS, 1, shares, staleness)
+    shares = [1.0, 1.0, 1.0, 1.0] if spec["kind"] == "base" else [1.0, 2.0, 3.0, 4.0]
+    schedule = schedule_of(spec, SITES, ROUNDS, 1, shares, staleness)
     x = torch.linspace(-1, 1, 8, dtype=torch.float64).unsqueeze(-1)
     rows = np.arange(8).reshape(SITES, 2)
     steps = [most, most - 1, most, most] if unequal else None
@@ -71,11 +88,15 @@ def one_round(rule: str, optimiser: str, most: int, kind: str, staleness: int, u
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("rule", list(RULES))
 def test_each_combination_runs_or_is_refused_with_a_reason(rule: str, kind: str) -> None:
+    """With weights of the topology's own: one number of steps, so that the product stays small."""
     ran = []
-    for optimiser, most, staleness, unequal in product(OPTIMISERS, STEPS, LATE, UNEQUAL):
-        case = (optimiser, most, staleness, unequal)
+    cases = [("shares", *case) for case in product(OPTIMISERS, STEPS, LATE, UNEQUAL)]
+    cases += product(choices(kind), OPTIMISERS, STEPS[:1], LATE, UNEQUAL[:1])
+    specs = {weights: spec_of(kind, weights) for weights in ("shares", *choices(kind))}
+    for case in cases:
+        weights, optimiser, most, staleness, unequal = case
         try:
-            x = one_round(rule, optimiser, most, kind, staleness, unequal)
+            x = one_round(rule, optimiser, most, specs[weights], staleness, unequal)
         except ConfigError as error:
             said = str(error)
             assert ":" in said and re.search(r"choose \w+", said), (case, said)
@@ -86,25 +107,26 @@ def test_each_combination_runs_or_is_refused_with_a_reason(rule: str, kind: str)
     assert set(ran) == expected(rule, kind)
 
 
-def expected(rule: str, kind: str) -> set[tuple[str, int, int, bool]]:
+def expected(rule: str, kind: str) -> set[tuple[str, str, int, int, bool]]:
     """Written down once more, by rule and not by need, so that a need that is lost shows."""
-    trees, several = {"chain", "star", "edges", "tree"}, {"hierarchical", "base", "matching", "epidemic"}
-    if (rule == "relaysgd" and kind not in trees) or (rule == "exact_diffusion" and kind in several):
+    trees = {"chain", "star", "edges", "tree"}
+    if (rule == "relaysgd" and kind not in trees) or (rule == "exact_diffusion" and kind in SEVERAL):
         return set()
     optimisers = OPTIMISERS if rule in ("dpsgd", "fedprox", "relaysgd") else ("sgd",)
     steps = (1,) if rule in ("exact_diffusion", "gradient_tracking") else STEPS
-    late = LATE if rule in ("dpsgd", "fedprox") and kind not in several else (0,)
-    return set(product(optimisers, steps, late, UNEQUAL))
+    late = LATE if rule in ("dpsgd", "fedprox") and kind not in SEVERAL else (0,)
+    own = () if rule == "relaysgd" else choices(kind)
+    return {*product(("shares",), optimisers, steps, late, UNEQUAL), *product(own, optimisers, (1,), late, (False,))}
 
 
 def test_the_rules_that_a_refusal_names_would_fit() -> None:
     refused = 0
-    for rule, optimiser, steps, edges, staleness, varying, statistics in product(
-        RULES, OPTIMISERS, STEPS, (3, 4), LATE, (False, True), (False, True)
+    for rule, optimiser, steps, edges, staleness, varying, weighted, statistics in product(
+        RULES, OPTIMISERS, STEPS, (3, 4), LATE, (False, True), (False, True), (False, True)
     ):
         facts: dict[str, Any] = {
             "sites": SITES, "edges": edges, "staleness": staleness, "steps": steps, "varying": varying,
-            "statistics": statistics,
+            "weighted": weighted, "statistics": statistics,
         }  # fmt: skip
         try:
             check_combination(rule, optimiser, **facts)
@@ -138,6 +160,10 @@ ONE_STEP = {"rule": "exact_diffusion", "local_steps": 1}
         ({"training": ONE_STEP | {"rule_settings": {"beta": 0.5}}}, "rule exact_diffusion has no setting 'beta'"),
         ({"training": {"rule": "fedprox", "rule_settings": {"proximal": -1}}}, "proximal is -1"),
         ({"training": {"rule": "fedprox", "rule_settings": 3}}, "rule_settings is 3"),
+        (
+            {"training": {"rule": "relaysgd"}, "topology": {"kind": "chain", "weights": "uniform"}},
+            "weights of its own: its relays",
+        ),
         ({"training": {"rule": "quasi_global"}, "time": {"seconds": 5.0, "staleness": 2}}, "asynchronous policy"),
     ],
 )

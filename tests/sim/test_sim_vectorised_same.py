@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vector_worlds import finished, in_memory, settings_of, tables, vectorised, virtual_clock
+from vector_worlds import engine, finished, in_memory, settings_of, tables, vectorised, virtual_clock
 
 from p2pfl.train.rules import RULES
 
@@ -20,6 +20,12 @@ TOPOLOGIES = {
     "epidemic": {"kind": "epidemic", "degree": 2, "seed": 1},
     "period": {"kind": "hierarchical", "clusters": 2, "period": 3},
     "tree": {"kind": "edges", "edges": [[0, 1], [0, 2], [1, 3], [1, 4], [2, 5], [2, 6]]},
+    "metropolis star": {"kind": "star", "weights": "metropolis"},
+    "uniform tree": {"kind": "tree", "arity": 2, "weights": "uniform"},
+    "listed chain": {
+        "kind": "chain",
+        "weights": [[0, 1, 0.1, 0.3], [2, 1, 0.6, 0.2], [2, 3, 0.3, 0.7], [3, 4, 0.2, 0.9]],
+    },
 }
 ONE_STEP = {
     "exact_diffusion": 1,
@@ -45,6 +51,10 @@ CHANGING = [
     ("dpsgd", "matching", 7), ("kgt", "matching", 6), ("dpsgd", "epidemic", 6), ("kgt", "period", 6),
     ("quasi_global", "matching", 6), ("gradient_tracking", "epidemic", 6),
 ]  # fmt: skip
+WEIGHTED = [
+    ("dpsgd", "metropolis star", 5), ("kgt", "uniform tree", 6), ("gradient_tracking", "listed chain", 5),
+    ("exact_diffusion", "uniform tree", 4),
+]  # fmt: skip
 RELAYED = [("relaysgd", "chain", 5), ("relaysgd", "star", 6), ("relaysgd", "tree", 7)]
 
 
@@ -52,7 +62,7 @@ def test_every_rule_has_rows() -> None:
     assert {rule for rule, *_ in LINEAR + RELAYED} == set(RULES)
 
 
-@pytest.mark.parametrize(("rule", "kind", "sites"), LINEAR + CHANGING + RELAYED)
+@pytest.mark.parametrize(("rule", "kind", "sites"), LINEAR + CHANGING + WEIGHTED + RELAYED)
 def test_same_as_peers_in_memory(tmp_path: Path, rule: str, kind: str, sites: int) -> None:
     data, settings = tables(sites), settings_for(rule)
     deployed = in_memory(tmp_path, data, settings, TOPOLOGIES[kind], rounds=18, closing=2)
@@ -69,6 +79,7 @@ def test_same_as_peers_in_memory(tmp_path: Path, rule: str, kind: str, sites: in
         *[("kgt", "ring", 5), ("dpsgd", "hierarchical", 4), CHANGING[0], RELAYED[0]],
         *slow([("dpsgd", "ring", 5), ("kgt", "hierarchical", 4), ("dpsgd", "full", 8), ("kgt", "full", 8)]),
         *[("quasi_global", "hierarchical", 4), ("gradient_tracking", "ring", 4), ("exact_diffusion", "star", 4)],
+        *WEIGHTED[:3],
         *slow(CHANGING[1:] + RELAYED[1:]),
     ],
 )
@@ -129,3 +140,12 @@ def test_sites_without_a_step(tmp_path: Path, rule: str, most: int) -> None:
     assert float((run.x - deployed.x).abs().max()) < 1e-12
     equal = finished(vectorised(deployed, data, settings))
     assert float((equal.x - deployed.x).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(("rule", "kind", "sites"), WEIGHTED)
+def test_other_weights_end_elsewhere(rule: str, kind: str, sites: int) -> None:
+    """Or the rows above would hold also if no world minded the weights."""
+    data, settings = tables(sites), settings_for(rule)
+    own, shares = TOPOLOGIES[kind], {key: value for key, value in TOPOLOGIES[kind].items() if key != "weights"}
+    ends = [finished(engine(data, spec, rounds=18, closing=2, settings=settings)).x for spec in (own, shares)]
+    assert float((ends[0] - ends[1]).abs().max()) > 1e-3

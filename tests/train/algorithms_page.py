@@ -40,6 +40,7 @@ def asked(rule: type[Rule]) -> list[tuple[str, str]]:
         ("graph", GRAPHS[needs.mixing]),
         ("local steps", "any number" if needs.most_steps is None else f"{needs.most_steps}{_why(needs.steps_reason)}"),
         ("topologies that change", "no" + _why(needs.static_reason) if needs.static else "yes"),
+        ("weights other than shares", "no" + _why(needs.by_shares_reason) if needs.by_shares else "yes"),
         ("asynchronous policy", "yes" if needs.delays else "no" + _why(needs.delays_reason)),
         ("shared running statistics", "yes" if needs.statistics else "no" + _why(needs.statistics_reason)),
         ("settings", "; ".join(numbers) or "none"),

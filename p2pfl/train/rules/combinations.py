@@ -18,6 +18,7 @@ class Combination:
     staleness: int = 0  # above 0: an asynchronous run, whose edges may be mixed so many own rounds late
     steps: int = 1  # the most local steps of any site in a round
     varying: bool = False  # several mixings in a round, or others from round to round
+    weighted: bool = False  # the topology has weights of its own, by which sites count otherwise than by their samples
     statistics: bool = False  # running statistics travel as entries of x
 
 
@@ -65,6 +66,9 @@ def _refusals(rule: str, needs: Needs, asked: Combination) -> list[tuple[str, st
     if needs.static and asked.varying:
         what = f"rule {rule} needs one and the same mixing in every round"
         found.append((what, needs.static_reason, "a topology that stays the same, such as ring or chain"))
+    if needs.by_shares and asked.weighted:
+        what = f"rule {rule} does not go with a topology that has weights of its own"
+        found.append((what, needs.by_shares_reason, 'weights = "shares"'))
     if asked.statistics and not needs.statistics:
         what = f"rule {rule} does not go with running statistics that travel"
         found.append((what, needs.statistics_reason, 'batch_norm = "private" and buffers = "exclude", or GroupNorm'))

@@ -38,6 +38,8 @@ class Needs:
     steps_reason: str = ""
     static: bool = False  # one mixing per round, the same in every round; ``static_reason``: why
     static_reason: str = ""
+    by_shares: bool = False  # sites count by their samples in it, whatever W; ``by_shares_reason``: why W must agree
+    by_shares_reason: str = ""
     statistics: bool = True  # whether running statistics may travel as entries of x; ``statistics_reason``: why not
     statistics_reason: str = ""
     halved: bool = False  # it mixes with (I + W) / 2, also in closing rounds

@@ -41,6 +41,8 @@ class RelaySGD:
         delays_reason="it counts each site once per round, and a late message would be counted twice or never",
         static=True,
         static_reason="its relays go round by round over the edges of one tree",
+        by_shares=True,
+        by_shares_reason="its relays count each site by its samples whatever the weights",
     )
     channels: tuple[Channel, ...] = (Channel("model", "model"), Channel("relay", "zero", relayed=True))
     settings: Mapping[str, Setting] = {}
