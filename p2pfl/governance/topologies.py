@@ -84,6 +84,10 @@ def _weights(value: Any) -> bool:
     return _named_weights(value)
 
 
+def _of_any_round(value: Any) -> bool:
+    return isinstance(value, str) and value in ("shares", "metropolis")
+
+
 def _named_weights(value: Any) -> bool:
     return isinstance(value, str) and value in WEIGHTS
 
@@ -129,6 +133,7 @@ _OPTIONAL: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         for kind in _KINDS
         if kind not in CHANGING
     },
+    **{kind: {"weights": (_of_any_round, "one of shares, metropolis")} for kind in ("base", "matching", "epidemic")},
     "hierarchical": {"period": _whole(1, MAX_PERIOD + 1), "weights": (_named_weights, f"one of {_NAMES}")},
 }
 

@@ -150,7 +150,7 @@ def check_equal(law: list[float]) -> None:
     if not all(isclose(share, law[0], rel_tol=1e-9) for share in law):
         raise ConfigError(
             "the topology base comes to the exact mean only if all sites count alike, and these have different shares; "
-            "choose epidemic, matching or another topology"
+            'write weights = "metropolis" in the topology, or choose epidemic or matching'
         )
 
 

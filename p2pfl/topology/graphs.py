@@ -17,7 +17,7 @@ A spec is a small mapping that survives TOML, JSON and msgpack:
     {"kind": "base", "k": 1}                            other edges in each round, see changing.py; so too
     {"kind": "matching", "seed": 0}, {"kind": "epidemic", "degree": 4, "seed": 0}
 
-All but these last three may have "weights", see weighting.py.
+All may have "weights", see weighting.py.
 Specs come from other peers, so each entry is checked before it is used.
 """
 
@@ -269,7 +269,7 @@ KEYS: Mapping[str, frozenset[str]] = {
 """The keys each kind has beside ``kind``."""
 
 OPTIONAL: Mapping[str, frozenset[str]] = {
-    **{kind: frozenset({"weights"}) for kind in KINDS if kind not in CHANGING},
+    **{kind: frozenset({"weights"}) for kind in KINDS},
     "hierarchical": frozenset({"period", "weights"}),
 }
 """Further keys that a spec may have."""

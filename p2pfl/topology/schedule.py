@@ -215,7 +215,7 @@ class Schedule:
             if len(self._kept) >= MIXINGS_KEPT:
                 self._kept.popitem(last=False)
             if self._changing is not None:
-                self._kept[kind] = Mixing(self.nodes, self._changing.matrix(t, self._shares))
+                self._kept[kind] = Mixing(self.nodes, self._changing.matrix(t, self._weighting.law))
             else:
                 self._kept[kind] = self._mixing(ring_pairs(self._heads(t)))
         return self._kept[kind]

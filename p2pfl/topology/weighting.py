@@ -20,6 +20,7 @@ import networkx as nx
 import numpy as np
 
 from p2pfl.errors import ConfigError
+from p2pfl.topology.changing import CHANGING
 from p2pfl.topology.mixing import given_on_pairs, uniform_on_pairs, weights_on_pairs
 
 NAMED = ("shares", "metropolis", "uniform")
@@ -64,6 +65,11 @@ def by_shares(spec: Mapping[str, Any]) -> bool:
 def check_choice(spec: Mapping[str, Any]) -> None:
     """ConfigError unless ``weights``, if there are any, are a known name, or rows on a graph that stays the same."""
     choice = spec.get("weights", "shares")
+    if spec["kind"] in CHANGING and choice not in ("shares", "metropolis"):
+        raise ConfigError(
+            f"the graph of a topology of the kind {spec['kind']} changes from round to round, and one law must hold "
+            "in all of them; give the weights shares or metropolis"
+        )
     if isinstance(choice, str) and choice in NAMED:
         return
     if not isinstance(choice, list | tuple) or not all(

@@ -99,10 +99,10 @@ def write_plan(folder: Path, rule: str, rounds: int, deadline: float, topology: 
     return plan
 
 
-def write_data(folder: Path, sizes: Sequence[int] = SIZES) -> list[Path]:
+def write_data(folder: Path) -> list[Path]:
     rng = np.random.default_rng(5)
     files = []
-    for number, size in enumerate(sizes):
+    for number, size in enumerate(SIZES):
         x = rng.normal(loc=0.3 * number, size=(size, FEATURES))
         label = (x[:, 0] + x[:, 1] * x[:, 2] > 0.2).astype(int)
         path = folder / f"data-{number}.csv"
@@ -168,12 +168,12 @@ async def answer(home: Path, command: str, good: Callable[[Any], Any], **argumen
 
 
 @contextlib.asynccontextmanager
-async def processes(folder: Path, sizes: Sequence[int] = SIZES) -> AsyncIterator[list[Site]]:
+async def processes(folder: Path) -> AsyncIterator[list[Site]]:
     """Four homes on fixed ports of the loopback interface, their data granted, and a `p2pfl up` each."""
     homes = [folder / name for name in NAMES]
     listen = {home: f"/ip4/127.0.0.1/tcp/{port}" for home, port in zip(homes, free_ports(4), strict=True)}
     found_consortium(dict.fromkeys(homes), "test", {"kind": "ring"}, listen=listen)
-    for home, file in zip(homes, write_data(folder, sizes), strict=True):
+    for home, file in zip(homes, write_data(folder), strict=True):
         open_home(home).registry.add("classes", file, now=int(time.time()))
     sites: list[Site] = []
     try:

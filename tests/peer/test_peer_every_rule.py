@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from four_processes import (
-    SIZES,
     Recorded,
     begin,
     one_thread,  # noqa: F401 a fixture
@@ -50,28 +49,27 @@ TOPOLOGIES = {
     "two_clusters": "bridges = 1",
     "tree": "arity = 2",
     "double_tree": "",
+    "base": 'k = 1\nweights = "metropolis"',
     "matching": "seed = 1",
     "epidemic": "degree = 2\nseed = 1",
     "hierarchical with a period": "clusters = 2\nperiod = 2",
 }
 """For each kind of topology the other lines of its table, for four sites."""
-EQUAL = {"base": "k = 1"}
-"""Those that mix exactly only where all sites count alike."""
 
 
 def test_no_rule_and_no_topology_is_left_out() -> None:
     assert set(RULE_CASES) == set(RULES)
-    assert {kind.partition(" ")[0] for kind in TOPOLOGIES | EQUAL} == set(KINDS)
+    assert {kind.partition(" ")[0] for kind in TOPOLOGIES} == set(KINDS)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("what", ["rules", "topologies", "equal", "weights"])
+@pytest.mark.parametrize("what", ["rules", "topologies", "weights"])
 async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, what: str) -> None:
     """One run after the other in the same four processes."""
     cases = {
         name: {"rule": "dpsgd", "topology": f'kind = "{name.partition(" ")[0]}"\n{rest}'}
-        for name, rest in (EQUAL if what == "equal" else TOPOLOGIES).items()
+        for name, rest in TOPOLOGIES.items()
     }
     if what == "rules":
         cases = {name: {"rule": name, **case} for name, case in RULE_CASES.items()}
@@ -79,7 +77,7 @@ async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, what:
         star = 'kind = "edges"\nedges = [[0, 1], [2, 1], [3, 1]]\nweights = '
         cases = {name: {"rule": "kgt", "topology": star + weights} for name, weights in WEIGHTS.items()}
     runs, told = {}, {}
-    async with processes(tmp_path, (30,) * 4 if what == "equal" else SIZES) as sites:
+    async with processes(tmp_path) as sites:
         for name, case in cases.items():
             plan = write_plan(tmp_path / name, rounds=ROUNDS, deadline=60.0, **case)
             runs[name] = await begin(sites, plan)
@@ -92,5 +90,4 @@ async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, what:
         world.run()
         digests = {site.peer_id: site.session.digest() for site in world.sites.values()}
         assert digests == {peer: report["digest"] for peer, report in told[name].items()}, f"{name}: not the same bits"
-    different = len({report["digest"] for reports in told.values() for report in reports.values()})
-    assert different > len(cases) or what == "equal", "the closing rounds of a base graph agree exactly"
+    assert len({report["digest"] for reports in told.values() for report in reports.values()}) > len(cases)

@@ -20,6 +20,7 @@ TOPOLOGIES = {
     "epidemic": {"kind": "epidemic", "degree": 2, "seed": 1},
     "period": {"kind": "hierarchical", "clusters": 2, "period": 3},
     "tree": {"kind": "edges", "edges": [[0, 1], [0, 2], [1, 3], [1, 4], [2, 5], [2, 6]]},
+    "metropolis matching": {"kind": "matching", "seed": 1, "weights": "metropolis"},
     "metropolis star": {"kind": "star", "weights": "metropolis"},
     "uniform tree": {"kind": "tree", "arity": 2, "weights": "uniform"},
     "listed chain": {
@@ -53,7 +54,7 @@ CHANGING = [
 ]  # fmt: skip
 WEIGHTED = [
     ("dpsgd", "metropolis star", 5), ("kgt", "uniform tree", 6), ("gradient_tracking", "listed chain", 5),
-    ("exact_diffusion", "uniform tree", 4),
+    ("exact_diffusion", "uniform tree", 4), ("kgt", "metropolis matching", 6),
 ]  # fmt: skip
 RELAYED = [("relaysgd", "chain", 5), ("relaysgd", "star", 6), ("relaysgd", "tree", 7)]
 

@@ -85,6 +85,8 @@ def test_the_base_graph_refuses_unequal_shares() -> None:
     """Four sites and two rounds of pairs: the mean is reached only where pi_0 pi_3 = pi_1 pi_2, as base.py says."""
     with pytest.raises(ConfigError, match="only if all sites count alike"):
         schedule({"kind": "base", "k": 1}, 4, equal=False)
+    alike = schedule({"kind": "base", "k": 1, "weights": "metropolis"}, 4, equal=False, closing=3)
+    assert alike.law == (0.25,) * 4 and alike.closing_contraction() < 1e-14
     for law in (np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.08, 0.12, 0.32, 0.48])):
         product = np.eye(4)
         for pairs in (((0, 1), (2, 3)), ((0, 2), (1, 3))):

@@ -290,12 +290,19 @@ def test_long_lists_of_one_law_are_taken() -> None:
 
 
 @pytest.mark.parametrize("kind", ["base", "matching", "epidemic"])
-def test_topologies_that_change_have_no_choice(kind: str) -> None:
+def test_topologies_that_change_keep_one_law_in_all_rounds(kind: str) -> None:
     more = {"base": {"k": 1}, "matching": {"seed": 0}, "epidemic": {"degree": 2, "seed": 0}}[kind]
-    spec = {"kind": kind, **more, "weights": "metropolis"}
-    assert "write exactly" in str(topology_problem(spec))
-    with pytest.raises(ConfigError, match="give it exactly"):
-        build_graph(spec, NODES)
+    alike = Schedule({"kind": kind, **more, "weights": "metropolis"}, NODES, SHARES, 12, 0)
+    assert topology_problem({"kind": kind, **more, "weights": "metropolis"}) is None
+    assert set(alike.law) == {1 / len(NODES)} and not alike.by_shares
+    for t in range(12):
+        matrix = alike.round(t).mixings[0].matrix.toarray()
+        assert np.abs(matrix - matrix.T).max() == 0 and np.abs(matrix.sum(axis=0) - 1).max() < 1e-15
+    for weights in ("uniform", [[0, 1, 0.5, 0.5]]):
+        spec = {"kind": kind, **more, "weights": weights}
+        assert "write one of shares, metropolis" in str(topology_problem(spec))
+        with pytest.raises(ConfigError, match="give the weights shares or metropolis"):
+            build_graph(spec, NODES)
 
 
 def test_clusters_take_names_only() -> None:
