@@ -58,7 +58,7 @@ def test_four_machines_run_to_the_end(tmp_path: Path) -> None:
         pytest.param("kgt", 4, "ring", 0.1, 400, marks=pytest.mark.slow),
         pytest.param("kgt", 4, "full", 0.1, 300, marks=pytest.mark.slow),
         ("dpsgd", 1, "full", 0.5, 150),
-        ("relaysgd", 1, "chain", 0.3, 250),
+        pytest.param("relaysgd", 1, "chain", 0.3, 250, marks=pytest.mark.slow),
         pytest.param("relaysgd", 1, "star", 0.3, 250, marks=pytest.mark.slow),
     ],
 )

@@ -47,7 +47,7 @@ async def test_a_later_message_to_a_neighbour_never_overtakes_an_earlier_one(tmp
     log = AuditLog.create(tmp_path / "audit.db", me, 1)
     journal = Journal(log, lambda error: None)
     services: Any = SimpleNamespace(
-        identity=me, host=SimpleNamespace(notify=notify), contents=SimpleNamespace(first_chunk=first_chunk),
+        identity=me, host=SimpleNamespace(notify=notify), contents=SimpleNamespace(first_chunk=first_chunk, is_for=lambda core, peer: True),
         journal=journal, cleared=asyncio.Event(), witnessed=bytes,
     )  # fmt: skip
     runner = Runner(machine, services, RunKeys(), States(tmp_path), Holdings(tmp_path / "holdings", services))

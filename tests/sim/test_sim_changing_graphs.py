@@ -168,7 +168,9 @@ def test_who_dies_is_named_and_waited_for_once(spec: dict[str, Any]) -> None:
     assert world.imbalance() < 1e-12
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=NAMES)
+@pytest.mark.parametrize(
+    "spec", [SPECS[0], *(pytest.param(spec, marks=pytest.mark.slow) for spec in SPECS[1:])], ids=NAMES
+)
 @pytest.mark.parametrize("state", [State.TRAINING, State.COLLECTING, State.MIXING], ids=lambda state: state.value)
 def test_a_killed_site_comes_back_into_its_round(spec: dict[str, Any], state: State) -> None:
     world = consortium(spec, deadline=60.0)

@@ -81,6 +81,7 @@ def test_the_same_seed_is_the_same_run_and_another_one_is_not() -> None:
     assert disturbed(8).trace.digest() != first.digest()
 
 
+@pytest.mark.slow
 def test_a_run_does_not_depend_on_the_hash_seed_of_the_process() -> None:
     code = "import test_sim_runs; print(test_sim_runs.disturbed(7).trace.digest())"
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path])
