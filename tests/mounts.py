@@ -60,40 +60,48 @@ def small_disk(folder: Path) -> Iterator[Disk]:
 
 
 @contextlib.contextmanager
+def ext4(folder: Path, image: Path) -> Iterator[str]:
+    """A file system of its own in a file; gives the device."""
+    with image.open("wb") as file:
+        os.truncate(file.fileno(), 256 * 2**20)
+    command("mkfs.ext4", "-q", "-E", "lazy_itable_init=1", str(image))
+    device = command("losetup", "--find", "--show", str(image))
+    try:
+        with mounted(folder, device):
+            yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], capture_output=True)
+
+
+@contextlib.contextmanager
 def failing_disk(folder: Path) -> Iterator[Disk]:
     """Writes are taken, and their sync fails (EIO): the device's own store has no room behind it."""
     below = Path(tempfile.mkdtemp(dir=folder.parent))
-    image = below / "image"
-    with mounted(below, "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs"):
-        with image.open("wb") as file:
-            os.truncate(file.fileno(), 256 * 2**20)
-        command("mkfs.ext4", "-q", "-E", "lazy_itable_init=1", str(image))
-        device = command("losetup", "--find", "--show", str(image))
-        try:
-            with mounted(folder, device):
+    with (
+        mounted(below, "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs"),
+        ext4(folder, below / "image") as device,
+    ):
 
-                def mend() -> None:
-                    (below / FILLER).unlink()
-                    subprocess.run(["umount", str(folder)], check=True)
-                    assert subprocess.run(["e2fsck", "-p", device], capture_output=True).returncode in (0, 1)
-                    subprocess.run(["mount", device, str(folder)], check=True)
+        def mend() -> None:
+            (below / FILLER).unlink()
+            subprocess.run(["umount", str(folder)], check=True)
+            assert subprocess.run(["e2fsck", "-p", device], capture_output=True).returncode in (0, 1)
+            subprocess.run(["mount", device, str(folder)], check=True)
 
-                yield Disk(folder, lambda: fill(below), mend)
-        finally:
-            subprocess.run(["losetup", "--detach", device], capture_output=True)
+        yield Disk(folder, lambda: fill(below), mend)
 
 
 @contextlib.contextmanager
 def immutable_log(folder: Path) -> Iterator[Disk]:
-    """The log's files can no longer be written, by anybody (EPERM)."""
-    folder.mkdir()
+    """The log's files can no longer be written, by anybody (EPERM): files in memory would take it, and mind it not."""
 
     def chattr(change: str) -> None:
         files = [str(file) for file in folder.rglob("audit.db*")]
         if files:
             command("chattr", change, *files)
 
-    try:
-        yield Disk(folder, lambda: chattr("+i"), lambda: chattr("-i"))
-    finally:
-        chattr("-i")
+    with ext4(folder, folder.parent / "image"):
+        try:
+            yield Disk(folder, lambda: chattr("+i"), lambda: chattr("-i"))
+        finally:
+            chattr("-i")
