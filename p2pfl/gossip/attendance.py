@@ -29,8 +29,8 @@ class Attendance:
     deliveries: Deliveries
     awaited_again: Callable[[], None]  # while collecting: somebody is waited for again
     missed: Counter[PeerId] = field(default_factory=Counter)  # deadlines in a row each neighbour let pass
-    unheard: dict[PeerId, tuple[Position, int]] = field(default_factory=dict)  # how far it was at its last late word,
-    # and how often in a row its word was late without that it came any further
+    # how far each was at its last late word, and how often in a row one was late without its coming any further
+    unheard: dict[PeerId, tuple[Position, int]] = field(default_factory=dict)
     away_from: dict[PeerId, int] = field(default_factory=dict)  # the round from which a neighbour said it is away
     was_away: bool = False  # neighbours may believe that they need not wait for this peer
 

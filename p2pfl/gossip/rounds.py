@@ -199,7 +199,7 @@ class Rounds:
             return
         context.state = State.COLLECTING
         self.attendance.tell_back()
-        self.due = {peer: self._due(peer) for peer in self.awaited()}
+        self.due = self._dues()
         if self.due:
             self._set_deadline()
             context.set_timer("nudge", (min(self.due.values()) - context.now) / 3)
@@ -207,16 +207,18 @@ class Rounds:
 
     def _set_deadline(self) -> None:
         context = self.context
-        for peer in self.awaited():
-            self.due.setdefault(peer, self._due(peer))  # back meanwhile
+        self.due = self._dues() | self.due  # who is back meanwhile
         times = [self.due[peer] for peer in self.awaited()]
         if times:
             context.set_timer("deadline", min(times) - context.now)
 
-    def _due(self, peer: PeerId) -> float:
+    def _dues(self) -> dict[PeerId, float]:
+        """Until when whoever is awaited is waited for, from now."""
         context = self.context
-        word = peer in context.watched(context.position[0])
-        return self.pace.due(peer, context.position, context.now, context.running.deadline, word=word)
+        now, upper, watched = context.now, context.running.deadline, context.watched(context.position[0])
+        return {
+            peer: self.pace.due(peer, context.position, now, upper, word=peer in watched) for peer in self.awaited()
+        }
 
     def nudge(self) -> None:
         """Whoever keeps us waiting may be waiting for us: send again what it has not acknowledged."""
@@ -256,9 +258,10 @@ class Rounds:
         """Whoever's time is over is missing from now on."""
         context = self.context
         began = self.pace.starts.get(context.position, context.now)
+        watched = context.watched(context.position[0])
         for peer in self.awaited():
             if peer in self.due and self.due[peer] <= context.now + EARLY:
-                word = peer in context.watched(context.position[0])
+                word = peer in watched
                 late = self.attendance.late_word if word else self.attendance.late
                 late(peer, f"no {'word' if word else 'delta'} {context.now - began:.3g} s after the round began")
         self._set_deadline()

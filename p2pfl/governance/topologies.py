@@ -133,7 +133,7 @@ _OPTIONAL: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         for kind in _KINDS
         if kind not in CHANGING
     },
-    **{kind: {"weights": (_of_any_round, "one of shares, metropolis")} for kind in ("base", "matching", "epidemic")},
+    **{kind: {"weights": (_of_any_round, "one of shares, metropolis")} for kind in CHANGING - {"hierarchical"}},
     "hierarchical": {"period": _whole(1, MAX_PERIOD + 1), "weights": (_named_weights, f"one of {_NAMES}")},
 }
 

@@ -25,7 +25,7 @@ def report_of(
     machine = runner.machine
     closing, rounds = machine.closing, machine.rounds
     names = {member.peer_id: member.name for member in roster.members}
-    start = machine.context.running
+    start, law = machine.context.running, machine.context.law
     own = closing.statement or closing.statements.get(me)  # the second: after a restart
     missing = {peer: (since, why) for peer, since, why in (own.missing if own else ())}
     # a site that was cut off names its neighbours, who know better
@@ -45,7 +45,7 @@ def report_of(
                 "name": names.get(item.peer_id, ""),
                 "samples": item.samples,
                 "share": item.share,
-                "counts": machine.context.law[item.peer_id],
+                "counts": law[item.peer_id],
                 "joined": machine.context.joined.get(item.peer_id),
             }
             for item in start.participants

@@ -207,7 +207,7 @@ class Timing:
 
     def _told(self, step: int, degree: Array) -> Array:
         """To how many others each site announces its message of this mixing."""
-        return degree if self._watch is None or step else np.maximum(degree, self.schedule.degrees)
+        return degree if self._watch is None or step else np.maximum(degree, self._watch.partners)
 
     def _sent(self, step: int, ready: Array, log: Array, degree: Array) -> tuple[Array, Array]:
         """When a message is committed that may be encoded at ``ready``; and how much later its content begins to leave:

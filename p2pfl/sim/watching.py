@@ -16,6 +16,7 @@ class Watch:
 
     def __init__(self, schedule: Schedule) -> None:
         sites, edges = len(schedule.nodes), schedule.edges
+        self.partners = schedule.degrees  # how many each site tells, int64 [n]
         self._complete = len(edges) == sites * (sites - 1) // 2
         ends = edges[:0] if self._complete else np.concatenate([edges, edges[:, ::-1]])
         self._ends = ends[np.argsort(ends[:, 0], kind="stable")]

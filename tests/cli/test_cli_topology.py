@@ -87,14 +87,19 @@ def test_show_reads_graph_files(
     assert refused.code != 0 and "declares a document type" in refused.err
 
 
+def three_records(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Three homes in this folder; the files with their records."""
+    for name in ("lille", "caen", "rouen"):
+        made = do(capsys, "init", name, "--name", name, "--no-listen", "--bare")
+        Path(f"{name}.record").write_text(made.out)
+    return ["lille.record", "caen.record", "rouen.record"]
+
+
 def test_a_charters_default_graph_may_come_from_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("lille", "caen", "rouen"):
-        made = do(capsys, "init", name, "--name", name, "--no-listen", "--bare")
-        Path(f"{name}.record").write_text(made.out)
-    records = [f"{name}.record" for name in ("lille", "caen", "rouen")]
+    records = three_records(capsys)
     Path("g.edges").write_text("rouen lille\nrouen caen\n")
     done = do(capsys, "charter", "new", "--name", "north", "-o", "charter", *records, "--topology", "g.edges")
     assert done.code == 0, done.err
@@ -150,10 +155,7 @@ def test_a_charter_says_what_its_weights_mean(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("lille", "caen", "rouen"):
-        made = do(capsys, "init", name, "--name", name, "--no-listen", "--bare")
-        Path(f"{name}.record").write_text(made.out)
-    new = ["charter", "new", "--name", "north", *(f"{name}.record" for name in ("lille", "caen", "rouen"))]
+    new = ["charter", "new", "--name", "north", *three_records(capsys)]
     assert do(capsys, *new, "-o", "plain").code == 0
     assert do(capsys, *new, "-o", "alike", "--topology", "star", "--weights", "metropolis").code == 0
     assert parse_charter(Path("plain").read_text()).topology == {"kind": "ring"}
