@@ -26,12 +26,13 @@ from p2pfl.train.keyed_dropout import has_dropout
 from p2pfl.train.layout import Layout
 from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.rules import Context, Rule
+from p2pfl.train.small_products import KERNEL_SECONDS
 from p2pfl.train.threads import dealt, on_threads
 from p2pfl.train.traced_paths import CompiledPath, TracedPath
 
 WAYS = ("compiled", "traced", "eager", "loop")
 CHUNK_NUMBERS = 780_000  # parameters and inputs of a chunk: 128 sites of the MLP 64-64-10, the fastest of 32 to 250
-COMPILED_NUMBERS = 200_000  # what costs less per call may take less at once: 32 sites, the fastest of 24 to 96
+COMPILED_NUMBERS = 130_000  # what costs less per call may take less at once: 21 sites, the fastest of 16 to 48
 BLOCK_NUMBERS = 8_000_000  # parameters, and inputs of all steps, of a block: where they are copied, and drawn for
 BLOCK_SITES = 512  # at most; for chunks of few sites torch's calls would cost more than the draws
 COMPILE_SECONDS = 30.0  # what compiling is expected to take, before it is known
@@ -98,6 +99,7 @@ class LocalPhase:
         self._on_cpu = torch.device(device).type == "cpu"
         self._chunk, self._parameters, self._inputs = chunk, layout.size, inputs
         self._threads = torch.get_num_threads() if self._on_cpu else 1
+        self._kernel = True
         self._paths: list[Path] = []
         self.execution = Execution("none", "nothing was trained yet", 0, self._threads)
 
@@ -110,7 +112,7 @@ class LocalPhase:
             self._run_all([lambda: self._choose(trial, len(rows) * rounds)])
         size = self.execution.chunk
         most = min(BLOCK_SITES, BLOCK_NUMBERS // (self._parameters + self._inputs * context.steps))
-        per_block = max(1, min(most, math.ceil(len(rows) / len(self._paths))) // size) * size
+        per_block = max(1, min(most // size, math.ceil(len(rows) / len(self._paths) / size))) * size
         blocks = [rows[start : start + per_block] for start in range(0, len(rows), per_block)]
 
         def share(path: Path, part: range) -> None:
@@ -154,6 +156,7 @@ class LocalPhase:
         """Try what costs time to prepare, where enough is to come that it may pay."""
         for way, cost in (("traced", TRACE_SECONDS * trial.context.steps), ("compiled", COMPILE_SECONDS)):
             rest = min(measured.values()) * site_rounds / self._threads
+            self._kernel = rest >= KERNEL_SECONDS
             if rest < cost:
                 verb = "recording" if way == "traced" else "compiling"
                 return f"about {math.ceil(rest)} s in all, and {verb} takes up to {math.ceil(cost)} s"
@@ -181,7 +184,7 @@ class LocalPhase:
         if way == "compiled":
             return CompiledPath(*parts, keyed=keyed, size=size)
         if way == "traced":
-            return TracedPath(*parts, keyed=keyed, size=size)
+            return TracedPath(*parts, keyed=keyed, size=size, kernel=self._kernel)
         return (LoopPath if way == "loop" else EagerPath)(*parts, keyed=keyed)
 
     def _try(self, way: str, trial: _Trial) -> float | None:
@@ -195,14 +198,19 @@ class LocalPhase:
             if way == "loop":
                 raise
             reason = " ".join(str(error).split())[:REASON_LIMIT]
-            said = f"{way} is not possible ({type(error).__name__}: {reason})"
-            warnings.warn(f"{said}; a slower way is used", ExecutionWarning, stacklevel=2)
-            self.execution = replace(self.execution, fell_back=(*self.execution.fell_back, said))
+            self._say(f"{way} is not possible ({type(error).__name__}: {reason})")
             return None
+        for note in path.notes if isinstance(path, TracedPath) else ():
+            self._say(note)
         if way == "compiled":
             self.execution = replace(self.execution, compile_seconds=first - seconds)
         self._paths.append(path)
         return seconds / min(size, len(trial.rows))
+
+    def _say(self, what: str) -> None:
+        if what not in self.execution.fell_back:
+            warnings.warn(f"{what}; a slower way is used", ExecutionWarning, stacklevel=2)
+            self.execution = replace(self.execution, fell_back=(*self.execution.fell_back, what))
 
 
 def even(sites: int, threads: int, most: int) -> int:

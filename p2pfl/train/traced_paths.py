@@ -20,9 +20,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from p2pfl.errors import IllegalStep, PlanError
 from p2pfl.train.chunk_paths import Chunk, Done, EagerPath
 from p2pfl.train.layout import Layout
+from p2pfl.train.lean_graphs import make_lean
 from p2pfl.train.optimisers import traced
 from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.rules import Context, Rule
+from p2pfl.train.small_products import use_small_products
 
 ON_CPU = {"cpp_wrapper": True}  # one call without the interpreter's lock, so that threads run side by side
 
@@ -39,10 +41,13 @@ class TracedPath:
     """Recorded, once for each shape of chunk, K and learning rate. Serves all threads."""
 
     def __init__(
-        self, plan: PlanCode, module: nn.Module, layout: Layout, rule: Rule, *, keyed: bool, size: int
-    ) -> None:
-        """``size``: sites of a chunk; smaller ones are filled up."""
+        self, plan: PlanCode, module: nn.Module, layout: Layout, rule: Rule, *, keyed: bool, size: int,
+        kernel: bool = True,
+    ) -> None:  # fmt: skip
+        """``size``: sites of a chunk; smaller ones are filled up. ``kernel``: compile small products."""
         self._eager = EagerPath(plan, module, layout, rule, keyed=keyed)
+        self._kernel = kernel
+        self.notes: list[str] = []  # what makes it slower than it could be, in words
         self._plan, self._size = plan, size
         self._made: dict[Any, Made] = {}
         self._making = threading.Lock()
@@ -89,11 +94,12 @@ class TracedPath:
                     f"{self._plan.name}: the loss does not do the same each time it runs (does it count calls, or draw "
                     f"numbers outside torch?); let it depend on the model and the batch alone"
                 )
+            make_lean(graph)
+            slower = use_small_products(graph) if self._kernel else None
+            self.notes[:] = [slower] if slower else []
             return Made(self._ready(graph, given), *names)
 
     def _ready(self, graph: fx.GraphModule, given: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
         return graph
 
 
