@@ -16,6 +16,7 @@ from p2pfl.governance import (
     Charter,
     accept_charter,
     charter_to_text,
+    closing_in_words,
     fingerprint,
     merge_charters,
     missing_signatures,
@@ -176,6 +177,7 @@ def show_charter(file: CharterFile, as_json: AsJson = False) -> None:
         f"quorum       {charter.quorum} of {len(charter.members)}",
         f"topology     {charter.topology['kind']}",
         f"weights      {weights_in_words(charter.topology)}",
+        *([f"closing      {closing_in_words(charter.topology)}"] if "closing" in charter.topology else []),
     ]
     for member in charter.members:
         state = "signed" if member.peer_id in signed else "NOT signed"
