@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_sim_directives import direct
 from test_sim_vectorised_replay import deployed, signs
 from vector_worlds import engine, finished, in_memory, settings_of, tables, vectorised, virtual_clock
 
 from p2pfl.gossip import State
-from p2pfl.sim import At, Crash, InState, Loss, Pause, VirtualConsortium
+from p2pfl.sim import At, ComputeModel, Crash, InState, Loss, Pause, VirtualConsortium
 from p2pfl.topology import chebyshev_factors, spectral_gap
 from p2pfl.train.rules import RULES
 
 FAST = {"closing": "chebyshev"}
 RING = {"kind": "ring", **FAST}
+SLOW = ComputeModel(commit=0.3)  # closing rounds that take as long as a restart
 
 
 def played(sites: int, topology: dict[str, Any], *faults: Any, rounds: int = 6, closing: int = 12, **more: Any) -> Any:
@@ -78,7 +80,7 @@ def test_the_disagreement_that_is_left_is_at_most_that_of_the_schedule() -> None
 # --- with faults: what mixing keeps
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("spec", [RING, {"kind": "torus", "rows": 2, "columns": 4, **FAST}], ids=["ring", "torus"])
 def test_lost_messages_in_closing_rounds_keep_the_mean(spec: dict[str, Any], seed: int) -> None:
     world = played(8, spec, (Loss(0.05), At(1.0)), seed=seed, deadline=10.0)
@@ -90,28 +92,34 @@ def test_lost_messages_in_closing_rounds_keep_the_mean(spec: dict[str, Any], see
 MOMENTS = [
     (state, round_, after)
     for state in (State.ANNOUNCING, State.COLLECTING, State.MIXING)
-    for round_ in (6, 8, 10)
+    for round_ in (6, 9)
     for after in (0.0, 0.02)
 ]
 
 
 @pytest.mark.parametrize(("state", "round_", "after"), MOMENTS)
 def test_a_kill_in_the_closing_rounds_keeps_the_mean(state: State, round_: int, after: float) -> None:
-    for back_after in (1.0, 12.0):
+    for back_after in (0.1, 3.0):
         kill = Crash(2, back_after=back_after), InState(2, state, round=round_, after=after)
-        world = played(5, RING, kill, seed=1)
+        world = played(5, RING, kill, (Loss(0.05), At(1.0)), closing=20, seed=1, compute=SLOW)
         assert world.settled() and world.imbalance() < 1e-12
-        assert all(site.result is not None for site in world.sites)
 
 
-def test_kills_losses_and_a_pause_at_once_keep_the_mean() -> None:
-    for seed in range(8):
+@pytest.mark.parametrize("catch_up", [2, 16])
+def test_kills_losses_and_a_pause_at_once_keep_the_mean(catch_up: int) -> None:
+    """But for the measured jumps of a site that takes its neighbours' states in."""
+    jumped = 0
+    for seed in range(4):
         world = played(
             6, RING, (Loss(0.1), At(1.0)), (Crash(1, back_after=6.0), InState(1, State.COLLECTING, round=8)),
-            (Pause(4, 7.0), InState(4, State.COLLECTING, round=10)), (Crash(3, back_after=2.0), At(9.0)),
-            seed=seed, deadline=10.0,
+            (Pause(4, 3.0), InState(4, State.COLLECTING, round=10)), (Crash(3, back_after=2.0), At(9.0)),
+            closing=25, seed=seed, deadline=10.0, compute=SLOW, catch_up_rounds=catch_up,
         )  # fmt: skip
+        jumped += sum(len(world.entries(number, "caught_up")) for number in range(6))
         assert world.settled() and world.imbalance() < 1e-12
+
+
+    assert (jumped > 0) == (catch_up == 2)
 
 
 def test_whoever_misses_the_last_rounds_still_moves_by_what_it_had_begun() -> None:
@@ -119,14 +127,17 @@ def test_whoever_misses_the_last_rounds_still_moves_by_what_it_had_begun() -> No
     kill = Crash(2, back_after=20.0), InState(2, State.COLLECTING, round=9)
     world = played(5, RING, kill, closing=6, seed=3)
     last = world.entries(2, "mixed")[-1]
-    assert last["round"] == 12 and not last["edges"]
-    assert world.settled() and world.imbalance() < 1e-12
+    assert last["round"] == 12 and not last["edges"] and not last["taken_back"]
+    assert world.imbalance() < 1e-12
+    trainer = world.sites[2].result
+    flow = trainer._exchange.inertia.flow["model"]
+    assert trainer._exchange.inertia.until == 11 and float(flow.abs().max()) > 1e-6, "it had something to move by"
 
 
 def test_a_stop_by_the_proposer_brings_the_accelerated_rounds_forward() -> None:
     world = VirtualConsortium(5, topology=RING, rounds=40, closing_rounds=8, seed=1)
     world.inject(Loss(0.05), At(1.0))
-    world.clock.at(30.0, lambda: world.direct("stop"))
+    direct(world, 12.0, "stop")
     world.begin()
     assert world.run(world.done, limit_seconds=4000)
     world.run(limit_seconds=10_000.0)
@@ -141,13 +152,12 @@ def test_a_stop_by_the_proposer_brings_the_accelerated_rounds_forward() -> None:
 @pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
 @pytest.mark.parametrize(
     "faults",
-    [[(Loss(0.15), At(1.5))],
-     [(Crash(1, back_after=3.0), InState(1, State.COLLECTING, round=6)), (Loss(0.1), At(1.5))]],
-    ids=["loss", "loss and a kill"],
+    [[(Loss(0.15), At(1.5))], [(Pause(1, 2.0), InState(1, State.COLLECTING, round=6)), (Loss(0.1), At(1.5))]],
+    ids=["loss", "loss and a pause"],
 )  # fmt: skip
 def test_recorded_decisions_give_what_the_machines_ended_with(tmp_path: Path, rule: str, faults: Any) -> None:
     settings = settings_of(rule, local_steps=RULES[rule].needs.most_steps or 3)
-    world, found = deployed(tmp_path, settings, RING, faults=faults, rounds=4, closing=12)
+    world, found = deployed(tmp_path, settings, RING, faults=faults, rounds=4, closing=16, compute=SLOW)
     rows = signs(found)
     assert ((rows["sign"] < 0) & (rows["round"] >= 4)).sum() >= 2, "or this shows little"
     run = finished(vectorised(world, tables(5), settings, decisions=found))
@@ -159,8 +169,8 @@ def test_recorded_decisions_give_what_the_machines_ended_with(tmp_path: Path, ru
 
 def test_the_engine_closes_by_the_textbook_recurrence() -> None:
     topology = {"kind": "erdos_renyi", "probability": 0.4, "seed": 3, **FAST}
-    apart = finished(engine(9, settings_of(), topology, rounds=2, closing=0)).x
-    closed = finished(engine(9, settings_of(), topology, rounds=2, closing=15))
+    apart = finished(engine(tables(9), topology, rounds=2, closing=0)).x
+    closed = finished(engine(tables(9), topology, rounds=2, closing=15, settings=settings_of()))
     w = closed.schedule.round(0).mixings[0].matrix.toarray()
     before, now = apart.numpy(), w @ apart.numpy()
     for _, beta in closed.schedule.inertias(closed.schedule.total)[1:]:
