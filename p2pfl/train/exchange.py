@@ -182,11 +182,8 @@ class Exchange:
     def _in_order(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {channel: values[channel] for channel in self._bases if channel in values}
 
-    def check(
-        self, tags: Sequence[Tag], edges: Sequence[Edge], corrections: Sequence[Tag], most: float = 1.0
-    ) -> None:
-        """Refuse, before anything changes, a mix that names what is not here, or weighs more than ``most``; IllegalStep.
-        """
+    def check(self, tags: Sequence[Tag], edges: Sequence[Edge], corrections: Sequence[Tag], most: float = 1.0) -> None:
+        """Refuse, before anything changes, a mix of what is not here, or of weights above ``most``; IllegalStep."""
         used: set[str] = set()
         for tag, (origin, weight, keys) in zip(tags, edges, strict=True):
             if tag in self._kept or tags.count(tag) > 1:

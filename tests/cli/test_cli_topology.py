@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from cli_worlds import do
 
 from p2pfl.governance import parse_charter
-from p2pfl.topology import build_graph
+from p2pfl.topology import build_graph, chebyshev_factors
 from p2pfl.types import PeerId
 
 
@@ -166,3 +167,18 @@ def test_a_charter_says_what_its_weights_mean(
     assert "weights      metropolis: each site counts alike" in do(capsys, "charter", "show", "alike").out
     wrong = do(capsys, *new, "-o", "other", "--weights", "degree")
     assert wrong.code != 0 and "topology weights is 'degree'; write shares, metropolis, uniform" in wrong.err
+
+
+def test_show_says_how_far_closing_rounds_level(capsys: pytest.CaptureFixture[str]) -> None:
+    rho = (1 + 2 * math.cos(math.pi / 6)) / 3  # of a ring of 12
+    plain, fast = rho**13, chebyshev_factors(rho, 13)[-1]
+    done = do(capsys, "topology", "show", "ring", "--sites", "12", "--closing-rounds", "13")
+    says = f'13 rounds of plain closing leave at most {plain:.3g} of the disagreement; {fast:.3g} with closing = "chebyshev"'
+    assert says in done.out and fast < 0.01
+    done = do(capsys, "topology", "show", "ring", "--sites", "12", "--closing", "chebyshev", "--json")
+    told = json.loads(done.out)["closing"]
+    assert told["as"] == "chebyshev" and told["rounds"] == 5 and told["leaves"]["chebyshev"] < told["leaves"]["plain"]
+    done = do(capsys, "topology", "show", "base", "--sites", "6", "--k", "1")
+    assert "5 rounds of plain closing leave at most" in done.out and "chebyshev" not in done.out
+    done = do(capsys, "topology", "show", "base", "--sites", "6", "--k", "1", "--closing", "chebyshev")
+    assert done.code != 0 and 'give closing = "plain" or another kind' in done.err

@@ -118,7 +118,6 @@ def test_kills_losses_and_a_pause_at_once_keep_the_mean(catch_up: int) -> None:
         jumped += sum(len(world.entries(number, "caught_up")) for number in range(6))
         assert world.settled() and world.imbalance() < 1e-12
 
-
     assert (jumped > 0) == (catch_up == 2)
 
 

@@ -176,7 +176,7 @@ def test_heavier_weights_are_for_accelerated_rounds_alone() -> None:
     exchange = Exchange({"x": None}, 2, torch.float64)
     (message,) = exchange.encode({"x": torch.ones(2, dtype=torch.float64)})
     exchange.receive("k", "x", message["payload"], message["result"])
-    with pytest.raises(IllegalStep, match="weight 1.5 for j"):
+    with pytest.raises(IllegalStep, match=r"weight 1\.5 for j"):
         exchange.check([("j", 0, 0)], [("j", 1.5, {"x": "k"})], [])
     exchange.check([("j", 0, 0)], [("j", 1.5, {"x": "k"})], [], 2.0)
 
