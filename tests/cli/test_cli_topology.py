@@ -172,9 +172,12 @@ def test_a_charter_says_what_its_weights_mean(
 def test_show_says_how_far_closing_rounds_level(capsys: pytest.CaptureFixture[str]) -> None:
     rho = (1 + 2 * math.cos(math.pi / 6)) / 3  # of a ring of 12
     plain, fast = rho**13, chebyshev_factors(rho, 13)[-1]
-    done = do(capsys, "topology", "show", "ring", "--sites", "12", "--closing-rounds", "13")
-    says = f'13 rounds of plain closing leave at most {plain:.3g} of the disagreement; {fast:.3g} with closing = "chebyshev"'
-    assert says in done.out and fast < 0.01
+    ring = ("topology", "show", "ring", "--sites", "12", "--closing-rounds", "13")
+    told = json.loads(do(capsys, *ring, "--json").out)["closing"]
+    assert told["leaves"] == {"plain": pytest.approx(plain, rel=1e-9), "chebyshev": pytest.approx(fast, rel=1e-3)}
+    left = told["leaves"]["chebyshev"]
+    says = f'13 rounds of plain closing leave at most {plain:.3g} of the disagreement; {left:.3g} with closing = "chebyshev"'
+    assert says in do(capsys, *ring).out and left < 0.01
     done = do(capsys, "topology", "show", "ring", "--sites", "12", "--closing", "chebyshev", "--json")
     told = json.loads(done.out)["closing"]
     assert told["as"] == "chebyshev" and told["rounds"] == 5 and told["leaves"]["chebyshev"] < told["leaves"]["plain"]
