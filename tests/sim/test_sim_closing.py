@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sim_worlds import blobs, write_plan
 from test_sim_directives import direct
 from test_sim_vectorised_replay import deployed, signs
+from test_sim_weights import with_late
 from vector_worlds import engine, finished, in_memory, settings_of, tables, vectorised, virtual_clock
 
 from p2pfl.gossip import State
-from p2pfl.sim import At, ComputeModel, Crash, InState, Loss, Pause, VirtualConsortium
+from p2pfl.sim import At, ComputeModel, Crash, InState, Loss, Pause, VirtualConsortium, simulate
 from p2pfl.topology import chebyshev_factors, spectral_gap
 from p2pfl.train.rules import RULES
 
@@ -121,10 +123,12 @@ def test_kills_losses_and_a_pause_at_once_keep_the_mean(catch_up: int) -> None:
     assert (jumped > 0) == (catch_up == 2)
 
 
-def test_whoever_misses_the_last_rounds_still_moves_by_what_it_had_begun() -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["once", "and killed once more while it closes"])
+def test_whoever_misses_the_last_rounds_still_moves_by_what_it_had_begun(again: bool) -> None:
     """Its neighbours go on without it, to the end; its own last mixing has no edge and nothing to take back."""
-    kill = Crash(2, back_after=20.0), InState(2, State.COLLECTING, round=9)
-    world = played(5, RING, kill, closing=6, seed=3)
+    kills = [(Crash(2, back_after=20.0), InState(2, State.COLLECTING, round=9))]
+    kills += [(Crash(2, back_after=1.0), InState(2, State.CLOSING, after=0.002))] if again else []
+    world = played(5, RING, *kills, closing=6, seed=3)
     last = world.entries(2, "mixed")[-1]
     assert last["round"] == 12 and not last["edges"] and not last["taken_back"]
     assert world.imbalance() < 1e-12
@@ -143,6 +147,27 @@ def test_a_stop_by_the_proposer_brings_the_accelerated_rounds_forward() -> None:
     schedule = world.machines[0].context.running_schedule
     assert schedule.rounds < 40 and schedule.accelerated
     assert world.settled() and world.imbalance() < 1e-12
+
+
+def test_whoever_joined_late_closes_with_the_others() -> None:
+    """The matrix is another one then, and so are the weights: at all sites alike."""
+    world = with_late(RING, 6, 4)
+    assert list(world.machines[0].context.joined) == [world.peers[4]]
+    inertias = {machine.context.running_schedule.inertias(40) for machine in world.machines}
+    before = world.machines[0].context.schedules[0]
+    assert len(inertias) == 1 and inertias.pop()[2] != before.inertias(40)[2]
+    assert world.settled() and world.imbalance() < 1e-12
+
+
+def test_a_scenario_with_real_machines_learns_what_they_decided(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "plan")
+    asked: dict[str, Any] = {"peers": 6, "rounds": 3, "closing_rounds": 8, "execution": "eager"}
+    fast, plain = (simulate(plan, blobs(), topology=spec, **asked) for spec in (RING, {"kind": "ring"}))
+    timed = simulate(plan, blobs(), topology=RING, time={"clock": "machines"}, **asked)
+    assert fast.parameters is not None and plain.parameters is not None and timed.parameters is not None
+    spread = [float(np.ptp(found.parameters, axis=0).max()) for found in (plain, fast)]
+    assert spread[1] < spread[0] / 3
+    np.testing.assert_allclose(timed.parameters, fast.parameters, atol=1e-5)
 
 
 # --- recorded, then learnt
