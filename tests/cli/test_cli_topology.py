@@ -165,6 +165,12 @@ def test_a_charter_says_what_its_weights_mean(
     assert "# weights: metropolis: each site counts alike, however many samples it has" in Path("alike").read_text()
     assert "weights      shares: each site counts with its share" in do(capsys, "charter", "show", "plain").out
     assert "weights      metropolis: each site counts alike" in do(capsys, "charter", "show", "alike").out
+    assert "closing" not in Path("plain").read_text() + do(capsys, "charter", "show", "plain").out
+    assert do(capsys, *new, "-o", "fast", "--closing", "chebyshev").code == 0
+    assert "# closing: chebyshev: closing rounds are accelerated" in Path("fast").read_text()
+    assert "closing      chebyshev: closing rounds are accelerated" in do(capsys, "charter", "show", "fast").out
+    wrong = do(capsys, *new, "-o", "other", "--closing", "fast")
+    assert wrong.code != 0 and "topology closing is 'fast'; write one of plain, chebyshev" in wrong.err
     wrong = do(capsys, *new, "-o", "other", "--weights", "degree")
     assert wrong.code != 0 and "topology weights is 'degree'; write shares, metropolis, uniform" in wrong.err
 
