@@ -30,6 +30,7 @@ from p2pfl.crypto import (
 from p2pfl.errors import RemoteError
 from p2pfl.gossip import Machine, Proposal, Restored, State, effects, events
 from p2pfl.gossip.anchors import Outbound
+from p2pfl.gossip.effects import with_inertia
 from p2pfl.gossip.messages import TO_ALL, Announcement, Core, decode_announcement, sealing_context
 from p2pfl.gossip.offers import Offer
 from p2pfl.sim.memory_log import lone_proof
@@ -169,8 +170,8 @@ class Site:
             case effects.Train(round=round_):
                 if not self.hold_training:
                     bottle.after(1.0, self, lambda: self.train(round_))
-            case effects.Encode(round=round_, step=step, closing=closing):
-                bottle.after(0.0, self, lambda: self.encode(round_, step, closing))
+            case effects.Encode():
+                bottle.after(0.0, self, lambda: self.encode(effect))
             case effects.Commit():
                 bottle.after(0.0, self, lambda: self.commit(effect))
             case effects.Fetch():
@@ -218,10 +219,10 @@ class Site:
         value = self.session.train(round=round_, steps=self.bottle.settings["local_steps"])
         self.post(events.Trained(self.bottle.now, round_, value["loss"]))
 
-    def encode(self, round_: int, step: int, closing: bool) -> None:
-        parcels = []
+    def encode(self, effect: effects.Encode) -> None:
+        parcels, round_, step = [], effect.round, effect.step
         run = self.bottle.proposal.run
-        for message in self.session.encode(round=round_, step=step, closing=closing):
+        for message in self.session.encode(round=round_, step=step, closing=effect.closing, **with_inertia(effect)):
             context = sealing_context(run, self.peer_id, (round_, step), message["channel"], TO_ALL)
             sealed = seal(message["payload"], context)
             self.sealed[((round_, step), message["channel"])] = sealed
@@ -272,13 +273,14 @@ class Site:
             corrections=[[peer, *position] for peer, position in effect.corrections],
             last=effect.last,
             closing=effect.closing,
+            **with_inertia(effect),
         )
         digest, shared = Digest(value["digest"]), Digest(value["shared"])
         self.post(events.Mixed(self.bottle.now, effect.round, effect.step, digest, value["distance"], shared))
 
     def adopt(self, effect: effects.Adopt) -> None:
         states = [[state.peer, state.weight, dict(state.cores)] for state in effect.states]
-        value = self.session.adopt(round=effect.round, own=effect.own, states=states)
+        value = self.session.adopt(round=effect.round, own=effect.own, states=states, **with_inertia(effect))
         self.post(events.Adopted(self.bottle.now, effect.round, Digest(value["digest"]), value["distance"]))
 
 

@@ -67,6 +67,7 @@ class Mixing:
     edges: tuple[tuple[str, float, Place], ...]  # in the order in which they were added up
     taken_back: tuple[tuple[str, int, int], ...]
     digest: str | None
+    inertia: float | None = None  # of an accelerated closing round; None: a plain mixing
 
 
 @dataclass(slots=True)
@@ -150,6 +151,11 @@ class RunFacts:
     def empty(self) -> bool:
         """Nothing of this run stands in the log."""
         return self == RunFacts()
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether closing rounds added displacements of the rounds before once more."""
+        return any(mixing.inertia for mixing in self.mixings)
 
     def relayed(self) -> frozenset[tuple[int, int]]:
         """Rounds and steps in which sums were relayed: what was mixed there stays in, whatever is taken back."""

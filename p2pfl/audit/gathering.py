@@ -221,7 +221,8 @@ def _mixed(run: RunFacts, entry: int, body: _Body) -> None:
         taken.append((_text(row[0]), _number(row[1]), _number(row[2])))
         run.taken_back[taken[-1]] = entry
     digest = None if "digest" not in body.fields else body.text("digest")
-    run.mixings.append(Mixing(entry, *here, tuple(edges), tuple(taken), digest))
+    inertia = None if "inertia" not in body.fields else _weight(body.fields["inertia"])
+    run.mixings.append(Mixing(entry, *here, tuple(edges), tuple(taken), digest, inertia))
 
 
 def _unsettled(run: RunFacts, entry: int, body: _Body) -> None:

@@ -104,8 +104,9 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
         ),
         Kind.MIXED: KindNote(
             "the model was mixed over these edges; digest is that of the parameters that travel, afterwards (between "
-            "two mixings of one round: of the message as mixed so far)",
-            ("run", "round", "step", "edges", "taken_back", "digest"),
+            "two mixings of one round: of the message as mixed so far); inertia, in accelerated closing rounds: which "
+            "part of the displacement of the round before was added once more",
+            ("run", "round", "step", "edges", "taken_back", "digest", "inertia"),
         ),
         Kind.EDGE_UNSETTLED: KindNote(
             "an edge left the window unsettled: recorded bias", ("run", "peer", "round", "step")

@@ -7,8 +7,8 @@ x_i <- x_i + sum_j w_ij (m_j - x_i) gives
     v_j += w_ij v_i,    v_i *= 1 - sum_j w_ij,
 
 so v_j before the mixing of round r is the weight of what j learnt in round r. That holds for synchronous runs in which
-the model's channel is mixed linearly and nobody took states in; else (also where sums are relayed) only the edges' own
-weights are given.
+the model's channel is mixed linearly and nobody took states in; else (also where sums are relayed, or closing rounds
+accelerated) only the edges' own weights are given.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def lineage(logs: Sequence[LogFacts], digest: str) -> Lineage:
     cited.append(Cited(owner, started.entry))
     if started.charter in log.charters:
         cited.append(Cited(owner, log.charters[started.charter]))
-    plain = not started.staleness and not any(item.relayed() for item in facts.values())
+    plain = not started.staleness and not any(item.relayed() or item.accelerated for item in facts.values())
     linear = plain and not any(item.caught_up for item in facts.values())
     steps, weights, rounds = _backwards(facts, owner)
     known = sorted({owner, *rounds, *started.participants})

@@ -16,6 +16,7 @@ from p2pfl.governance import (
     Charter,
     accept_charter,
     charter_to_text,
+    closing_in_words,
     fingerprint,
     merge_charters,
     missing_signatures,
@@ -48,6 +49,9 @@ def new(
     weights: Annotated[
         str | None, typer.Option("--weights", help="What sites count: shares (the default), metropolis, uniform.")
     ] = None,
+    closing: Annotated[
+        str | None, typer.Option("--closing", help="How closing rounds mix: plain (the default), chebyshev.")
+    ] = None,
     quorum: Annotated[
         int | None, typer.Option("--quorum", help="Signatures needed; more than half by default.")
     ] = None,
@@ -63,6 +67,8 @@ def new(
         spec = spec_from_text(Path(topology).name, read_text(Path(topology)), [member.name for member in members])
     if weights is not None:
         spec["weights"] = weights
+    if closing is not None:
+        spec["closing"] = closing
     charter = new_charter(name, founders, quorum=quorum, topology=spec)
     build_graph(spec, [PeerId(member.peer_id) for member in charter.members])
     _write(output, charter)
@@ -176,6 +182,7 @@ def show_charter(file: CharterFile, as_json: AsJson = False) -> None:
         f"quorum       {charter.quorum} of {len(charter.members)}",
         f"topology     {charter.topology['kind']}",
         f"weights      {weights_in_words(charter.topology)}",
+        *([f"closing      {closing_in_words(charter.topology)}"] if "closing" in charter.topology else []),
     ]
     for member in charter.members:
         state = "signed" if member.peer_id in signed else "NOT signed"

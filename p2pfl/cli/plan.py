@@ -17,7 +17,7 @@ from p2pfl.cli.home import AsJson, HomePath
 from p2pfl.cli.output import note, say, show, show_table, to_json, visible
 from p2pfl.cli.printing import joining, plain
 from p2pfl.errors import ConfigError
-from p2pfl.governance import read_plan, weights_in_words
+from p2pfl.governance import closing_in_words, read_plan, weights_in_words
 from p2pfl.peer import OVER, ask, check_plan, follow, open_home, read_text
 from p2pfl.topology import is_graph_file, spec_from_text
 
@@ -48,7 +48,8 @@ def _topology(home: Path, topology: str | None) -> dict[str, Any] | None:
 
 def _mixing(spec: Mapping[str, Any]) -> list[str]:
     """Who mixes with whom, and what each site counts."""
-    return [f"topology     {spec['kind']}", f"weights      {weights_in_words(spec)}"]
+    closing = [f"closing      {closing_in_words(spec)}"] if "closing" in spec else []
+    return [f"topology     {spec['kind']}", f"weights      {weights_in_words(spec)}", *closing]
 
 
 def _policy(staleness: int) -> str:

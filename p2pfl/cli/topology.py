@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ from p2pfl.types import PeerId
 app = typer.Typer(no_args_is_help=True)
 MOST_SITES = 1000  # the table of weights has a column for each
 MOST_ROUNDS = 10_000
+MOST_CLOSING = 1000  # as in plans
 SEEDED = ("regular", "small_world", "erdos_renyi", "matching", "epidemic")
 MOST_PAIRS = 200  # sites up to which all pairs of absences are tried
 
@@ -74,13 +76,20 @@ def show_topology(
     rounds: Annotated[
         int, typer.Option("--rounds", help="Of a run, where the graph changes.", min=1, max=MOST_ROUNDS)
     ] = 100,
+    closing: Annotated[
+        str | None, typer.Option("--closing", help="How closing rounds mix: plain (the default), chebyshev.")
+    ] = None,
+    closing_rounds: Annotated[
+        int, typer.Option("--closing-rounds", help="Of a run: mixings without training.", min=1, max=MOST_CLOSING)
+    ] = 5,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the graph into this SVG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print who mixes with whom and with which weight, the spectral gap, and which absences disconnect the graph.
 
     Also what each site counts: in the mean that mixing keeps, and so in the loss that training minimises. Of a graph
-    that changes from round to round: the weights of round 0, and the rest of all rounds together.
+    that changes from round to round: the weights of round 0, and the rest of all rounds together. And how far closing
+    rounds level what is left between the sites, plain or accelerated.
 
     Example: p2pfl topology show ring --sites 4 --shares 40,30,20,10
 
@@ -89,6 +98,8 @@ def show_topology(
     Example: p2pfl topology show regular --sites 12 --degree 3 --plot graph.svg
 
     Example: p2pfl topology show base --sites 25 --k 2
+
+    Example: p2pfl topology show ring --sites 12 --closing-rounds 20 --closing chebyshev
     """
     counts = _counts(shares)
     text = read_text(Path(kind)) if is_graph_file(kind) else None
@@ -110,9 +121,14 @@ def show_topology(
     spec = _spec(kind, options) if text is None else spec_from_text(Path(kind).name, text, names)
     if weights is not None:
         spec["weights"] = weights
+    if closing is not None:
+        spec["closing"] = closing
     nodes = [PeerId(name) for name in names]
     pi = {node: count / sum(counts) for node, count in zip(nodes, counts, strict=True)}
     value, lines, graph = _facts(spec, nodes, pi, rounds)
+    levelled, line = _closing(spec, nodes, pi, rounds, closing_rounds)
+    value["closing"] = levelled
+    lines.append(line)
     if plot is not None:
         write_result(plot, to_svg(graph_figure(graph, kind=kind)).encode())
         lines.append(f"drawn into {plot}")
@@ -159,6 +175,22 @@ def _facts(
     lines.append(f"one absence that disconnects: {_list(alone)}")
     lines.append(f"two absences that disconnect: {_list(pairs)}" if len(nodes) <= MOST_PAIRS else "pairs not tried")
     return value, lines, graph
+
+
+def _closing(
+    spec: dict[str, Any], nodes: list[PeerId], pi: dict[PeerId, float], rounds: int, closing_rounds: int
+) -> tuple[dict[str, Any], str]:
+    """Which part of the disagreement so many closing rounds leave at most, and with the other way of closing."""
+    schedule = Schedule(spec, nodes, pi, rounds, closing_rounds)
+    own = "chebyshev" if schedule.accelerated else "plain"
+    left = {own: schedule.closing_contraction()}
+    if schedule.same_each_round:
+        other = "plain" if schedule.accelerated else "chebyshev"
+        with contextlib.suppress(ConfigError):  # it mixes too slowly to be accelerated
+            left[other] = Schedule({**spec, "closing": other}, nodes, pi, 1, closing_rounds).closing_contraction()
+    beside = [f'; {part:.3g} with closing = "{way}"' for way, part in left.items() if way != own]
+    line = f"{_rounds(closing_rounds)} of {own} closing leave at most {left[own]:.3g} of the disagreement"
+    return {"rounds": closing_rounds, "as": own, "leaves": left}, line + "".join(beside)
 
 
 def _rounds(number: int) -> str:

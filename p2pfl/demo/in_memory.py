@@ -92,10 +92,14 @@ class _Sites:
         squares = 0.0
         for step, mixing in enumerate(plan.mixings):
             last = step == len(plan.mixings) - 1
-            squares = self._mix(mixing, (round_, step), last=last, closing=not plan.training)
+            inertia = schedule.inertias(round_ + 1)
+            squares = self._mix(mixing, (round_, step), last=last, closing=not plan.training, inertia=inertia)
         return float((squares / len(self.nodes)) ** 0.5)
 
-    def _mix(self, mixing: Mixing, position: tuple[int, int], *, last: bool, closing: bool) -> float:
+    def _mix(
+        self, mixing: Mixing, position: tuple[int, int], *, last: bool, closing: bool,
+        inertia: Sequence[tuple[int, float]],
+    ) -> float:  # fmt: skip
         round_, step = position
         sent = {name: session.encode(round_, step, closing=closing) for name, session in self.sessions.items()}
         squares = 0.0
@@ -106,7 +110,7 @@ class _Sites:
                     session.receive(_tag(origin, item), item["channel"], item["payload"], item["result"])
                 keys = {item["channel"]: _tag(origin, item) for item in sent[origin]}
                 edges.append((origin, weight, keys))
-            answer = session.mix(round_, step, edges=edges, corrections=[], last=last, closing=closing)
+            answer = session.mix(round_, step, edges=edges, corrections=[], last=last, closing=closing, inertia=inertia)
             # Everybody is here, so no edge is ever taken back.
             session.forget([(origin, round_, step) for origin, _, _ in edges])
             squares += answer["distance"] ** 2

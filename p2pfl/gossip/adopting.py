@@ -233,7 +233,8 @@ class Adopting:
         context.cancel_timer("states")
         context.cancel_timer("holders")
         self.began = None
-        self.asked = Adopt(context.position[0], self.weight, states)
+        inertia = context.running_schedule.inertias(context.position[0])
+        self.asked = Adopt(context.position[0], self.weight, states, inertia)
         context.emit(self.asked)
 
     def _go_on_alone(self) -> None:

@@ -214,11 +214,13 @@ class ClosingPart:
                 rounds.biased += 1
                 context.log("edge_unsettled", {"peer": peer, "round": round_, "step": step})
         corrections = rounds.take_corrections()
-        if not corrections:
+        total = context.running_schedule.total
+        inertia = context.running_schedule.inertias(total)
+        if not corrections and (not inertia or rounds.moved_until >= total):
             self.state_own()
             return
         rounds.mixing = ()
-        context.emit(Mix(context.running_schedule.total, 0, (), corrections, True, True))
+        context.emit(Mix(total, 0, (), corrections, True, True, inertia))
 
     def give_up(self) -> None:
         """The last mixing cannot be done here: close with a statement of absence instead of a model."""

@@ -66,13 +66,21 @@ class Train(Effect):
     arguments: Mapping[str, int | float] = field(default_factory=dict)
 
 
+Inertia = tuple[tuple[int, float], ...]
+"""Of accelerated closing rounds, in order: (round, part of the round's displacement before that is added once more)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Encode(Effect):
-    """Encode and seal the messages of (round, step); answer with Encoded."""
+    """Encode and seal the messages of (round, step); answer with Encoded.
+
+    ``inertia`` of all closing rounds before: the worker makes up for those that it missed.
+    """
 
     round: int
     step: int
     closing: bool
+    inertia: Inertia = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +124,10 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Mix(Effect):
-    """Mix the edges (in this order) and take back the corrections; answer with Mixed."""
+    """Mix the edges (in this order) and take back the corrections; answer with Mixed.
+
+    ``inertia`` of all closing rounds up to this one.
+    """
 
     round: int
     step: int
@@ -124,18 +135,25 @@ class Mix(Effect):
     corrections: tuple[tuple[PeerId, Position], ...]
     last: bool
     closing: bool
+    inertia: Inertia = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Adopt(Effect):
     """Before ``round``: own parameters times ``own``, plus the rest times the weighted mean; answer with Adopted.
 
-    ``states`` name their worker keys; their weights sum to 1.
+    ``states`` name their worker keys; their weights sum to 1. ``inertia`` as in `Encode`.
     """
 
     round: int
     own: float
     states: tuple[Edge, ...]
+    inertia: Inertia = ()
+
+
+def with_inertia(effect: Encode | Mix | Adopt) -> dict[str, Any]:
+    """The worker's argument of that name as plain values; none where the closing rounds are plain."""
+    return {"inertia": [list(row) for row in effect.inertia]} if effect.inertia else {}
 
 
 @dataclass(frozen=True, slots=True)

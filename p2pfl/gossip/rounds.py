@@ -51,6 +51,7 @@ class Rounds:
     contributed: defaultdict[PeerId, RoundSet] = field(default_factory=lambda: defaultdict(RoundSet))
     last_mixed: dict[PeerId, int] = field(default_factory=dict)  # or heard in time, where it was only watched
     biased: int = 0
+    moved_until: int = 0  # the round after the last one that was mixed here
     finished: int = -1  # the last round that was done to its end here, with whoever was there
     pace: Pace = field(default_factory=Pace)
     due: dict[PeerId, float] = field(default_factory=dict)  # until when each awaited neighbour is waited for
@@ -135,7 +136,8 @@ class Rounds:
         context = self.context
         round_, step = context.position
         context.state = State.ANNOUNCING
-        context.emit(Encode(round_, step, not context.running_schedule.round(round_).training))
+        schedule = context.running_schedule
+        context.emit(Encode(round_, step, not schedule.round(round_).training, schedule.inertias(round_)))
 
     def encoded(self, event: Encoded) -> None:
         """The messages are sealed: commit them with what they say about unsettled edges."""
@@ -292,7 +294,8 @@ class Rounds:
         last = step == context.own_steps(round_)[-1]
         corrections = self.take_corrections() if last else ()
         closing = not context.running_schedule.round(round_).training
-        context.emit(Mix(round_, step, self.mixing, corrections, last, closing))
+        inertia = context.running_schedule.inertias(round_ + 1)
+        context.emit(Mix(round_, step, self.mixing, corrections, last, closing, inertia))
 
     def took(self, peer: PeerId, position: Position) -> None:
         """A neighbour's message of this position goes into the mixing: it is there, and it contributed."""
@@ -333,8 +336,15 @@ class Rounds:
                 ],
                 "taken_back": [[peer, round_, step] for peer, (round_, step) in self.corrections_used],
                 "digest": event.shared or event.digest,
+                **self._inertia(event.round),
             },
         )
+
+    def _inertia(self, round_: int) -> dict[str, float]:
+        """Of an accelerated closing round, for the log: without it what was mixed could not be computed again."""
+        schedule = self.context.running_schedule
+        inertia = schedule.round(round_).inertia if round_ < schedule.total else None
+        return {} if inertia is None else {"inertia": inertia}
 
     def mixed(self, event: Mixed) -> None:
         """The model holds the mix: write it down and go on."""
@@ -349,6 +359,7 @@ class Rounds:
         self._forget_settled()
         last = step == context.own_steps(round_)[-1]
         self.rounds_done += last
+        self.moved_until = round_ + 1
         self.finished = round_ if last else self.finished
         if last and context.running_schedule.round(round_).training:
             self.contributed[context.me].add(round_)
@@ -556,6 +567,7 @@ class Rounds:
             "away_from": dict(self.attendance.away_from),
             "biased": self.biased,
             "finished": self.finished,
+            "moved_until": self.moved_until,
             "loss": self.loss,
             "digest": self.digest,
             "distance": self.distance,
@@ -572,7 +584,7 @@ class Rounds:
         self.last_mixed = {PeerId(peer): round_ for peer, round_ in kept["last_mixed"].items()}
         for peer, ranges in kept["contributed"].items():
             self.contributed[PeerId(peer)] = RoundSet([position_of(item) for item in ranges])
-        self.finished = kept["finished"]
+        self.finished, self.moved_until = kept["finished"], kept.get("moved_until", 0)
         self.attendance.missed = Counter({PeerId(peer): count for peer, count in kept["missed"].items()})
         self.attendance.unheard = {PeerId(row[0]): (position_of(row[1:3]), row[3]) for row in kept.get("unheard", ())}
         self.attendance.away_from = {PeerId(peer): round_ for peer, round_ in kept["away_from"].items()}

@@ -17,7 +17,7 @@ from p2pfl.governance.plan_writing import write_plan
 from p2pfl.governance.plans import BUNDLE_LIMIT, Plan, plan_from_bundle, plan_from_files, read_plan
 from p2pfl.governance.records import RECORD_LIMIT, make_record, open_record, record_from_text, record_to_text
 from p2pfl.governance.texts import TextForm, from_text, to_text
-from p2pfl.governance.topologies import weights_in_words
+from p2pfl.governance.topologies import accelerated, closing_in_words, weights_in_words
 
 __all__ = [
     "BUNDLE_LIMIT",
@@ -34,9 +34,11 @@ __all__ = [
     "StaleRecord",
     "TextForm",
     "Verdict",
+    "accelerated",
     "accept_charter",
     "charter_to_text",
     "check_charter",
+    "closing_in_words",
     "describe_charter",
     "fingerprint",
     "from_text",

@@ -9,7 +9,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.governance.charter import DOCUMENT_LIMIT, MAX_MEMBERS, Charter, fingerprint, read_document
 from p2pfl.governance.charter_signatures import missing_signatures, with_signatures
 from p2pfl.governance.texts import TextForm, decode_base64, from_text, to_text
-from p2pfl.governance.topologies import weights_in_words
+from p2pfl.governance.topologies import closing_in_words, weights_in_words
 from p2pfl.types import PeerId
 
 CHARTER_HEADER = "p2pfl charter v1"
@@ -49,6 +49,7 @@ def describe_charter(charter: Charter) -> list[str]:
         f"quorum: {charter.quorum} of {len(charter.members)}",
         f"topology: {charter.topology.get('kind')}",
         *([f"weights: {weights_in_words(charter.topology)}"] if "weights" in charter.topology else []),
+        *([f"closing: {closing_in_words(charter.topology)}"] if "closing" in charter.topology else []),
         *(f"limit: {name} = {value}" for name, value in charter.limits.items()),
     ]
     for member in charter.members:

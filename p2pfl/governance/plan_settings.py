@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from p2pfl.errors import PlanError
 from p2pfl.governance.rule_limits import (
     LIMITS,
+    closing_problem,
     delays_problem,
     numbers_problem,
     statistics_problem,
@@ -18,7 +19,7 @@ from p2pfl.governance.rule_limits import (
     varying_problem,
     weights_problem,
 )
-from p2pfl.governance.topologies import CHANGING, DEFAULT_TOPOLOGY, by_shares, topology_problem
+from p2pfl.governance.topologies import CHANGING, DEFAULT_TOPOLOGY, accelerated, by_shares, topology_problem
 from p2pfl.settings_files import SHOWN, Table, parse_tables
 from p2pfl.types import CATCH_UP_ROUNDS
 
@@ -247,7 +248,15 @@ class PlanSettings(Table):
     def _mixing_problem(self, spec: Mapping[str, Any]) -> str | None:
         rule = self.training.rule
         changes = varying_problem(rule) if spec.get("kind") in CHANGING else None
-        return changes or (None if by_shares(spec) else weights_problem(rule))
+        problem = changes or (None if by_shares(spec) else weights_problem(rule))
+        if problem or not accelerated(spec):
+            return problem
+        if self.training.late_rounds:
+            return (
+                'policy = "asynchronous" closes plainly, since a site may still train while the others close; choose '
+                'closing = "plain" or the synchronous policy'
+            )
+        return closing_problem(rule)
 
     @model_validator(mode="after")
     def _steps_later(self) -> PlanSettings:

@@ -106,6 +106,13 @@ def weights_problem(rule: str) -> str | None:
     return _sentence(what, 'weights = "shares"', lambda other: not other.by_shares) if reason else None
 
 
+def closing_problem(rule: str) -> str | None:
+    """Why a rule does not go with accelerated closing rounds; None if it does."""
+    reason = "it mixes with (I + W) / 2, and their weights are those for W"
+    what = f"rule {rule} does not go with accelerated closing rounds: {reason}"
+    return _sentence(what, 'closing = "plain"', lambda other: not other.halved) if LIMITS[rule].halved else None
+
+
 def statistics_problem(rule: str) -> str | None:
     """Why a rule does not go with running statistics that travel; None if it does."""
     reason = LIMITS[rule].no_statistics

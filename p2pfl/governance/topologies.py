@@ -12,6 +12,12 @@ WEIGHTS: Mapping[str, str] = {
 }
 """The named choices of weights, and what each means."""
 
+CLOSINGS: Mapping[str, str] = {
+    "plain": "closing rounds mix as training rounds do",
+    "chebyshev": "closing rounds are accelerated by Chebyshev's weights",
+}
+"""How closing rounds mix, and what each means."""
+
 DEFAULT_TOPOLOGY: Mapping[str, Any] = {"kind": "ring"}
 
 MAX_EDGES = 2016  # of a full graph of 64 sites
@@ -41,6 +47,17 @@ def topology_problem(spec: Any) -> str | None:
 def by_shares(spec: Mapping[str, Any]) -> bool:
     """Whether each site counts with its share of all samples."""
     return bool(spec.get("weights", "shares") == "shares")
+
+
+def accelerated(spec: Mapping[str, Any]) -> bool:
+    """Whether closing rounds are accelerated."""
+    return bool(spec.get("closing", "plain") == "chebyshev")
+
+
+def closing_in_words(spec: Mapping[str, Any]) -> str:
+    """What a checked spec says of closing rounds."""
+    choice = spec.get("closing", "plain")
+    return f"{choice}: {CLOSINGS[choice]}"
 
 
 def weights_in_words(spec: Mapping[str, Any]) -> str:
@@ -92,6 +109,14 @@ def _named_weights(value: Any) -> bool:
     return isinstance(value, str) and value in WEIGHTS
 
 
+def _closing(value: Any) -> bool:
+    return isinstance(value, str) and value in CLOSINGS
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str) and value == "plain"
+
+
 def _whole(least: int, limit: int) -> tuple[Callable[[Any], bool], str]:
     return lambda value: type(value) is int and least <= value < limit, f"a whole number from {least} to {limit - 1}"
 
@@ -127,14 +152,21 @@ _KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "epidemic": {"degree": _whole(1, MAX_SITES), "seed": _whole(0, 2**32)},
 }
 _NAMES = ", ".join(WEIGHTS)
+_PLAIN = {"closing": (_plain, "plain: chebyshev is for graphs on which all rounds mix by one matrix")}
 _OPTIONAL: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     **{
-        kind: {"weights": (_weights, f"{_NAMES}, or of each edge i, j, w_ij, w_ji, such as [[0, 1, 0.25, 0.5]]")}
+        kind: {
+            "closing": (_closing, f"one of {', '.join(CLOSINGS)}"),
+            "weights": (_weights, f"{_NAMES}, or of each edge i, j, w_ij, w_ji, such as [[0, 1, 0.25, 0.5]]"),
+        }
         for kind in _KINDS
         if kind not in CHANGING
     },
-    **{kind: {"weights": (_of_any_round, "one of shares, metropolis")} for kind in CHANGING - {"hierarchical"}},
-    "hierarchical": {"period": _whole(1, MAX_PERIOD + 1), "weights": (_named_weights, f"one of {_NAMES}")},
+    **{
+        kind: {**_PLAIN, "weights": (_of_any_round, "one of shares, metropolis")}
+        for kind in CHANGING - {"hierarchical"}
+    },
+    "hierarchical": {**_PLAIN, "period": _whole(1, MAX_PERIOD + 1), "weights": (_named_weights, f"one of {_NAMES}")},
 }
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from p2pfl.audit import LogFacts, Mixing, RunFacts
 from p2pfl.errors import ConfigError, IllegalStep, RemoteError
-from p2pfl.governance import Plan
+from p2pfl.governance import Plan, accelerated
 from p2pfl.peer.kept_files import ALTERED, Kept, Message, Missing, Which
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def replay_run(logs: Sequence[LogFacts], run: str, folders: Sequence[Path], owne
     facts = {log.peer: log.runs[run] for log in logs if run in log.runs}
     try:
         kept = Kept(run, folders, facts)
-        found.problem = why_not(kept.plan.session_settings())
+        found.problem = why_not(kept.plan.session_settings(), accelerated=accelerated(kept.proposal.topology))
         if found.problem is None:
             for peer in sorted(facts):
                 found.rows += _Site(kept, peer, facts[peer]).rows()

@@ -13,6 +13,7 @@ from p2pfl.crypto import Identity, Opener, Prekey, Sealed, seal_off_loop, sign_e
 from p2pfl.errors import LinkError, P2PFLError, PolicyRefusal, RemoteError, StoreError
 from p2pfl.gossip import Machine, effects, events
 from p2pfl.gossip.anchors import SENT, Outbound
+from p2pfl.gossip.effects import with_inertia
 from p2pfl.gossip.messages import (
     TO_ALL,
     Core,
@@ -308,7 +309,9 @@ class Runner:
 
     async def _encode(self, effect: effects.Encode) -> None:
         started = self.now()
-        messages = await self._call("encode", round=effect.round, step=effect.step, closing=effect.closing)
+        messages = await self._call(
+            "encode", round=effect.round, step=effect.step, closing=effect.closing, **with_inertia(effect)
+        )
         self.timings.encoding += self.now() - started
         me = self._services.identity.peer_id
         parcels = []
@@ -339,6 +342,7 @@ class Runner:
             corrections=[[peer, round_, step] for peer, (round_, step) in effect.corrections],
             last=effect.last,
             closing=effect.closing,
+            **with_inertia(effect),
         )
         self.timings.mixing += self.now() - started
         if self._kept is not None and effect.last:
@@ -364,7 +368,7 @@ class Runner:
 
     async def _adopt(self, effect: effects.Adopt) -> None:
         states = [[state.peer, state.weight, dict(state.cores)] for state in effect.states]
-        value = await self._call("adopt", round=effect.round, own=effect.own, states=states)
+        value = await self._call("adopt", round=effect.round, own=effect.own, states=states, **with_inertia(effect))
         self.post(events.Adopted(self.now(), effect.round, Digest(value["digest"]), float(value["distance"])))
 
     async def _forget(self, effect: effects.Forget) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from p2pfl.crypto import Sealed, sign_envelope
 from p2pfl.errors import P2PFLError, RemoteError, StoreError
 from p2pfl.gossip import effects, events
+from p2pfl.gossip.effects import with_inertia
 from p2pfl.gossip.messages import TO_ALL, Announcement, Position, sealing_context
 from p2pfl.sim import training
 from p2pfl.types import Digest, StartRecord
@@ -125,7 +126,8 @@ def _train(site: Site, effect: effects.Train) -> None:
 
 def _encode(site: Site, effect: effects.Encode) -> None:
     position, parcels = (effect.round, effect.step), []
-    for message in site.trainer.encode(round=effect.round, step=effect.step, closing=effect.closing):
+    messages = site.trainer.encode(round=effect.round, step=effect.step, closing=effect.closing, **with_inertia(effect))
+    for message in messages:
         sealed = _seal(site, position, message["channel"], message["payload"])
         site.sealed[(position, message["channel"])] = sealed
         parcels.append(events.Parcel(message["channel"], sealed.manifest, Digest(message["result"])))
@@ -147,6 +149,7 @@ def _mix(site: Site, effect: effects.Mix) -> None:
         corrections=[[peer, *place] for peer, place in effect.corrections],
         last=effect.last,
         closing=effect.closing,
+        **with_inertia(effect),
     )
     site.post(
         events.Mixed(
@@ -157,7 +160,7 @@ def _mix(site: Site, effect: effects.Mix) -> None:
 
 def _adopt(site: Site, effect: effects.Adopt) -> None:
     states = [[state.peer, state.weight, dict(state.cores)] for state in effect.states]
-    value = site.trainer.adopt(round=effect.round, own=effect.own, states=states)
+    value = site.trainer.adopt(round=effect.round, own=effect.own, states=states, **with_inertia(effect))
     site.post(events.Adopted(site.now, effect.round, Digest(value["digest"]), float(value["distance"])))
 
 

@@ -127,6 +127,7 @@ def prepare(
     check_combination(
         settings.rule.name, settings.optimiser.name, sites=peers, staleness=staleness, steps=int(each.max()),
         edges=schedule.graph.number_of_edges() if same else None, varying=not same, weighted=not schedule.by_shares,
+        accelerated=schedule.accelerated,
     )  # fmt: skip
     check_fault_times(faults, peers, seed, schedule.total)
     absences = absences_of(faults, peers, seed)

@@ -82,9 +82,11 @@ class RecordedTraining(StubTraining):
         self._note("train", round, 0, amount=float(steps))
         return answer
 
-    def encode(self, round: int, step: int, closing: bool) -> list[dict[str, Any]]:
+    def encode(
+        self, round: int, step: int, closing: bool, inertia: Sequence[Sequence[float]] = ()
+    ) -> list[dict[str, Any]]:
         """Remember where the message is signed: a state that is taken in names its digest only."""
-        answers = super().encode(round, step, closing)
+        answers = super().encode(round, step, closing, inertia)
         for answer in answers:
             self._recorder.places[self.site, answer["result"]] = (round, step)
         return answers
@@ -96,10 +98,10 @@ class RecordedTraining(StubTraining):
 
     def mix(
         self, round: int, step: int, edges: Sequence[Sequence[Any]], corrections: Sequence[Sequence[Any]],
-        last: bool, closing: bool,
+        last: bool, closing: bool, inertia: Sequence[Sequence[float]] = (),
     ) -> dict[str, Any]:  # fmt: skip
         """Note edges and corrections."""
-        answer = super().mix(round, step, edges, corrections, last, closing)
+        answer = super().mix(round, step, edges, corrections, last, closing, inertia)
         numbers = self._recorder.world.numbers
         taken = tuple((numbers[row[0]], *(row[3:] or (round, step)), float(row[1])) for row in edges)
         back = tuple((numbers[peer], int(round_), int(step_)) for peer, round_, step_ in corrections)
@@ -108,9 +110,11 @@ class RecordedTraining(StubTraining):
             self._results.pop(row[2][CHANNEL], None)
         return answer
 
-    def adopt(self, round: int, own: float, states: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    def adopt(
+        self, round: int, own: float, states: Sequence[Sequence[Any]], inertia: Sequence[Sequence[float]] = ()
+    ) -> dict[str, Any]:
         """Note whose states were taken in."""
-        answer = super().adopt(round, own, states)
+        answer = super().adopt(round, own, states, inertia)
         numbers, places = self._recorder.world.numbers, self._recorder.places
         taken = tuple(
             (numbers[peer], *places[numbers[peer], self._results[keys[CHANNEL]]], float(weight))

@@ -23,7 +23,8 @@ from p2pfl.crypto import pack, sha256, unpack
 from p2pfl.errors import IllegalStep, MalformedMessage
 from p2pfl.sim.draws import raw
 from p2pfl.train.adopting import adopt, read_states
-from p2pfl.train.exchange import Exchange, read_edges
+from p2pfl.train.exchange import Exchange, read_edges, tag_of
+from p2pfl.train.inertia import Inertia, most_weight, read_betas
 from p2pfl.train.model_files import vector_digest
 
 CHANNEL = "model"
@@ -47,7 +48,9 @@ class Trainer(Protocol):
         """The local steps of one round; "loss"."""
         ...
 
-    def encode(self, round: int, step: int, closing: bool) -> list[dict[str, Any]]:
+    def encode(
+        self, round: int, step: int, closing: bool, inertia: Sequence[Sequence[float]] = ()
+    ) -> list[dict[str, Any]]:
         """Channel, payload and result digest of each message."""
         ...
 
@@ -65,12 +68,14 @@ class Trainer(Protocol):
 
     def mix(
         self, round: int, step: int, edges: Sequence[Sequence[Any]], corrections: Sequence[Sequence[Any]],
-        last: bool, closing: bool,
+        last: bool, closing: bool, inertia: Sequence[Sequence[float]] = (),
     ) -> dict[str, Any]:  # fmt: skip
         """Mix; "digest" and "distance"."""
         ...
 
-    def adopt(self, round: int, own: float, states: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    def adopt(
+        self, round: int, own: float, states: Sequence[Sequence[Any]], inertia: Sequence[Sequence[float]] = ()
+    ) -> dict[str, Any]:
         """Take neighbours' states in; "digest" and "distance"."""
         ...
 
@@ -179,14 +184,16 @@ class StubTraining:
         """What the local step of a round adds [size], at learning rate 1."""
         return _doubles(self.size, self.seed, "step", self.site, round)
 
-    def encode(self, round: int, step: int, closing: bool) -> list[dict[str, Any]]:
+    def encode(
+        self, round: int, step: int, closing: bool, inertia: Sequence[Sequence[float]] = ()
+    ) -> list[dict[str, Any]]:
         """The own vector, or as it is mixed so far; a second encoding of one step is refused."""
-        x = self.vector
         if self._encoded == (round, step):
             raise IllegalStep(f"round {round}, step {step} is encoded already; send what was encoded then")
         if self._encoded is None or self._encoded[0] != round:
             self._exchange.start_round()
         first = not self._exchange.own
+        x = self._coast(inertia, round) if first else self.vector
         answers = self._exchange.encode({CHANNEL: x} if first else dict(self._exchange.own))
         if first:
             self._x = self._exchange.own[CHANNEL]
@@ -211,7 +218,7 @@ class StubTraining:
 
     def mix(
         self, round: int, step: int, edges: Sequence[Sequence[Any]], corrections: Sequence[Sequence[Any]],
-        last: bool, closing: bool,
+        last: bool, closing: bool, inertia: Sequence[Sequence[float]] = (),
     ) -> dict[str, Any]:  # fmt: skip
         """As Session.mix."""
         tags, named = read_edges(edges, (round, step))
@@ -220,23 +227,31 @@ class StubTraining:
             raise IllegalStep(f"corrections in step {step} of round {round}; give them with the round's last mixing")
         if tags and self._encoded != (round, step):
             raise IllegalStep(f"round {round}, step {step} is mixed before it is encoded; encode first")
-        self._exchange.check(tags, named, taken_back)
+        self._exchange.check(tags, named, taken_back, most_weight(inertia))
         distance = self._exchange.mix(tags, named)
         if last:
-            self._x = self.vector + self._exchange.finish(taken_back)[CHANNEL]
+            self._x = self.vector + self._exchange.finish(taken_back, round, read_betas(inertia))[CHANNEL]
             self._trained = None
         return {"digest": self.digest(), "distance": distance}
 
-    def adopt(self, round: int, own: float, states: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    def adopt(
+        self, round: int, own: float, states: Sequence[Sequence[Any]], inertia: Sequence[Sequence[float]] = ()
+    ) -> dict[str, Any]:
         """As Session.adopt."""
         named = read_states(states, float(own), CHANNEL)
         found = self._exchange.take([(state.channel, state.key) for state in named])
-        before = self.vector
+        before = self._coast(inertia, round)
         self._x = adopt(before, float(own), [(state.weight, m) for state, m in zip(named, found, strict=True)])
         self.jumped = self.jumped + (self._x - before)
         self._exchange.start_round()
         self._trained = None
         return {"digest": self.digest(), "distance": float(torch.linalg.vector_norm(self._x - before))}
+
+    def _coast(self, inertia: Sequence[Sequence[float]], before: int) -> Tensor:
+        moved = self._exchange.inertia.coast(read_betas(inertia), before)
+        if moved:
+            self._x = self.vector + moved[CHANNEL]
+        return self.vector
 
     def digest(self) -> str:
         """SHA-256 of the own vector."""
@@ -262,6 +277,7 @@ class StubTraining:
                 ],
                 "trained": self._trained,
                 "encoded": self._encoded,
+                "inertia": _inertia_row(exchange.inertia),
             }
         )
 
@@ -285,6 +301,7 @@ class StubTraining:
         exchange._past = {
             (round_, step): {name: _vector(row) for name, row in rows} for round_, step, rows in value["past"]
         }
+        exchange.inertia = _inertia_of(value["inertia"])
         self._trained = value["trained"]
         self._encoded = None if value["encoded"] is None else (value["encoded"][0], value["encoded"][1])
 
@@ -306,6 +323,17 @@ def _doubles(size: int, seed: int, *place: object) -> Tensor:
     """Numbers in [-1, 1) that depend on seed and place alone."""
     words = b"".join(raw(64, seed, *place, block) for block in range(-(-size // 8)))
     return torch.tensor([word / 2**63 for word in struct.unpack(f"<{size}q", words[: 8 * size])], dtype=torch.float64)
+
+
+def _inertia_row(inertia: Inertia) -> list[Any]:
+    flow = [[name, _bytes(value)] for name, value in inertia.flow.items()]
+    return [flow, inertia.until, [[*tag, *factors] for tag, factors in inertia.factors.items()]]
+
+
+def _inertia_of(row: Sequence[Any]) -> Inertia:
+    flow, until, factors = row
+    tags = {tag_of(item[:3]): (item[3], item[4]) for item in factors}
+    return Inertia({name: _vector(value) for name, value in flow}, until, tags)
 
 
 def _bytes(vector: Tensor) -> bytes:

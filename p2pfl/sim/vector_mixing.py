@@ -46,13 +46,23 @@ class Kept:
     channels: Mapping[str, Tensor]  # [r, P] each
 
 
+Further = Callable[[int, str, slice], Tensor | None]
+"""Displacements of a step, a channel and a block of columns."""
+
+
+def nothing_further(step: int, channel: str, columns: slice) -> Tensor | None:
+    """There are none."""
+    return None
+
+
 class LinearMixing:
-    """Sends, mixes and merges in place."""
+    """Sends, mixes and merges in place; keeps the flow [n, P] of accelerated closing rounds (`p2pfl.train.inertia`)."""
 
     def __init__(self, rule: Rule, graph: Graph, shared: Tensor | None) -> None:
         """``shared`` [P]: 1 at entries that travel, 0 at others; None if all do."""
         self._rule, self._graph, self._shared = rule, graph, shared
         self.model = next(channel.name for channel in rule.channels if channel.base == "model")
+        self._flow: Tensor | None = None
         self._places = {channel.name: place for place, channel in enumerate(rule.channels)}
 
     def round(
@@ -65,9 +75,16 @@ class LinearMixing:
         closing: bool,
         lying: Sequence[tuple[VectorFault, Tensor]] = (),
         keep: Mapping[int, Kept] | None = None,
-        more: Callable[[int, str, slice], Tensor | None] = lambda step, channel, columns: None,
+        more: Further = nothing_further,
+        inertia: float | None = None,
+        lost: Further = nothing_further,
     ) -> None:
-        """``keep``: by step, where the messages as sent are copied to. ``more``: further displacements of a step."""
+        """``keep``: by step, where the messages as sent are copied to. ``more``: further displacements of a step.
+
+        ``inertia`` of an accelerated closing round; ``lost``: what leaves the flow with what ``more`` takes back.
+        """
+        if inertia is not None and self._flow is None:
+            self._flow = torch.zeros_like(x)
         size = x.shape[-1]
         on_cpu = x.device.type == "cpu"
         narrowest = max(LINE, min(NARROWEST, size // 16))
@@ -80,7 +97,9 @@ class LinearMixing:
                 columns = blocks[at]
                 parts = {n: v[:, columns] if v.shape == x.shape else v for n, v in state.items()}
                 block = x[:, columns].contiguous()
-                after, merged = self._block(block, parts, context, pulls, closing, lying, keep or {}, more, columns)
+                after, merged = self._block(
+                    block, parts, context, pulls, closing, lying, keep or {}, more, columns, inertia, lost
+                )
                 for name, value in after.items():
                     if value is not parts[name] and state[name].shape == x.shape:
                         state[name][:, columns] = value
@@ -98,7 +117,7 @@ class LinearMixing:
     def _block(
         self, x: Tensor, state: State, context: Context, pulls: Sequence[Pull], closing: bool,
         lying: Sequence[tuple[VectorFault, Tensor]], keep: Mapping[int, Kept],
-        more: Callable[[int, str, slice], Tensor | None], columns: slice,
+        more: Further, columns: slice, inertia: float | None, lost: Further,
     ) -> tuple[State, Tensor]:  # fmt: skip
         messages: Messages = {self.model: x}
         if not closing:
@@ -115,6 +134,8 @@ class LinearMixing:
                 if step in keep:
                     keep[step].channels[name][:, columns] = sent[keep[step].rows]
                 displacement = self._displacement(pull, name, sent, own)
+                if inertia is not None:
+                    displacement = self._flowing(displacement, inertia, lost(step, name, columns), columns)
                 extra = more(step, name, columns)
                 if extra is not None:
                     displacement = displacement + extra
@@ -127,6 +148,13 @@ class LinearMixing:
             taken_back = more(len(pulls) - 1, name, columns)  # in closing rounds; of entries that travel alone
             totals[name] = torch.zeros_like(x) if taken_back is None else taken_back
         return self._rule.merge(state, x, context, PeerInbox(totals))
+
+    def _flowing(self, displacement: Tensor, inertia: float, lost: Tensor | None, columns: slice) -> Tensor:
+        """The round's displacements and those before, ever weaker; accelerated closing rounds mix once."""
+        assert self._flow is not None
+        flow = displacement + inertia * self._flow[:, columns]
+        self._flow[:, columns] = flow if lost is None else flow + lost
+        return flow
 
     def _displacement(self, pull: Pull, channel: str, sent: Tensor, own: Tensor) -> Tensor:
         if channel != self.model or not self._rule.needs.adds_pulls:

@@ -20,8 +20,14 @@ Place = tuple[int, int]  # round, step
 class Replay:
     """Walks through the rounds, and keeps the messages that later ones need, no longer than they do."""
 
-    def __init__(self, decisions: Decisions, sites: int, device: torch.device) -> None:
-        """ConfigError for decisions of another number of sites, or that look ahead."""
+    def __init__(
+        self, decisions: Decisions, sites: int, device: torch.device, betas: Mapping[int, float] | None = None
+    ) -> None:
+        """``betas``: the inertia of accelerated closing rounds, by round.
+
+        ConfigError for decisions of another number of sites, or that look ahead.
+        """
+        self._betas = betas or {}
         if decisions.sites != sites:
             raise ConfigError(f"decisions of {decisions.sites} sites for {sites}; record them with the same sites")
         self._rounds, self._sites, self._device = decisions.rounds, sites, device
@@ -73,14 +79,34 @@ class Replay:
                 self._kept[round_, step] = found[step] = kept
         return found
 
+    def _since(self, place: Place, t: int) -> tuple[float, float]:
+        """How far a displacement of this place has moved x by round t, and what of it is in the flow."""
+        if place[0] not in self._betas:
+            return 1.0, 0.0
+        gone = left = 1.0
+        for round_ in range(place[0] + 1, t + 1):
+            left *= self._betas.get(round_, 0.0)
+            gone += left
+        return gone, left
+
     def more(self, t: int) -> Any:
         """What comes late or is taken back, as `LinearMixing.round` asks for it."""
+        return self._later(t, 0)
+
+    def lost(self, t: int) -> Any:
+        """What of it leaves the flow of accelerated closing rounds."""
+        return self._later(t, 1)
+
+    def _later(self, t: int, part: int) -> Any:
         products: dict[int, list[tuple[Kept, SparseProduct]]] = {}
         for step, rows in enumerate(self._rounds[t].edges):
             old = rows[(rows["round"] != t) | (rows["sign"] < 0)]
             for place in sorted({(int(row["round"]), int(row["step"])) for row in old}):
                 these = old[(old["round"] == place[0]) & (old["step"] == place[1])]
-                products.setdefault(step, []).append((self._kept[place], self._product(these, self._kept[place])))
+                factor = self._since(place, t)[part]
+                if factor:
+                    product = self._product(these, self._kept[place], factor)
+                    products.setdefault(step, []).append((self._kept[place], product))
 
         def displacement(step: int, channel: str, columns: slice) -> Tensor | None:
             total: Tensor | None = None
@@ -91,9 +117,9 @@ class Replay:
 
         return displacement
 
-    def _product(self, rows: Any, kept: Kept) -> SparseProduct:
+    def _product(self, rows: Any, kept: Kept, factor: float) -> SparseProduct:
         known = kept.rows.cpu().numpy()
-        weight = rows["weight"] * rows["sign"]
+        weight = rows["weight"] * rows["sign"] * factor
         receivers, senders = (np.searchsorted(known, rows[end]) for end in ("receiver", "sender"))
         entries = (
             np.tile(rows["receiver"], 2),

@@ -36,6 +36,7 @@ def check_run(
         rule.name, settings.optimiser.name, sites=sites, edges=schedule.graph.number_of_edges() if same else None,
         staleness=settings.staleness, steps=most, varying=not same, statistics=layout.buffer_size > 0,
         weighted=not schedule.by_shares,
+        accelerated=schedule.accelerated,
     )  # fmt: skip
     linear = rule.needs.linear
     if not linear and (decisions is not None or recorded or faults):

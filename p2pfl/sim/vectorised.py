@@ -1,7 +1,8 @@
 """The vectorised engine: all sites' parameters as one matrix [n, P], the deployed rules, mixing as sparse products.
 
 A round is local steps (`p2pfl.train.local_phase`), then the schedule's mixings one after the other; closing rounds mix
-the model channel alone. Results depend neither on chunks and threads nor on the way of execution, but for rounding.
+the model channel alone, accelerated where the topology says so. Results depend neither on chunks and threads nor on the
+way of execution, but for rounding.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class VectorisedRun:
         self._most = self._most or int(self._each.max())
         self._total = check_run(settings, self.layout, schedule, decisions, self._faults, most=self._most)
         self._scheduled = ScheduledPulls(self.sites, self._device)
-        self._replay = None if decisions is None else Replay(decisions, self.sites, self._device)
+        betas = dict(schedule.inertias(schedule.total))
+        self._replay = None if decisions is None else Replay(decisions, self.sites, self._device, betas)
         self.shares = torch.tensor(schedule.shares, dtype=torch.float64)
         self.shares = (self.shares / self.shares.sum()).to(self._device)
         x = first.to(self._device).expand(self.sites, self.layout.size).clone(memory_format=torch.contiguous_format)
@@ -221,6 +223,7 @@ class VectorisedRun:
 
     def _mix(self, t: int, context: Context, *, closing: bool) -> None:
         population = self.population
+        inertia = self.schedule.round(t).inertia if t < self.schedule.total else None
         if not self._rule.needs.linear and not closing:
             self._relay(context)
         elif self._replay is not None:
@@ -228,11 +231,14 @@ class VectorisedRun:
             self._linear.round(
                 self.x, population.state, context, self._replay.pulls(t), closing=closing, lying=self._lying(t),
                 keep=self._replay.keep(t, self.x, names), more=self._replay.more(t),
+                inertia=inertia, lost=self._replay.lost(t),
             )  # fmt: skip
         else:
             absent = self._absent(t)
             pulls = [self._scheduled.of(mixing, absent) for mixing in self.schedule.round(t).mixings]
-            self._linear.round(self.x, population.state, context, pulls, closing=closing, lying=self._lying(t))
+            self._linear.round(
+                self.x, population.state, context, pulls, closing=closing, lying=self._lying(t), inertia=inertia
+            )
 
     def _relay(self, context: Context) -> None:
         """Rules with a relayed channel, on a graph that stays the same."""

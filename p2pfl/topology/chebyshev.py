@@ -5,15 +5,32 @@
 
 After T mixings at most c_T = 2 c^T / (1 + c^(2 T)) is left of the distance from the mean, c = (1 - sqrt(1 - rho^2)) /
 rho. No polynomial of degree T in W with p(1) = 1 guarantees less for eigenvalues in [-rho, rho]; plain mixing leaves
-rho^T. Each site keeps one more vector and must know rho. Source: Golub and Varga, "Chebyshev semi-iterative methods,
-successive overrelaxation iterative methods, and second order Richardson iterative methods", 1961.
+rho^T. Each site keeps one more vector and must know rho. With b_t = w_t - 1 the same is a momentum of displacements,
+
+    f_t = w_t (W - I) x_(t-1) + b_t f_(t-1)        x_t = x_(t-1) + f_t        f_0 = 0
+
+and so runs close where their topology says ``closing = "chebyshev"`` (`Schedule`). Source: Golub and Varga, "Chebyshev
+semi-iterative methods, successive overrelaxation iterative methods, and second order Richardson iterative methods",
+1961.
 """
 
 from __future__ import annotations
 
-from math import sqrt
+from collections.abc import Mapping, Sequence
+from math import floor, sqrt
+from typing import Any
+
+import numpy as np
+from scipy import sparse
 
 from p2pfl.errors import ConfigError
+from p2pfl.topology.changing import CHANGING
+from p2pfl.topology.spectral import spectral_gap
+
+CLOSINGS = ("plain", "chebyshev")
+NOTHING = 1e-9  # an eigenvalue of 0 as it comes out of any eigenvalue routine: one mixing is exact then
+STEP = 1e-6  # of the rho that all sites compute alike
+OFFSET = 0.381966  # of a step: where rho goes up by one more, no eigenvalue that is a simple fraction lies
 
 
 def chebyshev_weights(rho: float, rounds: int) -> list[float]:
@@ -35,6 +52,59 @@ def chebyshev_factors(rho: float, rounds: int) -> list[float]:
         return [0.0] * rounds
     c = (1 - sqrt(1 - rho**2)) / rho
     return [2 * c**t / (1 + c ** (2 * t)) for t in range(1, rounds + 1)]
+
+
+def accelerates(spec: Mapping[str, Any]) -> bool:
+    """Whether the closing rounds of a topology are accelerated."""
+    return bool(spec.get("closing", "plain") == "chebyshev")
+
+
+def check_closing(spec: Mapping[str, Any]) -> None:
+    """ConfigError unless ``closing``, if there is one, is known and goes with the kind."""
+    closing = spec.get("closing", "plain")
+    if closing not in CLOSINGS:
+        raise ConfigError(f"the topology's closing is {str(closing)[:40]!r}; give {' or '.join(CLOSINGS)}")
+    if accelerates(spec) and (spec["kind"] in CHANGING or spec["kind"] == "hierarchical"):
+        raise ConfigError(
+            "closing rounds are accelerated where all mix by one matrix, and a topology of the kind "
+            f"{spec['kind']} has several; "
+            'give closing = "plain" or another kind'
+        )
+
+
+def common_rho(matrix: Any, law: Sequence[float]) -> float:
+    """The second largest |eigenvalue| of W [n, n] that keeps ``law`` [n], rounded up by 0.6 to 1.6 millionths.
+
+    Up, since the bound c_T holds for eigenvalues in [-rho, rho]; to a grid, so that sites with different eigenvalue
+    routines compute the same weights. 0 where one mixing is exact. ConfigError where nothing below 1 is left.
+    """
+    rest = 1.0 - spectral_gap(matrix, law)
+    if rest <= NOTHING:
+        return 0.0
+    rho = (floor(rest / STEP + OFFSET) + 1) * STEP
+    if rho >= 1.0:
+        raise ConfigError(
+            'the graph mixes too slowly to close by Chebyshev gossip; add edges, or give closing = "plain"'
+        )
+    return rho
+
+
+def accelerated_contraction(matrix: Any, weights: Sequence[float], shares: Sequence[float]) -> float:
+    """|| D^1/2 p(W) D^-1/2 - s s^T ||_2 with p(W) = x_T of the recurrence from x_0 = I, as `contraction` for plain W^T.
+
+    D = diag(shares), s_i = sqrt(share_i / sum of shares); at most c_T. 1 without a round, 0 for one site.
+    """
+    law = np.asarray(shares, dtype=np.float64)
+    root = np.sqrt(law / law.sum())
+    if len(root) == 1:
+        return 0.0
+    even = sparse.csr_array(sparse.diags_array(root) @ matrix @ sparse.diags_array(1 / root))
+    now = np.eye(len(root)) - np.outer(root, root)
+    moved = np.zeros_like(now)
+    for weight in weights:
+        moved = weight * (even @ now - now) + (weight - 1.0) * moved
+        now = now + moved
+    return float(np.linalg.norm(now, 2))
 
 
 def _check(rho: float, rounds: int) -> None:

@@ -33,6 +33,7 @@ import networkx as nx
 from p2pfl.errors import ConfigError
 from p2pfl.topology import random_graphs, shapes, trees
 from p2pfl.topology.changing import CHANGING, Changing, changing_of
+from p2pfl.topology.chebyshev import check_closing
 from p2pfl.topology.weighting import check_choice, listed
 from p2pfl.types import PeerId
 
@@ -102,6 +103,7 @@ def check_spec(spec: Mapping[str, Any]) -> None:
             + (f", and if you like {_listed(sorted(more))}" if more else "")
         )
     check_choice(spec)
+    check_closing(spec)
 
 
 def spec_from_graph(graph: nx.Graph, nodes: Sequence[Hashable]) -> dict[str, Any]:
@@ -269,7 +271,7 @@ KEYS: Mapping[str, frozenset[str]] = {
 """The keys each kind has beside ``kind``."""
 
 OPTIONAL: Mapping[str, frozenset[str]] = {
-    **{kind: frozenset({"weights"}) for kind in KINDS},
-    "hierarchical": frozenset({"period", "weights"}),
+    **{kind: frozenset({"closing", "weights"}) for kind in KINDS},
+    "hierarchical": frozenset({"closing", "period", "weights"}),
 }
 """Further keys that a spec may have."""

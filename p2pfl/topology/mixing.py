@@ -119,6 +119,12 @@ def given_on_pairs(pairs: Any, weights: Any, sites: int) -> Any:
     return with_rest(rows, columns, np.array(weights, dtype=np.float64).reshape(-1, 2).T.ravel()[order], sites)
 
 
+def stretched(matrix: Any, factor: float) -> Any:
+    """I + factor (W - I): every displacement times ``factor``; its diagonal may be below 0. The csr array [n, n]."""
+    rest = sparse.eye_array(matrix.shape[0], format="csr") * (1.0 - factor)
+    return sparse.csr_array(matrix * factor + rest)
+
+
 def with_rest(rows: Any, columns: Any, weights: Any, sites: int) -> Any:
     """The csr array [n, n] of these entries off the diagonal, sorted by rows, and w_ii = 1 - sum_j w_ij."""
     bounds, values = [0, *np.cumsum(np.bincount(rows, minlength=sites)).tolist()], weights.tolist()

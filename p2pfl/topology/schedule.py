@@ -17,6 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from p2pfl.errors import ConfigError, IllegalStep
+from p2pfl.topology.chebyshev import accelerated_contraction, accelerates, chebyshev_weights, common_rho
 from p2pfl.topology.delays import with_delays
 from p2pfl.topology.graphs import (
     Pair,
@@ -29,7 +30,7 @@ from p2pfl.topology.graphs import (
     period_of,
     ring_pairs,
 )
-from p2pfl.topology.mixing import Mixing, law_of
+from p2pfl.topology.mixing import Mixing, law_of, stretched
 from p2pfl.topology.spectral import contraction
 from p2pfl.topology.weighting import by_shares, weighting_of
 from p2pfl.types import PeerId
@@ -39,11 +40,15 @@ MIXINGS_KEPT = 64  # of rounds that differ; the heads of clusters of sizes 7, 8,
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What happens in one round: who takes part, the mixings in their order, and if sites train first."""
+    """What happens in one round: who takes part, the mixings in their order, and if sites train first.
+
+    ``inertia``: in accelerated closing rounds, the part of the last round's displacement that each site adds once more.
+    """
 
     active: frozenset[PeerId]
     mixings: tuple[Mixing, ...]
     training: bool
+    inertia: float | None = None
 
 
 class Schedule:
@@ -53,6 +58,9 @@ class Schedule:
     Hierarchical ones mix twice: first all inside each cluster, then, in each round whose number the spec's ``period``
     divides, the heads of the clusters on a ring; when they mix for the t-th time the head of a cluster of size a is its
     member t mod a.
+
+    With ``closing = "chebyshev"`` in the spec closing round k mixes with I + w_k (W - I) and has the inertia w_k - 1
+    (chebyshev.py): W is that of the training rounds, its rho is rounded up to a grid.
     """
 
     def __init__(
@@ -89,6 +97,12 @@ class Schedule:
                 "asynchronous runs mix once per round, on the same graph in all rounds; that of a topology of the kind "
                 f"{spec['kind']} changes: choose another topology, or the synchronous policy"
             )
+        self.accelerated = accelerates(spec)  # the closing rounds
+        if staleness and self.accelerated:
+            raise ConfigError(
+                "asynchronous runs close plainly: a site may still be training while the others close; give closing = "
+                '"plain", or the synchronous policy'
+            )
         self._shares = law_of(self.nodes, shares)
         self._active = frozenset(self.nodes)
         self._kept: OrderedDict[Hashable, Mixing] = OrderedDict()
@@ -111,6 +125,9 @@ class Schedule:
         inside = [pair for cluster in self._clusters for pair in full_pairs(cluster)]
         self._static = self._mixing(inside if pairs is None else pairs)
         self._late = with_delays(self._static, self._staleness)  # the training rounds' mixing; the same one if it is 0
+        self._growing: list[float] = []
+        if self.accelerated and self.closing_rounds:
+            self._growing = chebyshev_weights(common_rho(self._static.matrix, self.law), self.closing_rounds)
 
     @cached_property
     def graph(self) -> nx.Graph:
@@ -163,12 +180,22 @@ class Schedule:
 
         ``halved``: of a rule that mixes with (I + W) / 2.
         """
+        if self.accelerated and halved:
+            raise ConfigError('a rule that mixes with (I + W) / 2 closes plainly; give closing = "plain"')
+        if self.accelerated and halved not in self._contraction:
+            self._contraction[halved] = accelerated_contraction(self._static.matrix, self._growing, self.law)
         if halved not in self._contraction:
             mixings = [mixing.matrix for t in range(self.rounds, self.total) for mixing in self.round(t).mixings]
             if halved:
                 mixings = [(matrix + sparse.eye_array(len(self.nodes), format="csr")) / 2 for matrix in mixings]
             self._contraction[halved] = contraction(mixings, self.law)
         return self._contraction[halved]
+
+    def inertias(self, until: int) -> tuple[tuple[int, float], ...]:
+        """(round, inertia) of the closing rounds before ``until``; empty where they are not accelerated."""
+        if not self.accelerated:
+            return ()
+        return tuple((self.rounds + k, self._growing[k] - 1.0) for k in range(min(until, self.total) - self.rounds))
 
     def stopped(self, rounds: int) -> Schedule:
         """The same with fewer training rounds, the closing rounds right after them; sites stay linked as they were."""
@@ -186,13 +213,16 @@ class Schedule:
         if key not in self._rounds:
             if len(self._rounds) >= 2 * MIXINGS_KEPT:
                 self._rounds.clear()
-            self._rounds[key] = Round(self._active, self._mixings(t, training), training)
+            inertia = None if training or not self.accelerated else self._growing[t - self.rounds] - 1.0
+            self._rounds[key] = Round(self._active, self._mixings(t, training), training, inertia)
         return self._rounds[key]
 
     def _kind_of_round(self, t: int) -> Hashable:
         """Equal for equal rounds."""
         if self._changing is not None:
             return t % self._changing.cycle if self._changing.cycle else t
+        if self.accelerated and t >= self.rounds:
+            return t
         return self._heads(t)
 
     def _heads(self, t: int) -> tuple[int, ...]:
@@ -204,6 +234,8 @@ class Schedule:
     def _mixings(self, t: int, training: bool) -> tuple[Mixing, ...]:
         if self._changing is not None:
             return (self._known(self._kind_of_round(t), t),)
+        if self.accelerated and not training and self._growing[t - self.rounds] != 1.0:
+            return (Mixing(self.nodes, stretched(self._static.matrix, self._growing[t - self.rounds])),)
         heads = self._heads(t)
         if not heads:
             return (self._late if training else self._static,)

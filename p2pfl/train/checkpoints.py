@@ -3,7 +3,8 @@
 Tensors: ``x`` [P]; ``state/NAME`` of the update rule and its optimiser; ``buffer/NAME`` of the module; ``own/CHANNEL``
 and ``total/CHANNEL`` [S] of the round in work; ``kept/NUMBER/CHANNEL`` [S], the displacements that may have to be taken
 back; ``past/NUMBER/CHANNEL`` [S], in asynchronous runs, the own messages that may still be mixed with;
-``relay/NUMBER`` [p] of a relayed channel (`p2pfl.train.relays` says which is which). The facts are JSON under one
+``relay/NUMBER`` [p] of a relayed channel (`p2pfl.train.relays` says which is which); ``inertia/CHANNEL`` [S], in
+accelerated closing rounds. The facts are JSON under one
 metadata key: a file has one order of bytes for one state. Neither received messages (whoever wants them
 mixed gives them again) nor the site's sampling key are in it.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor
 from p2pfl.errors import DataError
 from p2pfl.files import write_atomic
 from p2pfl.train.exchange import Place, Tag, tag_of
+from p2pfl.train.inertia import Inertia
 from p2pfl.train.rules import Context
 from p2pfl.types import Digest
 
@@ -51,10 +53,11 @@ class Checkpoint:
     past: Mapping[Place, Mapping[str, Tensor]] = field(default_factory=dict)
     relays: Mapping[str, Tensor] = field(default_factory=dict)
     relay_facts: Mapping[str, Any] | None = None  # None: the rule relays nothing
+    inertia: Inertia = field(default_factory=Inertia)
 
     def vectors(self) -> Iterator[Mapping[str, Tensor]]:
         """Every group of tensors [S] by channel."""
-        yield from (self.own, self.total, *self.kept.values(), *self.past.values())
+        yield from (self.own, self.total, *self.kept.values(), *self.past.values(), self.inertia.flow)
 
 
 def plan_identity(plan_source: bytes, settings: Mapping[str, Any]) -> Digest:
@@ -97,7 +100,7 @@ def read(path: str, digest: str, like: Checkpoint) -> Checkpoint:
 def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     tensors = {"x": checkpoint.x}
     groups = {"state": checkpoint.state, "buffer": checkpoint.buffers, "own": checkpoint.own, "total": checkpoint.total}
-    groups |= {"relay": checkpoint.relays}
+    groups |= {"relay": checkpoint.relays, "inertia": checkpoint.inertia.flow}
     groups |= {f"kept/{number}": values for number, values in enumerate(checkpoint.kept.values())}
     groups |= {f"past/{number}": values for number, values in enumerate(checkpoint.past.values())}
     for group, values in groups.items():
@@ -107,14 +110,19 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
     trained = checkpoint.trained
-    facts = {
+    facts: dict[str, Any] = {
         "origin": dict(checkpoint.origin),
         "kept": [list(tag) for tag in checkpoint.kept],
         "trained": None if trained is None else [trained.round, trained.lr, trained.steps],
         "encoded": None if checkpoint.encoded is None else list(checkpoint.encoded),
         "past": [list(place) for place in checkpoint.past],
     }
-    return facts if checkpoint.relay_facts is None else {**facts, "relays": dict(checkpoint.relay_facts)}
+    if checkpoint.relay_facts is not None:
+        facts["relays"] = dict(checkpoint.relay_facts)
+    inertia = checkpoint.inertia
+    if inertia.until >= 0:
+        facts["inertia"] = [inertia.until, [[*tag, *factors] for tag, factors in inertia.factors.items()]]
+    return facts
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -155,10 +163,17 @@ def _parse(data: bytes) -> Checkpoint:
         past={(int(row[0]), int(row[1])): part(f"past/{number}") for number, row in enumerate(facts.get("past", ()))},
         relays=part("relay"),
         relay_facts=facts.get("relays"),
+        inertia=_inertia(facts.get("inertia", (-1, ())), part("inertia")),
     )
     if _tensors(found).keys() != tensors.keys():
         raise ValueError("tensors that no fact names")
     return found
+
+
+def _inertia(facts: Sequence[Any], flow: dict[str, Tensor]) -> Inertia:
+    until, rows = facts
+    factors = {tag_of(row[:3]): (float(row[3]), float(row[4])) for row in rows}
+    return Inertia(flow, int(until), factors)
 
 
 def _fits(found: Checkpoint, like: Checkpoint) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from p2pfl.errors import IllegalStep, LimitExceeded
 from p2pfl.train import deltas
+from p2pfl.train.inertia import Betas, Inertia
 
 Tag = tuple[str, int, int]  # origin, round, step
 Edge = tuple[str, float, Mapping[str, str]]  # origin, weight, channel -> key of the received message
@@ -74,6 +75,7 @@ class Exchange:
         self._kept: dict[Tag, dict[str, Tensor]] = {}
         self._own: dict[str, Tensor] = {}
         self._total: dict[str, Tensor] = {}
+        self.inertia = Inertia()
 
     @property
     def own(self) -> Mapping[str, Tensor]:
@@ -158,6 +160,7 @@ class Exchange:
         """These edges are settled: both ends counted them, so their displacements stay."""
         for tag in tags:
             self._kept.pop(tag, None)
+            self.inertia.forget(tag)
 
     def restore(
         self,
@@ -165,27 +168,29 @@ class Exchange:
         total: Mapping[str, Tensor],
         kept: Mapping[Tag, Mapping[str, Tensor]],
         past: Mapping[Place, Mapping[str, Tensor]] | None = None,
+        inertia: Inertia | None = None,
     ) -> None:
-        """Take over `own`, `total`, `kept` and `past` of an exchange that was ended. Nothing is received then."""
+        """Take over what an exchange that was ended had, under these names. Nothing is received then."""
         # in the order of the channels, as they were: the distance is that of the first one
         self._own = self._in_order(own)
         self._total = self._in_order(total)
         self._kept = {tag: self._in_order(values) for tag, values in kept.items()}
         self._past = {place: self._in_order(values) for place, values in (past or {}).items()}
         self._received = {}
+        self.inertia = inertia or Inertia()
 
     def _in_order(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {channel: values[channel] for channel in self._bases if channel in values}
 
-    def check(self, tags: Sequence[Tag], edges: Sequence[Edge], corrections: Sequence[Tag]) -> None:
-        """Refuse, before anything changes, a mix that names what is not here; IllegalStep."""
+    def check(self, tags: Sequence[Tag], edges: Sequence[Edge], corrections: Sequence[Tag], most: float = 1.0) -> None:
+        """Refuse, before anything changes, a mix of what is not here, or of weights above ``most``; IllegalStep."""
         used: set[str] = set()
         for tag, (origin, weight, keys) in zip(tags, edges, strict=True):
             if tag in self._kept or tags.count(tag) > 1:
                 raise IllegalStep(
                     f"the edge to {origin} of round {tag[1]}, step {tag[2]} is mixed already; mix it once"
                 )
-            if not 0.0 < weight <= 1.0:
+            if not 0.0 < weight <= most:
                 raise IllegalStep(f"weight {weight} for {origin}; take it from the mixing matrix")
             if set(keys) != set(self._own_at(tag)):
                 raise IllegalStep(f"channels {sorted(keys)} from {origin}, own {sorted(self._own)}; encode first")
@@ -228,12 +233,17 @@ class Exchange:
             self._total[channel] = displacement if before is None else before + displacement
         return (sum(squares) / len(squares)) ** 0.5 if squares else 0.0
 
-    def finish(self, corrections: Sequence[Tag]) -> dict[str, Tensor]:
-        """Every channel's displacement [S] of the round, less what is taken back; ends the round."""
+    def finish(self, corrections: Sequence[Tag], round: int = 0, betas: Betas = ()) -> dict[str, Tensor]:
+        """Every channel's displacement [S] of the round, less what is taken back; ends the round.
+
+        ``betas`` up to this ``round`` where it is an accelerated closing one, or behind the last of them.
+        """
         zero = torch.zeros(self._size, dtype=self._dtype)
-        pulls = {channel: self._total.get(channel, zero) for channel in self._bases}
+        mixed = [tag for tag in self._kept if tag[1] == round] if betas else ()
+        moved = self.inertia.round(round, betas, self._total, mixed)
+        pulls = {channel: moved.get(channel, zero) for channel in self._bases}
         for tag in corrections:
-            for channel, displacement in self._kept.pop(tag).items():
+            for channel, displacement in self.inertia.take_back(tag, self._kept.pop(tag)).items():
                 pulls[channel] = pulls[channel] - displacement
         self._own, self._total = {}, {}
         return pulls

@@ -36,9 +36,17 @@ class Apart:
     replayed: float
 
 
-def why_not(settings: Mapping[str, Any]) -> str | None:
-    """Why runs with these settings are not replayed; None if they are. Raises ConfigError."""
+def why_not(settings: Mapping[str, Any], *, accelerated: bool = False) -> str | None:
+    """Why runs with these settings are not replayed; None if they are. Raises ConfigError.
+
+    ``accelerated``: their closing rounds are.
+    """
     read = read_settings(settings)
+    if accelerated:
+        return (
+            "its closing rounds are accelerated: what a site adds in one depends on all those before it, and is not "
+            'replayed; runs with closing = "plain" are'
+        )
     if read.staleness:
         return "the run is asynchronous: a delta may be mixed rounds later, which is not replayed"
     if not read.rule.needs.linear:

@@ -20,6 +20,7 @@ from p2pfl.train.adopting import adopt, read_states
 from p2pfl.train.checkpoints import Checkpoint
 from p2pfl.train.checks import plan_problems
 from p2pfl.train.exchange import Exchange, read_edges, relayed_edges, tag_of
+from p2pfl.train.inertia import Betas, most_weight, read_betas
 from p2pfl.train.mixing import PeerGraph, PeerInbox
 from p2pfl.train.oracle import ModuleOracle, put
 from p2pfl.train.plan_code import Batch, PlanCode
@@ -109,6 +110,7 @@ class Session:
         now = Checkpoint(
             self._origin, x, self._state, dict(self._module.named_buffers()),
             exchange.own, exchange.total, exchange.kept, self._trained, self._encoded, exchange.past, relays, facts,
+            exchange.inertia,
         )  # fmt: skip
         return checkpoints.write(path, now)
 
@@ -128,7 +130,7 @@ class Session:
         relays = self._recalled(found, path, run, key)
         channels = self.begin(initial, run, key, share)
         self._relays = relays
-        self._begun()[1].restore(found.own, found.total, found.kept, found.past)
+        self._begun()[1].restore(found.own, found.total, found.kept, found.past, found.inertia)
         with torch.no_grad():
             for name, buffer in self._module.named_buffers():
                 buffer.copy_(found.buffers[name])
@@ -175,11 +177,15 @@ class Session:
         self._state, self._x, self._trained = state, trained, context
         return {"loss": loss, "examples": oracle.examples}
 
-    def encode(self, round: int, step: int, closing: bool) -> list[dict[str, Any]]:
+    def encode(
+        self, round: int, step: int, closing: bool, inertia: Sequence[Sequence[float]] = ()
+    ) -> list[dict[str, Any]]:
         """Each channel's name, payload bytes and result digest; the session adopts what receivers rebuild.
 
         Step 0 sends what the rule says; a later step the messages as mixed so far. Closing rounds send the
-        model channel only. Raises IllegalStep for a second encoding of one step, and a second step with relays.
+        model channel only. ``inertia`` (round, b): of the accelerated closing rounds before this one; those that this
+        site missed are made up for first. Raises IllegalStep for a second encoding of one step, and a second step with
+        relays.
         """
         exchange = self._begun()[1]
         if self._encoded == (round, step):
@@ -189,6 +195,8 @@ class Session:
         first = not exchange.own
         if self._relayed is not None and step and not closing:
             raise IllegalStep(f"{self._rule.name} mixes once per round; there is no step {step}")
+        if first and inertia:
+            self._coast(read_betas(inertia), round)
         messages = self._first_messages(round, closing) if first else dict(exchange.own)
         relay = None if self._relayed is None else messages.pop(self._relayed, None)
         answers = exchange.encode(messages)
@@ -233,12 +241,14 @@ class Session:
         corrections: Sequence[Sequence[Any]],
         last: bool,
         closing: bool,
+        inertia: Sequence[Sequence[float]] = (),
     ) -> dict[str, Any]:
         """m_i + sum_j w_ij (m_j - m_i) per channel, over ``edges`` (origin, weight, {channel: key}).
 
         In asynchronous runs a row may go on with a round and step of its own: both ends' messages are of that one.
         ``corrections`` (origin, round, step) are taken back with the round's last mixing. On the last one the
-        rule merges; in a closing round its state moves by corrections only. A mix with corrections alone, and
+        rule merges; in a closing round its state moves by corrections only. ``inertia`` (round, b): of the accelerated
+        closing rounds up to this one (`p2pfl.train.inertia`). A mix with corrections alone, and
         no training or encoding before it, is allowed. Returns the digest of the own parameters, "shared" of
         those that travel (before the last mixing: of the message as mixed so far), and the root mean square distance
         to the mixed neighbours. Raises IllegalStep, with nothing changed, for an unknown key or correction.
@@ -252,32 +262,37 @@ class Session:
             raise IllegalStep(f"round {round}, step {step} is mixed before it is encoded; encode first")
         relays = None if closing else self._relays
         named, arrived = (named, []) if relays is None else relayed_edges(named, relays.channel)
-        exchange.check(tags, named, taken_back)
+        exchange.check(tags, named, taken_back, most_weight(inertia))
         if relays is not None:
             relays.check([key for _, key in arrived])
         distance = exchange.mix(tags, named, moves=relays is None)
         totals = {} if relays is None else {relays.channel: relays.take(round, arrived)}
         if last:
-            pulls = {c: self._layout.spread_shared(pull) for c, pull in exchange.finish(taken_back).items()}
+            moved = exchange.finish(taken_back, round, read_betas(inertia))
+            pulls = {c: self._layout.spread_shared(pull) for c, pull in moved.items()}
             context = self._context(round, closing)
             self._state, self._x = self._rule.merge(self._state, x, context, PeerInbox(pulls, totals))
             self._trained = None
         digest = self.digest()
         return {"digest": digest, "shared": self._shared_digest(digest, last), "distance": distance}
 
-    def adopt(self, round: int, own: float, states: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    def adopt(
+        self, round: int, own: float, states: Sequence[Sequence[Any]], inertia: Sequence[Sequence[float]] = ()
+    ) -> dict[str, Any]:
         """Before ``round``, after rounds without this site: own x + (1 - own) sum_j weight_j m_j.
 
         ``states`` (origin, weight, {channel: key}) name received messages of the model channel; their weights sum to
         1. Private buffers and the rule's state stay; a local training that was not mixed stays in x. Returns the
         digest of the own parameters and the Euclidean norm of what they moved by. Raises IllegalStep, with nothing
-        changed, for an unknown key, weights out of range, or a rule whose state does not allow it.
+        changed, for an unknown key, weights out of range, or a rule whose state does not allow it. ``inertia`` as in
+        `encode`; what it moves is no part of the norm.
         """
         x, exchange = self._begun()
         if not self._rule.needs.adopts:
             raise IllegalStep(f"{self._rule.name} cannot go on from other sites' parameters; start a new run")
         named = read_states(states, float(own), self._model_channel)
         found = exchange.take([(state.channel, state.key) for state in named])
+        x = self._coast(read_betas(inertia), round)
         before = self._layout.select_shared(x)
         moved = adopt(before, float(own), [(state.weight, m) for state, m in zip(named, found, strict=True)])
         self._x = self._layout.replace_shared(x, moved)
@@ -322,6 +337,14 @@ class Session:
     def state(self) -> Mapping[str, Tensor]:
         """The rule's state, for tests of its invariants."""
         return self._state
+
+    def _coast(self, betas: Betas, before: int) -> Tensor:
+        """The parameters [P], moved by what is left of the displacements in closing rounds that this site missed."""
+        x, exchange = self._begun()
+        moved = exchange.inertia.coast(betas, before)
+        if moved:
+            self._x = x = x + self._layout.spread_shared(moved[self._model_channel])
+        return x
 
     def _shared_digest(self, digest: str, last: bool) -> str:
         """Of what a receiver of the next message would see, if nothing was trained; ``digest`` is that of [P]."""

@@ -193,6 +193,12 @@ def test_who_is_asked_to_approve_reads_what_each_site_counts(topology: dict[str,
     shown = _code(proposal(PLAN_PY, **topology))
     assert shown[2] == f"topology     {topology.get('kind', 'ring')}"
     assert shown[3].startswith(f"weights      {says}")
+    assert not any(line.startswith("closing ") for line in shown)
+
+
+def test_who_is_asked_to_approve_reads_how_the_run_closes() -> None:
+    shown = _code(proposal(PLAN_PY, closing="chebyshev"))
+    assert shown[4] == "closing      chebyshev: closing rounds are accelerated by Chebyshev's weights"
 
 
 def test_a_proposer_cannot_write_our_own_lines() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from cli_worlds import do
 
 from p2pfl.governance import parse_charter
-from p2pfl.topology import build_graph
+from p2pfl.topology import build_graph, chebyshev_factors
 from p2pfl.types import PeerId
 
 
@@ -164,5 +165,29 @@ def test_a_charter_says_what_its_weights_mean(
     assert "# weights: metropolis: each site counts alike, however many samples it has" in Path("alike").read_text()
     assert "weights      shares: each site counts with its share" in do(capsys, "charter", "show", "plain").out
     assert "weights      metropolis: each site counts alike" in do(capsys, "charter", "show", "alike").out
+    assert "closing" not in Path("plain").read_text() + do(capsys, "charter", "show", "plain").out
+    assert do(capsys, *new, "-o", "fast", "--closing", "chebyshev").code == 0
+    assert "# closing: chebyshev: closing rounds are accelerated" in Path("fast").read_text()
+    assert "closing      chebyshev: closing rounds are accelerated" in do(capsys, "charter", "show", "fast").out
+    wrong = do(capsys, *new, "-o", "other", "--closing", "fast")
+    assert wrong.code != 0 and "topology closing is 'fast'; write one of plain, chebyshev" in wrong.err
     wrong = do(capsys, *new, "-o", "other", "--weights", "degree")
     assert wrong.code != 0 and "topology weights is 'degree'; write shares, metropolis, uniform" in wrong.err
+
+
+def test_show_says_how_far_closing_rounds_level(capsys: pytest.CaptureFixture[str]) -> None:
+    rho = (1 + 2 * math.cos(math.pi / 6)) / 3  # of a ring of 12
+    plain, fast = rho**13, chebyshev_factors(rho, 13)[-1]
+    ring = ("topology", "show", "ring", "--sites", "12", "--closing-rounds", "13")
+    told = json.loads(do(capsys, *ring, "--json").out)["closing"]
+    assert told["leaves"] == {"plain": pytest.approx(plain, rel=1e-9), "chebyshev": pytest.approx(fast, rel=1e-3)}
+    left = told["leaves"]["chebyshev"]
+    says = f'13 rounds of plain closing leave at most {plain:.3g} of the disagreement; {left:.3g} with closing = "chebyshev"'
+    assert says in do(capsys, *ring).out and left < 0.01
+    done = do(capsys, "topology", "show", "ring", "--sites", "12", "--closing", "chebyshev", "--json")
+    told = json.loads(done.out)["closing"]
+    assert told["as"] == "chebyshev" and told["rounds"] == 5 and told["leaves"]["chebyshev"] < told["leaves"]["plain"]
+    done = do(capsys, "topology", "show", "base", "--sites", "6", "--k", "1")
+    assert "5 rounds of plain closing leave at most" in done.out and "chebyshev" not in done.out
+    done = do(capsys, "topology", "show", "base", "--sites", "6", "--k", "1", "--closing", "chebyshev")
+    assert done.code != 0 and 'give closing = "plain" or another kind' in done.err

@@ -247,6 +247,14 @@ def test_on_the_full_graph_all_end_with_the_weighted_mean(tmp_path: Path, small:
     assert max(aucs) - min(aucs) < 1e-3
 
 
+def test_accelerated_closing_rounds_bring_hospitals_closer(small: list[Hospital]) -> None:
+    plain, fast = (
+        run_in_memory(PLANS / "breast_cancer", small, 0, {"kind": "chain", "closing": way}, rounds=2, closing_rounds=6)
+        for way in ("plain", "chebyshev")
+    )
+    assert fast.distance < plain.distance / 2 and fast.initial == plain.initial
+
+
 def test_one_hospital_together_is_alone(small: list[Hospital]) -> None:
     run = run_in_memory(PLANS / "breast_cancer", small[:1], 5, rounds=3, closing_rounds=0)
     row = run.evaluation.rows[0]

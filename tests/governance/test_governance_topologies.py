@@ -83,7 +83,10 @@ def test_the_kinds_that_change_are_those_of_the_schedules() -> None:
         ({"kind": "base", "k": 0}, "topology k is 0; write a whole number from 1 to 63"),
         ({"kind": "epidemic", "degree": 3}, "write exactly degree, kind, seed"),
         ({"kind": "hierarchical", "clusters": 2, "period": 0}, "topology period is 0; write a whole number from 1"),
-        ({"kind": "hierarchical", "clusters": 2, "heads": 1}, "exactly clusters, kind, and if you like period"),
+        (
+            {"kind": "hierarchical", "clusters": 2, "heads": 1},
+            "exactly clusters, kind, and if you like closing, period",
+        ),
     ],
 )
 def test_wrong_numbers_are_said(spec: dict[str, Any], says: str) -> None:

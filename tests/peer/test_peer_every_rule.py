@@ -53,6 +53,7 @@ TOPOLOGIES = {
     "matching": "seed = 1",
     "epidemic": "degree = 2\nseed = 1",
     "hierarchical with a period": "clusters = 2\nperiod = 2",
+    "chain with accelerated closing rounds": 'closing = "chebyshev"',
 }
 """For each kind of topology the other lines of its table, for four sites."""
 

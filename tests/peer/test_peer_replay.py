@@ -9,11 +9,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bottle import QUADRATIC_PLAN, Quadratic
 
-from p2pfl.audit import LogFacts, gather_source, read_entries
+from p2pfl.audit import LogFacts, gather_source, lineage, read_entries, reconcile
 from p2pfl.cli.app import run
 from p2pfl.governance import read_plan
 from p2pfl.net import MemoryNetwork
@@ -84,14 +85,16 @@ def make_homes(folder: Path, keeps: Sequence[str], limit: int, **plan: object) -
     return homes
 
 
-def train(folder: Path, *, keeps: Sequence[str] = KEEPS, limit: int = 2**20, rule: str = "dpsgd") -> World:
+def train(
+    folder: Path, *, keeps: Sequence[str] = KEEPS, limit: int = 2**20, rule: str = "dpsgd", **options: Any
+) -> World:
     homes = make_homes(folder, keeps, limit, rule=rule, rounds=ROUNDS, deadline=20)
 
     async def whole() -> str:
         network = MemoryNetwork()
         async with contextlib.AsyncExitStack() as stack:
             peers = [await stack.enter_async_context(Peer(home, network=network)) for home in homes.values()]
-            runs = await LocalPeers(peers, read_plan(folder / "plan")).run(seed=3)
+            runs = await LocalPeers(peers, read_plan(folder / "plan")).run(seed=3, **options)
             assert peers[0].status()["kept"] is None or peers[0].status()["kept"]["limit"] == limit
             return runs[0].id
 
@@ -337,3 +340,21 @@ def test_a_full_shelf_is_said_in_the_log_and_by_the_replay(tmp_path: Path) -> No
     lost = [row for row in own if row.verdict == "not replayed"]
     assert {row.why for row in lost} == {"no delta, no more were kept by then"} and own[0].verdict == "reproduced"
     assert world.replay().model == "not replayed" and not world.replay().departs
+
+
+def test_accelerated_closing_rounds_are_in_the_logs_and_not_replayed(tmp_path: Path) -> None:
+    world = train(tmp_path, topology={"kind": "chain", "closing": "chebyshev"})
+    found = world.replay()
+    assert found.problem is not None and "its closing rounds are accelerated" in found.problem and not found.rows
+    logs = world.logs
+    assert not reconcile(logs).findings
+    for log in logs:
+        mixings = log.runs[world.run].mixings
+        inertias = [mixing.inertia for mixing in mixings]
+        assert inertias[: ROUNDS + 1] == [None] * ROUNDS + [0.0] and inertias[-1] is not None and inertias[-1] > 0.1
+        heavier = {edge[1] for edge in mixings[-1].edges}, {edge[1] for edge in mixings[0].edges}
+        assert max(heavier[0]) == pytest.approx((1 + inertias[-1]) * max(heavier[1]), rel=1e-12)
+    closed = logs[0].runs[world.run].closed
+    assert closed is not None
+    came = lineage(logs, closed["digest"])
+    assert not came.linear and len(came.steps) > ROUNDS and not any(row.weights for row in came.contributors)

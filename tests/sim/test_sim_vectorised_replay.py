@@ -37,8 +37,8 @@ class Noted(Session):
             self.trained[round] = steps
         return answer
 
-    def encode(self, round: int, step: int, closing: bool) -> Any:
-        answers = super().encode(round, step, closing)
+    def encode(self, round: int, step: int, closing: bool, **more: Any) -> Any:
+        answers = super().encode(round, step, closing, **more)
         for answer in answers:
             self.places[self.number, answer["channel"], answer["result"]] = (round, step)
         return answers
@@ -47,13 +47,13 @@ class Noted(Session):
         super().receive(key, channel, payload, result)
         self.results[key] = result
 
-    def mix(self, round: int, step: int, edges: Any, corrections: Any, last: bool, closing: bool) -> Any:
-        answer = super().mix(round, step, edges, corrections, last, closing)
+    def mix(self, round: int, step: int, edges: Any, corrections: Any, last: bool, closing: bool, **more: Any) -> Any:
+        answer = super().mix(round, step, edges, corrections, last, closing, **more)
         self.mixed.append((round, step, [list(row) for row in edges], [list(row) for row in corrections]))
         return answer
 
-    def adopt(self, round: int, own: float, states: Any) -> Any:
-        answer = super().adopt(round, own, states)
+    def adopt(self, round: int, own: float, states: Any, **more: Any) -> Any:
+        answer = super().adopt(round, own, states, **more)
         self.adopted.append((round, own, [list(row) for row in states]))
         return answer
 

@@ -138,3 +138,4 @@ def test_runs_that_are_not_replayed_say_why() -> None:
     assert why_not(settings_of()) is None and why_not(settings_of(rule="kgt")) is None
     assert "asynchronous" in str(why_not(settings_of(staleness=2)))
     assert "all the rounds before it" in str(why_not(settings_of(rule="relaysgd")))
+    assert "closing rounds are accelerated" in str(why_not(settings_of(), accelerated=True))

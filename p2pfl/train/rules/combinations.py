@@ -19,6 +19,7 @@ class Combination:
     steps: int = 1  # the most local steps of any site in a round
     varying: bool = False  # several mixings in a round, or others from round to round
     weighted: bool = False  # the topology has weights of its own, by which sites count otherwise than by their samples
+    accelerated: bool = False  # the topology's closing rounds are
     statistics: bool = False  # running statistics travel as entries of x
 
 
@@ -69,6 +70,9 @@ def _refusals(rule: str, needs: Needs, asked: Combination) -> list[tuple[str, st
     if needs.by_shares and asked.weighted:
         what = f"rule {rule} does not go with a topology that has weights of its own"
         found.append((what, needs.by_shares_reason, 'weights = "shares"'))
+    if needs.halved and asked.accelerated:
+        what = f"rule {rule} does not go with accelerated closing rounds"
+        found.append((what, "it mixes with (I + W) / 2, and their weights are those for W", 'closing = "plain"'))
     if asked.statistics and not needs.statistics:
         what = f"rule {rule} does not go with running statistics that travel"
         found.append((what, needs.statistics_reason, 'batch_norm = "private" and buffers = "exclude", or GroupNorm'))
