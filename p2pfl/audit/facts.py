@@ -55,6 +55,7 @@ class Mixed:
 
     entry: int
     weight: float
+    most: float = 1.0  # that any mixing of its kind has
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,6 @@ from p2pfl.errors import ConfigError
 
 ENDS_THERE = "the receiver's log of this run ends there, without a closing entry"
 
-MOST_WEIGHT = 2.0
-"""Accelerated closing rounds mix with less than twice the weights of W, which are at most 1."""
 WEIGHT_TOLERANCE = 1e-9
 """Relative: weights are computed from the same numbers at both ends; only their division rounds."""
 
@@ -84,7 +82,7 @@ class _Run(Closings):
             if key not in taken:
                 text = "mixed a message that this log does not say was received, of"
                 self._find(Sort.CONTRADICTORY, key[1], peer, text, key[0], (peer, mixed.entry))
-            if not 0.0 < mixed.weight <= MOST_WEIGHT:
+            if not 0.0 < mixed.weight <= mixed.most:
                 text = f"mixed with the weight {mixed.weight:.6g}, which no mixing has, with"
                 self._find(Sort.CONTRADICTORY, key[1], peer, text, key[0], (peer, mixed.entry))
         for key, entry in facts.taken_back.items():
