@@ -239,11 +239,11 @@ class _Run(Closings):
         return None
 
     def _weights(self, one: str, other: str, place: Place, mine: float, theirs: float) -> None:
-        """pi_i w_ij = pi_j w_ji, with the samples that the start record gives."""
+        """pi_i w_ij = pi_j w_ji, with the law that the run began with."""
         started = self.facts[one].started or self.facts[other].started
-        if started is None or not {one, other} <= set(started.participants):
+        if started is None or not {one, other} <= set(started.law):
             return
-        left, right = started.participants[one] * mine, started.participants[other] * theirs
+        left, right = started.law[one] * mine, started.law[other] * theirs
         if abs(left - right) <= WEIGHT_TOLERANCE * max(left, right):
             self._agree("weights")
             return
