@@ -17,8 +17,8 @@ from p2pfl.audit.kinds import Kind
 from p2pfl.audit.losses import lost_rounds, read_loss
 
 MAX_ROUND = 1_000_000
-MOST_WEIGHT = 2.0  # accelerated closing rounds mix with at most twice the weights of W, which are at most 1
 """No run has more rounds: a range in a hostile log must not fill the memory."""
+MOST_WEIGHT = 2.0  # accelerated closing rounds mix with at most twice the weights of W, which are at most 1
 
 
 def gather(peer: str, entries: Iterable[Entry], *, whole: bool = True) -> LogFacts:
@@ -164,7 +164,7 @@ def _started(run: RunFacts, entry: int, body: _Body) -> None:
     staleness = body.fields.get("staleness", 0)
     samples = {_text(row[0]): _number(row[1]) for row in rows}
     told = [_row(item, 2) for item in body.rows("law")] if "law" in body.fields else []
-    law = {_text(row[0]): _weight(row[1]) for row in told} or dict(samples)
+    law = {_text(row[0]): _weight(row[1]) for row in told} or samples
     run.started = Started(
         entry, body.text("record"), body.text("plan"), body.text("charter"), body.text("initial"),
         samples, tuple(_text(item) for item in body.rows("signers")), _number(staleness), law,
