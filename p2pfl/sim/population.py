@@ -65,6 +65,10 @@ class Population:
         """State per site; a rule's other entries belong to edges."""
         return [name for name, value in self.state.items() if len(value) == len(self.x)]
 
+    def quicken(self) -> str | None:
+        """Compile what takes long in taking; why that is not possible, in words."""
+        return self._draws.quicken()
+
     def take(self, rows: Tensor) -> Chunk:
         """Everything that these sites' local steps need. Views where the rows lie side by side."""
         at = _place(rows)

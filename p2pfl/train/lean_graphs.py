@@ -21,7 +21,7 @@ def make_lean(graph: fx.GraphModule) -> None:
     it is, but for what is not used: there, the same operation may mean another value.
     """
     graph.graph.eliminate_dead_code()
-    if not any(_in_place(node) for node in graph.graph.nodes):
+    if not any(in_place(node) for node in graph.graph.nodes):
         for node in list(graph.graph.nodes):
             same = _what_it_repeats(node)
             if same is not None:
@@ -32,7 +32,8 @@ def make_lean(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-def _in_place(node: fx.Node) -> bool:
+def in_place(node: fx.Node) -> bool:
+    """Whether it changes a tensor that it is given."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
 

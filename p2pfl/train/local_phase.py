@@ -64,6 +64,8 @@ class Execution:
 class Sites(Protocol):
     """Where chunks come from and go to; rows are int64, sorted."""
 
+    def quicken(self) -> str | None: ...
+
     def take(self, rows: Tensor) -> Chunk: ...
 
     def put(self, rows: Tensor, done: Done) -> None: ...
@@ -171,6 +173,8 @@ class LocalPhase:
         count = 1 if way == "loop" else self._threads
         if way in ("compiled", "traced"):
             self._paths = kept * count  # what is recorded serves all threads
+            if self._kernel and self._on_cpu and (why_not := trial.sites.quicken()):
+                self._say(why_not)
         else:
             self._paths = kept + [self._path(way, size) for _ in range(count - len(kept))]
 

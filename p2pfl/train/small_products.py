@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import threading
 from functools import cache
-from importlib import resources
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from p2pfl.train.kernels import load
+
 LARGEST = 128  # rows, columns and inner size up to which the kernel was measured to be ahead of MKL
 KERNEL_SECONDS = 10.0  # what compiling is expected to take, where it was not done before
-REASON_LIMIT = 200  # characters of an error that are passed on
 _SOURCE = "small_products.cpp"
 _loading = threading.Lock()
 
@@ -58,14 +58,9 @@ def _small(node: fx.Node) -> bool:
 @cache
 def _load() -> tuple[Any, str | None]:
     """The operation, or None and why."""
-    from torch._inductor.codecache import CppCodeCache
-
-    source = resources.files(__package__).joinpath(_SOURCE).read_text(encoding="utf-8")
-    try:
-        CppCodeCache.load(source, extra_flags=("-DUSE_FBGEMM",))
-    except Exception as error:  # whatever the compiler, the disk or the loader has to say
-        reason = " ".join(str(error).split())[:REASON_LIMIT]
-        return None, f"the kernel for small products is not possible ({type(error).__name__}: {reason})"
+    library, why_not = load(_SOURCE, "small products", "-DUSE_FBGEMM")
+    if library is None:
+        return None, why_not
     torch.library.register_fake("p2pfl::products", _shape_of)
     return torch.ops.p2pfl.products.default, None
 

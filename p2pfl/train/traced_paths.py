@@ -25,6 +25,7 @@ from p2pfl.train.optimisers import traced
 from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.rules import Context, Rule
 from p2pfl.train.small_products import use_small_products
+from p2pfl.train.vector_parts import keep_parts
 
 ON_CPU = {"cpp_wrapper": True}  # one call without the interpreter's lock, so that threads run side by side
 
@@ -107,6 +108,7 @@ class CompiledPath(TracedPath):
     """Recorded and compiled by torch."""
 
     def _ready(self, graph: fx.GraphModule, given: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+        keep_parts(graph)
         for node in graph.graph.nodes:
             node.meta.clear()  # notes of the recording, which the compiler would take for its own
         options = ON_CPU if given[0].device.type == "cpu" else {}

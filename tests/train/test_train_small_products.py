@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from p2pfl.train import small_products
+from p2pfl.train import kernels, small_products
 
 HERE = torch.backends.cpu.get_cpu_capability() == "AVX512"  # elsewhere BLAS is kept, which is tested below
 SHAPES = [
@@ -123,6 +123,7 @@ def test_a_kernel_that_cannot_be_compiled_is_said_and_not_needed(monkeypatch: py
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(CppCodeCache, "load", fail)
     monkeypatch.setattr(small_products, "_load", cache(small_products._load.__wrapped__))
+    monkeypatch.setattr(kernels, "_load", kernels._load.__wrapped__)
     a, b = torch.randn(2, 3, 4), torch.randn(2, 4, 5)
     graph = make_fx(lambda a, b: torch.bmm(a, b))(a, b)
     why = small_products.use_small_products(graph)

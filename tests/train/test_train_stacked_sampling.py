@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 from p2pfl.errors import ConfigError
+from p2pfl.train import stacked_sampling
 from p2pfl.train.integer_hash import combine, key_of, mix, mix_number
 from p2pfl.train.sampling import batch_indices
 from p2pfl.train.stacked_sampling import CounterDraws, DeployedKeys
@@ -105,3 +106,25 @@ def test_keys_of_different_words_differ() -> None:
     keys = combine(torch.tensor(key_of(0, 1)), torch.arange(100_000))
     assert len(keys.unique()) == 100_000, "mix is a permutation"
     assert key_of(1) != key_of(2**32 + 1) != key_of(1, 1)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 20, 64])
+def test_the_kernel_draws_the_same(batch: int) -> None:
+    """Sites with fewer, as many and more examples than a batch, up to counts whose products need 63 bits."""
+    counts = torch.tensor([1, 2, batch, batch + 1, batch + 2, 100, 2**31])
+    sites = torch.arange(len(counts)) * 1001
+    plain, quick = CounterDraws(2**40 + 3), CounterDraws(2**40 + 3)
+    assert quick.quicken() is None
+    for t in (0, 7):
+        found = quick.positions(sites, counts, t, 3, batch)
+        assert torch.equal(found, plain.positions(sites, counts, t, 3, batch)) and found.dtype == torch.int64
+    assert torch.equal(
+        quick.positions(sites[::2], counts[::2], 0, 3, batch), plain.positions(sites, counts, 0, 3, batch)[::2]
+    )
+
+
+def test_a_kernel_that_cannot_be_compiled_is_said_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacked_sampling, "load", lambda source, what: (None, f"no kernel for {what}"))
+    draws, sites = CounterDraws(3), torch.arange(4)
+    assert draws.quicken() == "no kernel for drawing batches"
+    assert torch.equal(draws.positions(sites, sites + 9, 0, 2, 5), CounterDraws(3).positions(sites, sites + 9, 0, 2, 5))
