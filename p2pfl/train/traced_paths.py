@@ -98,6 +98,7 @@ class TracedPath:
             make_lean(graph)
             slower = use_small_products(graph) if self._kernel else None
             self.notes[:] = [slower] if slower else []
+            keep_parts(graph)
             return Made(self._ready(graph, given), *names)
 
     def _ready(self, graph: fx.GraphModule, given: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -108,7 +109,6 @@ class CompiledPath(TracedPath):
     """Recorded and compiled by torch."""
 
     def _ready(self, graph: fx.GraphModule, given: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
-        keep_parts(graph)
         for node in graph.graph.nodes:
             node.meta.clear()  # notes of the recording, which the compiler would take for its own
         options = ON_CPU if given[0].device.type == "cpu" else {}
