@@ -17,7 +17,8 @@ DEFAULT_TOPOLOGY: Mapping[str, Any] = {"kind": "ring"}
 MAX_EDGES = 2016  # of a full graph of 64 sites
 MAX_SITES = 64
 MAX_PERIOD = 1000  # rounds; heads that meet more seldom hardly mix
-CHANGING = frozenset({"hierarchical", "base", "matching", "epidemic"})  # not one mixing on the same graph in all rounds
+CHANGING = frozenset({"hierarchical", "base", "matching", "epidemic", "exponential"})
+"""The kinds that have not one mixing on the same graph in all rounds."""
 
 
 def topology_problem(spec: Any) -> str | None:
@@ -41,6 +42,11 @@ def topology_problem(spec: Any) -> str | None:
 def by_shares(spec: Mapping[str, Any]) -> bool:
     """Whether each site counts with its share of all samples."""
     return bool(spec.get("weights", "shares") == "shares")
+
+
+def directed(spec: Mapping[str, Any]) -> bool:
+    """Whether sites give other amounts over an edge than they take, which push-sum alone goes with."""
+    return bool(spec.get("kind") == "exponential" or spec.get("choice", "common") == "local")
 
 
 def weights_in_words(spec: Mapping[str, Any]) -> str:
@@ -100,6 +106,11 @@ def _probability(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
 
 
+def _word(*known: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: isinstance(value, str) and value in known, f"one of {', '.join(known)}"
+
+
+_OF_ANY_ROUND = (_of_any_round, "one of shares, metropolis")
 _PROBABLE = "a number from 0 to 1"
 _KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "ring": {},
@@ -125,6 +136,7 @@ _KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "base": {"k": _whole(1, MAX_SITES)},
     "matching": {"seed": _whole(0, 2**32)},
     "epidemic": {"degree": _whole(1, MAX_SITES), "seed": _whole(0, 2**32)},
+    "exponential": {},
 }
 _NAMES = ", ".join(WEIGHTS)
 _OPTIONAL: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
@@ -133,7 +145,9 @@ _OPTIONAL: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         for kind in _KINDS
         if kind not in CHANGING
     },
-    **{kind: {"weights": (_of_any_round, "one of shares, metropolis")} for kind in CHANGING - {"hierarchical"}},
+    **{kind: {"weights": _OF_ANY_ROUND} for kind in CHANGING - {"hierarchical"}},
+    "epidemic": {"choice": _word("common", "local"), "weights": _OF_ANY_ROUND},
+    "exponential": {"hops": _word("one", "all"), "weights": _OF_ANY_ROUND},
     "hierarchical": {"period": _whole(1, MAX_PERIOD + 1), "weights": (_named_weights, f"one of {_NAMES}")},
 }
 

@@ -265,11 +265,14 @@ KEYS: Mapping[str, frozenset[str]] = {
     "base": frozenset({"k"}),
     "matching": frozenset({"seed"}),
     "epidemic": frozenset({"degree", "seed"}),
+    "exponential": frozenset(),
 }
 """The keys each kind has beside ``kind``."""
 
 OPTIONAL: Mapping[str, frozenset[str]] = {
     **{kind: frozenset({"weights"}) for kind in KINDS},
     "hierarchical": frozenset({"period", "weights"}),
+    "epidemic": frozenset({"choice", "weights"}),
+    "exponential": frozenset({"hops", "weights"}),
 }
 """Further keys that a spec may have."""
