@@ -82,7 +82,7 @@ class _Run(Closings):
             if key not in taken:
                 text = "mixed a message that this log does not say was received, of"
                 self._find(Sort.CONTRADICTORY, key[1], peer, text, key[0], (peer, mixed.entry))
-            if not 0.0 < mixed.weight <= 1.0:
+            if not mixed.sound:
                 text = f"mixed with the weight {mixed.weight:.6g}, which no mixing has, with"
                 self._find(Sort.CONTRADICTORY, key[1], peer, text, key[0], (peer, mixed.entry))
         for key, entry in facts.taken_back.items():
@@ -213,7 +213,9 @@ class _Run(Closings):
             else:
                 self._unequal(one, other, place)
             if mine is not None and theirs is not None:
-                self._weights(one, other, place, mine.weight, theirs.weight)
+                self._weights(one, other, place, mine.weight, theirs.weight if theirs.given is None else theirs.given)
+                if mine.given is not None:
+                    self._weights(other, one, place, theirs.weight, mine.given)
 
     def _unequal(self, one: str, other: str, place: Place) -> None:
         mixer, idle = (one, other) if self.facts[one].net(other, place) else (other, one)
@@ -239,7 +241,7 @@ class _Run(Closings):
         return None
 
     def _weights(self, one: str, other: str, place: Place, mine: float, theirs: float) -> None:
-        """pi_i w_ij = pi_j w_ji, with the samples that the start record gives."""
+        """pi_i w_ij = pi_j w_ji, or pi_i w_ij = pi_j g_ji, with the samples that the start record gives."""
         started = self.facts[one].started or self.facts[other].started
         if started is None or not {one, other} <= set(started.participants):
             return

@@ -1,8 +1,9 @@
 """Kinds whose graph is another one in each round, one mixing each: base, matching, epidemic, exponential.
 
 A round may leave sites alone or apart; over a run all must hear of all, so it is the union of the rounds that is
-connected. Random rounds are drawn from keyed integers, so every peer computes the same ones on every machine. Exponential
-graphs, and epidemic ones in which each site chooses for itself, are directed: push-sum alone mixes on them (pushing.py).
+connected. Random rounds are drawn from keyed integers, so every peer computes the same ones on every machine.
+Exponential graphs, and epidemic ones in which each site chooses for itself, are directed: push-sum alone mixes on them
+(pushing.py).
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ p_ij is the part of its message that j gives to i, sum_i p_ij = 1. With what sit
     x_i <- x_i + sum_j (p_ij pi_j / pi_i x_j - p_ji x_i)          w_i <- the same of w, at first 1
 
 numerators x and weights w alike, and reads x_i / w_i. What i gains over an edge, weighed by pi_i, is what j loses, so
-sum_i pi_i x_i and sum_i pi_i w_i = 1 are kept whatever P is, and an edge that one end missed is taken back at the other.
-With equal pi this is push-sum as published. Source: Kempe, Dobra, Gehrke, "Gossip-based computation of aggregate
+sum_i pi_i x_i and sum_i pi_i w_i = 1 are kept whatever P is, and an edge that one end missed is taken back at the
+other. With equal pi this is push-sum as published. Source: Kempe, Dobra, Gehrke, "Gossip-based computation of aggregate
 information", 2003.
 """
 

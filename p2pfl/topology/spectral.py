@@ -55,8 +55,8 @@ def contraction(matrices: Sequence[Any], shares: Sequence[float], *, read: bool 
     """|| D^1/2 (W_k ... W_1) D^-1/2 - s s^T ||_2 with D = diag(shares), s_i = sqrt(share_i / sum of shares).
 
     The largest part of the disagreement D^2 = sum_i pi_i |x_i - x_bar|^2 (its root) that mixing with these matrices
-    [n, n], first to last, can leave; each keeps sum_i share_i x_i. 1 without a matrix, 0 for one site. ``read``: they are
-    what push-sum reads, which moves that mean, and s^T of the product stands for the last s^T.
+    [n, n], first to last, can leave; each keeps sum_i share_i x_i. 1 without a matrix, 0 for one site. ``read``: they
+    are what push-sum reads, which moves that mean, and s^T of the product stands for the last s^T.
     """
     law = np.asarray(shares, dtype=np.float64)
     root = np.sqrt(law / law.sum())

@@ -32,8 +32,8 @@ def speed_of(schedule: Schedule, factor: float = 0.01) -> Speed:
     """Gap and rounds to agreement of a schedule, if nobody is absent.
 
     Where rounds change, the gap is 1 - sqrt(mean over the run's rounds of (|D^1/2 W D^-1/2|_F^2 - 1) / (n - 1)) with
-    D = diag(pi): from what one round leaves of D^2 in the mean over all directions of the start. Of directed schedules W
-    is how the models that push-sum reads change, less what that moves their mean by.
+    D = diag(pi): from what one round leaves of D^2 in the mean over all directions of the start. Of directed schedules
+    W is how the models that push-sum reads change, less what that moves their mean by.
     """
     exact = finite_time(schedule) if len(schedule.nodes) <= MOST_SITES else None
     if schedule.same_each_round:

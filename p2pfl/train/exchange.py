@@ -1,8 +1,9 @@
 """One peer's messages of one run: what it sends, what arrived, which displacements may still be taken back.
 
 The displacement of edge j in step s is d = w_ij (m_j - m_i), per channel, or w_ij m_j - g_ij m_i where a site gives
-another amount than it takes; of a rule with weights m is the message times the weight (`WEIGHT`). It is kept under (origin, round,
-step) until the edge is settled: either forgotten (both ends counted it) or taken back (only this end did).
+another amount than it takes; of a rule with weights m is the message times the weight (`WEIGHT`). It is kept under
+(origin, round, step) until the edge is settled: either forgotten (both ends counted it) or taken back (only this end
+did).
 
 In asynchronous runs an edge may be mixed some own rounds late, against the own message of its own round; so the own
 messages of the newest rounds are kept.
@@ -274,4 +275,4 @@ def _given_and_taken(edge: Edge, value: Tensor, own: Tensor) -> Tensor:
 
 def _is_amount(weight: float, given: float) -> bool:
     """A light site may take much more than all of a heavy one's: what both count is not alike."""
-    return 0.0 <= weight and isfinite(weight) and 0.0 <= given <= 1.0 and weight + given > 0.0
+    return weight >= 0.0 and isfinite(weight) and 0.0 <= given <= 1.0 and weight + given > 0.0

@@ -43,7 +43,7 @@ def why_not(settings: Mapping[str, Any]) -> str | None:
     if read.staleness:
         return "the run is asynchronous: a delta may be mixed rounds later, which is not replayed"
     if any(channel.name == WEIGHT for channel in read.rule.channels):
-        return f"the rule is {read.rule.name}: the log names no amounts that sites give up, so it is not replayed"
+        return f"the rule is {read.rule.name}: what a light site trains waits in its state, which is not replayed"
     if not read.rule.needs.linear:
         return (
             f"the rule is {read.rule.name}: what a relay holds depends on all the rounds before it, and is not replayed"

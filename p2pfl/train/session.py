@@ -181,7 +181,8 @@ class Session:
         """Each channel's name, payload bytes and result digest; the session adopts what receivers rebuild.
 
         Step 0 sends what the rule says; a later step the messages as mixed so far. Closing rounds send the
-        model channel only, and its weight if it has one. Raises IllegalStep for a second encoding of one step, and a second step with relays.
+        model channel only, and its weight if it has one. Raises IllegalStep for a second encoding of one step, and a
+        second step with relays.
         """
         exchange = self._begun()[1]
         if self._encoded == (round, step):
