@@ -18,6 +18,7 @@ from p2pfl.train.rules import RULES
 from p2pfl.train.session import Session
 
 SITES = 5
+LOCAL = {"kind": "epidemic", "degree": 2, "seed": 1, "choice": "local"}
 
 
 class Noted(Session):
@@ -60,7 +61,7 @@ class Noted(Session):
 
 def decided(sessions: Sequence[Noted], numbers: Any, mixings: list[int]) -> Decisions:
     """The notes as decisions."""
-    weights: dict[Any, float] = {}
+    amounts: dict[Any, tuple[float, float]] = {}
     rounds = []
     for t, count in enumerate(mixings):
         edges: list[list[Any]] = [[] for _ in range(count)]
@@ -70,12 +71,12 @@ def decided(sessions: Sequence[Noted], numbers: Any, mixings: list[int]) -> Deci
                 if round_ != t:
                     continue
                 for row in taken:
-                    place = tuple(row[3:] or (round_, step))
-                    weights[i, numbers[row[0]], *place] = row[1]
-                    edges[step].append((i, numbers[row[0]], *place, row[1], 1))
+                    place = tuple(row[3:5] or (round_, step))
+                    amounts[i, numbers[row[0]], *place] = share, given = row[1], row[5] if len(row) > 5 else row[1]
+                    edges[step].append((i, numbers[row[0]], *place, share, 1, given))
                 for peer, since, at in back:
                     key = (i, numbers[peer], since, at)
-                    edges[-1].append((*key, weights[key], -1))
+                    edges[-1].append((*key, amounts[key][0], -1, amounts[key][1]))
             for round_, own, states in session.adopted:
                 for peer, weight, keys in states if round_ == t else ():
                     place = session.places[numbers[peer], "x", session.results[keys["x"]]]
@@ -127,7 +128,8 @@ def signs(found: Decisions) -> Any:
 @pytest.mark.parametrize(
     ("rule", "topology"),
     [(rule, kind) for rule in ("dpsgd", "kgt") for kind in ("ring", "full", {"kind": "hierarchical", "clusters": 2})]
-    + [("quasi_global", "full"), ("exact_diffusion", "ring"), ("gradient_tracking", "ring"), ("fedprox", "ring")],
+    + [("quasi_global", "full"), ("exact_diffusion", "ring"), ("gradient_tracking", "ring"), ("fedprox", "ring")]
+    + [("sgp", "ring"), ("sgp", {"kind": "exponential"}), ("sgp", LOCAL), ("sgp", {"kind": "exponential", "hops": "all"})],
 )
 def test_lost_messages_and_what_is_taken_back(tmp_path: Path, rule: str, topology: Any) -> None:
     settings = settings_of(rule, local_steps=RULES[rule].needs.most_steps or 3)
