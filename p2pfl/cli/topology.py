@@ -65,6 +65,8 @@ def show_topology(
     columns: Annotated[int | None, typer.Option("--columns", help="Columns, for torus.")] = None,
     k: Annotated[int | None, typer.Option("--k", help="Most neighbours in a round, for base.")] = None,
     probability: Annotated[float | None, typer.Option("--probability", help="For erdos_renyi and small_world.")] = None,
+    choice: Annotated[str | None, typer.Option("--choice", help="For epidemic: common, or local.")] = None,
+    hops: Annotated[str | None, typer.Option("--hops", help="For exponential: one in each round, or all.")] = None,
     arity: Annotated[int | None, typer.Option("--arity", help="Children of each site, for tree.")] = None,
     bridges: Annotated[int | None, typer.Option("--bridges", help="Edges between the clusters.")] = None,
     shares: Annotated[str | None, typer.Option("--shares", help="Sample counts, such as 303,294,123,200.")] = None,
@@ -80,7 +82,8 @@ def show_topology(
     """Print who mixes with whom and with which weight, the spectral gap, and which absences disconnect the graph.
 
     Also what each site counts: in the mean that mixing keeps, and so in the loss that training minimises. Of a graph
-    that changes from round to round: the weights of round 0, and the rest of all rounds together.
+    that changes from round to round: the weights of round 0, and the rest of all rounds together. Of a directed one:
+    what each site takes of which, and how fast the models agree that push-sum reads.
 
     Example: p2pfl topology show ring --sites 4 --shares 40,30,20,10
 
@@ -105,7 +108,7 @@ def show_topology(
         raise ConfigError(f"{kind} has {len(names)} sites; topology show takes up to {MOST_SITES}")
     options = {
         "clusters": clusters, "period": period, "degree": degree, "seed": seed, "rows": rows, "columns": columns,
-        "k": k, "probability": probability, "arity": arity, "bridges": bridges,
+        "k": k, "probability": probability, "arity": arity, "bridges": bridges, "choice": choice, "hops": hops,
     }  # fmt: skip
     spec = _spec(kind, options) if text is None else spec_from_text(Path(kind).name, text, names)
     if weights is not None:
@@ -137,6 +140,7 @@ def _facts(
     value = {
         "sites": [str(node) for node in nodes],
         "edges": [list(edge) for edge in graph.edges],
+        "directed": schedule.directed,
         "counts": [float(law[node]) for node in nodes],
         "weights": [[float(cell) for cell in row] for row in dense],
         "spectral_gap": gap,
@@ -151,6 +155,8 @@ def _facts(
     for row, name in enumerate(nodes):
         others = [f"{nodes[column]} {dense[row, column]:.4f}" for column in np.flatnonzero(dense[row] > 0)]
         lines.append(f"{name:<16} {', '.join(others)}")
+    if schedule.directed:
+        lines.append("directed: sites give other amounts than they take; gap and rounds are of what the rule sgp reads")
     lines.append(f"weights by {weights_in_words(spec)}")
     lines.append(f"each counts {', '.join(f'{node} {part:.4f}' for node, part in law.items())}")
     exact = "never" if speed.exact_after is None else _rounds(speed.exact_after)
@@ -232,7 +238,7 @@ def _counts(text: str | None) -> list[float]:
     return counts
 
 
-def _spec(kind: str, options: Mapping[str, float | None]) -> dict[str, Any]:
+def _spec(kind: str, options: Mapping[str, float | str | None]) -> dict[str, Any]:
     if kind.endswith(".json"):
         try:
             spec = json.loads(read_text(Path(kind)))

@@ -71,7 +71,10 @@ def test_no_rule_and_no_topology_is_left_out() -> None:
 async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, what: str) -> None:
     """One run after the other in the same four processes."""
     cases = {
-        name: {"rule": "sgp" if "exponential" in name else "dpsgd", "topology": f'kind = "{name.partition(" ")[0]}"\n{rest}'}
+        name: {
+            "rule": "sgp" if "exponential" in name else "dpsgd",
+            "topology": f'kind = "{name.partition(" ")[0]}"\n{rest}',
+        }
         for name, rest in TOPOLOGIES.items()
     }
     if what == "rules":

@@ -22,7 +22,11 @@ TOPOLOGIES = {
     "all hops": {"kind": "exponential", "hops": "all"},
     "local choice": {"kind": "epidemic", "degree": 2, "seed": 1, "choice": "local"},
     "local choice, metropolis": {
-        "kind": "epidemic", "degree": 2, "seed": 1, "choice": "local", "weights": "metropolis"
+        "kind": "epidemic",
+        "degree": 2,
+        "seed": 1,
+        "choice": "local",
+        "weights": "metropolis",
     },
     "period": {"kind": "hierarchical", "clusters": 2, "period": 3},
     "tree": {"kind": "edges", "edges": [[0, 1], [0, 2], [1, 3], [1, 4], [2, 5], [2, 6]]},
