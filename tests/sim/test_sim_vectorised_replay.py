@@ -156,12 +156,12 @@ def test_late_edges_of_asynchronous_runs(tmp_path: Path, topology: Any) -> None:
     assert float((run.x - world.x).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
-def test_states_that_are_taken_in_after_an_absence(tmp_path: Path, rule: str) -> None:
+@pytest.mark.parametrize(("rule", "topology"), [("dpsgd", "ring"), ("kgt", "ring"), ("sgp", "ring"), ("sgp", LOCAL)])
+def test_states_that_are_taken_in_after_an_absence(tmp_path: Path, rule: str, topology: Any) -> None:
     settings = settings_of(rule)
     away = [(Pause(2, 150.0), At(8.0))]
     world, found = deployed(
-        tmp_path, settings, "ring", rounds=40, faults=away, catch_up_rounds=5, compute=ComputeModel(seconds=10.0)
+        tmp_path, settings, topology, rounds=40, faults=away, catch_up_rounds=5, compute=ComputeModel(seconds=10.0)
     )
     adopted = np.concatenate([facts.adopted for facts in found.rounds])
     assert len(adopted) and (adopted["own"] < 1).all(), "or this shows little"
