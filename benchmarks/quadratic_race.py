@@ -203,8 +203,9 @@ def pushes_of(column: Column, sites: int) -> list[Tensor]:
 
 def errors(race: Race, column: Column, sites: int, steps: int = 1) -> Iterator[Tensor]:
     """f(mean x) - f* after each round, [instances, rates]."""
-    rule, world = column.rule(Rated()), Mixed(
-        graph_named(column.graph, sites), column.doubled, pushes_of(column, sites)
+    rule, world = (
+        column.rule(Rated()),
+        Mixed(graph_named(column.graph, sites), column.doubled, pushes_of(column, sites)),
     )
     rate = torch.tensor(column.rates, dtype=torch.float64).reshape(-1, 1, 1)
     x = torch.zeros(len(race.optimum), len(rate), sites, SIZE, dtype=torch.float64)
