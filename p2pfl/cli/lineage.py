@@ -120,7 +120,7 @@ def _lines(found: Lineage, names: Mapping[str, str]) -> Iterator[str]:
         edges = ", ".join(f"{name(peer)} {weight:.4g}" for peer, weight in step.edges)
         yield f"round {step.round:<7}{name(step.peer)} mixed {edges} (entry {step.cited.position})"
     if not found.linear:
-        yield "weights      not told by member: asynchronous, relayed (RelaySGD), or a site took in others' states"
+        yield "weights      not told by member: asynchronous, relayed, pushed (SGP), or a site took in others' states"
 
 
 def _ranges(rounds: list[int]) -> str:
