@@ -40,6 +40,7 @@ app = typer.Typer(no_args_is_help=True)
 MOST_SITES = 1000  # the table of weights has a column for each
 MOST_ROUNDS = 10_000
 SEEDED = ("regular", "small_world", "erdos_renyi", "matching", "epidemic")
+DIRECTED = "directed: sites give other amounts than they take; gap and rounds are of what the rule sgp reads"
 MOST_PAIRS = 200  # sites up to which all pairs of absences are tried
 
 
@@ -152,11 +153,7 @@ def _facts(
     }
     over = f" (mean over {speed.measured} rounds)" if changes else ""
     lines = [f"sites {len(nodes)}, edges {graph.number_of_edges()}, spectral gap {gap:.6f}{over}"]
-    for row, name in enumerate(nodes):
-        others = [f"{nodes[column]} {dense[row, column]:.4f}" for column in np.flatnonzero(dense[row] > 0)]
-        lines.append(f"{name:<16} {', '.join(others)}")
-    if schedule.directed:
-        lines.append("directed: sites give other amounts than they take; gap and rounds are of what the rule sgp reads")
+    lines += [*_table(nodes, dense), *([DIRECTED] if schedule.directed else [])]
     lines.append(f"weights by {weights_in_words(spec)}")
     lines.append(f"each counts {', '.join(f'{node} {part:.4f}' for node, part in law.items())}")
     exact = "never" if speed.exact_after is None else _rounds(speed.exact_after)
@@ -165,6 +162,15 @@ def _facts(
     lines.append(f"one absence that disconnects: {_list(alone)}")
     lines.append(f"two absences that disconnect: {_list(pairs)}" if len(nodes) <= MOST_PAIRS else "pairs not tried")
     return value, lines, graph
+
+
+def _table(nodes: list[PeerId], weights: Any) -> list[str]:
+    """Of each site, from whom it takes how much."""
+    found = []
+    for row, name in enumerate(nodes):
+        others = [f"{nodes[column]} {weights[row, column]:.4f}" for column in np.flatnonzero(weights[row] > 0)]
+        found.append(f"{name:<16} {', '.join(others)}")
+    return found
 
 
 def _rounds(number: int) -> str:

@@ -262,8 +262,7 @@ class Session:
         distance = exchange.mix(tags, named, moves=relays is None)
         totals = {} if relays is None else {relays.channel: relays.take(round, arrived)}
         if last:
-            found = exchange.finish(taken_back).items()
-            pulls = {c: pull if c == WEIGHT else self._layout.spread_shared(pull) for c, pull in found}
+            pulls = {c: self._spread(c, pull) for c, pull in exchange.finish(taken_back).items()}
             context = self._context(round, closing)
             self._state, self._x = self._rule.merge(self._state, x, context, PeerInbox(pulls, totals))
             self._trained = None
@@ -327,6 +326,9 @@ class Session:
     def state(self) -> Mapping[str, Tensor]:
         """The rule's state, for tests of its invariants."""
         return self._state
+
+    def _spread(self, channel: str, pull: Tensor) -> Tensor:
+        return pull if channel == WEIGHT else self._layout.spread_shared(pull)
 
     def _shared_digest(self, digest: str, last: bool) -> str:
         """Of what a receiver of the next message would see, if nothing was trained; ``digest`` is that of [P]."""
