@@ -55,6 +55,15 @@ class Mixed:
 
     entry: int
     weight: float
+    given: float | None = None  # what was given up of the own message, in directed mixings; None: as much as was taken
+    most: float = 1.0
+
+    @property
+    def sound(self) -> bool:
+        """Whether any mixing has such amounts."""
+        if self.given is None:
+            return 0.0 < self.weight <= self.most
+        return self.weight >= 0.0 and 0.0 <= self.given <= 1.0 and self.weight + self.given > 0.0
 
 
 @dataclass(frozen=True, slots=True)

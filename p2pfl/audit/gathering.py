@@ -17,6 +17,7 @@ from p2pfl.audit.kinds import Kind
 from p2pfl.audit.losses import lost_rounds, read_loss
 
 MAX_ROUND = 1_000_000
+MOST_WEIGHT = 2.0  # accelerated closing rounds mix with less than twice the weights of W, which are at most 1
 """No run has more rounds: a range in a hostile log must not fill the memory."""
 
 
@@ -207,6 +208,8 @@ def _refused(run: RunFacts, entry: int, body: _Body) -> None:
 
 def _mixed(run: RunFacts, entry: int, body: _Body) -> None:
     here = body.number("round"), body.number("step")
+    inertia = None if "inertia" not in body.fields else _weight(body.fields["inertia"])
+    most = 1.0 if inertia is None else MOST_WEIGHT
     edges, taken = [], []
     for item in body.rows("edges"):
         row = _row(item, 2)
@@ -214,14 +217,14 @@ def _mixed(run: RunFacts, entry: int, body: _Body) -> None:
         key = (_text(row[0]), *place)
         if key in run.mixed:
             run.twice.append((entry, f"one edge mixed two times, round {place[0]}"))
-        run.mixed[key] = Mixed(entry, _weight(row[1]))
+        given = _weight(row[4]) if len(row) > 4 else None
+        run.mixed[key] = Mixed(entry, _weight(row[1]), given, most)
         edges.append((key[0], _weight(row[1]), place))
     for item in body.rows("taken_back"):
         row = _row(item, 3)
         taken.append((_text(row[0]), _number(row[1]), _number(row[2])))
         run.taken_back[taken[-1]] = entry
     digest = None if "digest" not in body.fields else body.text("digest")
-    inertia = None if "inertia" not in body.fields else _weight(body.fields["inertia"])
     run.mixings.append(Mixing(entry, *here, tuple(edges), tuple(taken), digest, inertia))
 
 

@@ -22,8 +22,6 @@ from p2pfl.errors import ConfigError
 
 ENDS_THERE = "the receiver's log of this run ends there, without a closing entry"
 
-MOST_WEIGHT = 2.0
-"""Accelerated closing rounds mix with less than twice the weights of W, which are at most 1."""
 WEIGHT_TOLERANCE = 1e-9
 """Relative: weights are computed from the same numbers at both ends; only their division rounds."""
 
@@ -84,7 +82,7 @@ class _Run(Closings):
             if key not in taken:
                 text = "mixed a message that this log does not say was received, of"
                 self._find(Sort.CONTRADICTORY, key[1], peer, text, key[0], (peer, mixed.entry))
-            if not 0.0 < mixed.weight <= MOST_WEIGHT:
+            if not mixed.sound:
                 text = f"mixed with the weight {mixed.weight:.6g}, which no mixing has, with"
                 self._find(Sort.CONTRADICTORY, key[1], peer, text, key[0], (peer, mixed.entry))
         for key, entry in facts.taken_back.items():
@@ -215,7 +213,9 @@ class _Run(Closings):
             else:
                 self._unequal(one, other, place)
             if mine is not None and theirs is not None:
-                self._weights(one, other, place, mine.weight, theirs.weight)
+                self._weights(one, other, place, mine.weight, theirs.weight if theirs.given is None else theirs.given)
+                if mine.given is not None:
+                    self._weights(other, one, place, theirs.weight, mine.given)
 
     def _unequal(self, one: str, other: str, place: Place) -> None:
         mixer, idle = (one, other) if self.facts[one].net(other, place) else (other, one)
@@ -241,7 +241,7 @@ class _Run(Closings):
         return None
 
     def _weights(self, one: str, other: str, place: Place, mine: float, theirs: float) -> None:
-        """pi_i w_ij = pi_j w_ji, with the samples that the start record gives."""
+        """pi_i w_ij = pi_j w_ji, or pi_i w_ij = pi_j g_ji, with the samples that the start record gives."""
         started = self.facts[one].started or self.facts[other].started
         if started is None or not {one, other} <= set(started.participants):
             return

@@ -104,15 +104,17 @@ class _Sites:
         sent = {name: session.encode(round_, step, closing=closing) for name, session in self.sessions.items()}
         squares = 0.0
         for name, session in self.sessions.items():
-            edges = []
+            edges: list[tuple[Any, ...]] = []
+            given = mixing.given(PeerId(name))
             for origin, weight in mixing.neighbours(name):
                 for item in sent[origin]:
                     session.receive(_tag(origin, item), item["channel"], item["payload"], item["result"])
                 keys = {item["channel"]: _tag(origin, item) for item in sent[origin]}
-                edges.append((origin, weight, keys))
+                amounts = (round_, step, given[origin]) if origin in given else ()
+                edges.append((origin, weight, keys, *amounts))
             answer = session.mix(round_, step, edges=edges, corrections=[], last=last, closing=closing, inertia=inertia)
             # Everybody is here, so no edge is ever taken back.
-            session.forget([(origin, round_, step) for origin, _, _ in edges])
+            session.forget([(edge[0], round_, step) for edge in edges])
             squares += answer["distance"] ** 2
         return squares
 

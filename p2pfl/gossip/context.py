@@ -165,6 +165,10 @@ class Context:
         mixings = self._mixings(round_)
         return mixings[step].neighbours(self.me) if step < len(mixings) else ()
 
+    def given(self, position: Position) -> Mapping[PeerId, float]:
+        """What the own message gives up for each neighbour of this position in a directed mixing."""
+        return self._mixings(position[0])[position[1]].given(self.me) if self.neighbours(position) else {}
+
     def own_steps(self, round_: int) -> tuple[int, ...]:
         """The mixing steps of a round in which this peer has a neighbour; (0,) if there is none."""
         mixings = self._mixings(round_)

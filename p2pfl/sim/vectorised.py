@@ -277,6 +277,8 @@ class VectorisedRun:
 
     def _first_graph(self) -> VectorGraph:
         mixing = self.schedule.round(0).mixings[0]
+        if mixing.directed:  # rules see the shares alone of it; edges are for relays
+            return VectorGraph(self.sites, [], self.shares.to(self.settings.dtype), self._device)
         return VectorGraph.from_matrix(mixing.matrix, self.shares.to(self.settings.dtype), self._device)
 
     def _linear_mixing(self) -> LinearMixing:

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from p2pfl.crypto import Identity
 from p2pfl.errors import ConfigError
 from p2pfl.gossip import State
 from p2pfl.gossip.events import Direct, Resume
-from p2pfl.sim import Crash, Equivocate, InState, LieAboutEdges, Member, VirtualConsortium
+from p2pfl.sim import At, Crash, Equivocate, InState, LieAboutEdges, Loss, Member, VirtualConsortium
 
 HONEST = [fault for fault in FAULTS if fault not in HOSTILE]
 LOST = "crash-disk-lost"
@@ -135,6 +135,29 @@ def test_other_policies_agree_too(tmp_path: Path, policy: dict[str, Any]) -> Non
     assert outcome.clean, told([Compared(Case("crash", State.TRAINING, "ring", 7), "", 0, outcome)])
     assert outcome.agreed["edges"] > 20
     assert "catch_up_rounds" not in policy or outcome.agreed["states taken"] > 0
+
+
+@pytest.mark.parametrize(
+    "topology", [{"kind": "exponential"}, {"kind": "epidemic", "degree": 2, "seed": 3, "choice": "local"}], ids=str
+)
+def test_what_one_end_takes_is_compared_with_what_the_other_gave(tmp_path: Path, topology: dict[str, Any]) -> None:
+    world = VirtualConsortium(
+        5, topology=topology, rounds=12, seed=3, deadline=10.0, signatures="real", audited=True, folder=tmp_path
+    )
+    world.inject(Loss(0.1), At(1.5))
+    world.begin()
+    assert world.run(world.done, limit_seconds=LIMIT)
+    world.run(limit_seconds=QUIET)
+    logs = logs_of(world)
+    world.close()
+    outcome = reconcile(logs)
+    assert outcome.clean, [(finding.text, finding.round) for finding in outcome.findings]
+    assert outcome.agreed["weights"] >= 2 * outcome.agreed["edges"] * 0.8
+    (facts,) = logs[2].runs.values()
+    key, edge = next((key, edge) for key, edge in facts.mixed.items() if edge.given and key[1] > 4)
+    facts.mixed[key] = replace(edge, given=0.9 * edge.given)
+    found = [finding for finding in reconcile(logs).findings if "does not fit" in finding.text]
+    assert len(found) == 1 and {found[0].peer, found[0].other} == {logs[2].peer, key[0]} and found[0].round == key[1]
 
 
 def test_a_late_member_agrees_too(tmp_path: Path) -> None:
