@@ -56,7 +56,7 @@ class Mixed:
     entry: int
     weight: float
     given: float | None = None  # what was given up of the own message, in directed mixings; None: as much as was taken
-    most: float = 1.0
+    most: float = 1.0  # that any mixing of its kind has
 
     @property
     def sound(self) -> bool:

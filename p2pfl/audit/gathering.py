@@ -17,8 +17,9 @@ from p2pfl.audit.kinds import Kind
 from p2pfl.audit.losses import lost_rounds, read_loss
 
 MAX_ROUND = 1_000_000
-MOST_WEIGHT = 2.0  # accelerated closing rounds mix with less than twice the weights of W, which are at most 1
 """No run has more rounds: a range in a hostile log must not fill the memory."""
+
+MOST_WEIGHT = 2.0  # accelerated closing rounds mix with at most twice the weights of W, which are at most 1
 
 
 def gather(peer: str, entries: Iterable[Entry], *, whole: bool = True) -> LogFacts:

@@ -292,6 +292,11 @@ class Directives:
             problem = self.context.argument_problem(dict(change.arguments)) if change.arguments else None
             if problem is not None:
                 raise LimitExceeded(f"directive {directive.version}: {problem}", peer=envelope.signer)
+        schedule = self.context.schedules[0] if self.context.schedules else None
+        closing = schedule is not None and schedule.accelerated and rounds and rounds[-1] >= schedule.rounds
+        if closing and any(change.approval for change in directive.changes):
+            # who is admitted changes W, and accelerated rounds that are under way have no other one
+            raise LimitExceeded(f"directive {directive.version}: an admission behind training", peer=envelope.signer)
         problem = self.admissions.problem_of([change.approval for change in directive.changes if change.approval])
         if problem is not None:
             raise LimitExceeded(f"directive {directive.version}: {problem}", peer=envelope.signer)

@@ -337,6 +337,11 @@ class Rounds:
             },
         )
 
+    @property
+    def _accelerated(self) -> bool:
+        schedule = self.context.schedule
+        return schedule is not None and schedule.accelerated
+
     def _inertia(self, round_: int) -> dict[str, float]:
         """Of an accelerated closing round, for the log: without it what was mixed could not be computed again."""
         schedule = self.context.running_schedule
@@ -564,7 +569,7 @@ class Rounds:
             "away_from": dict(self.attendance.away_from),
             "biased": self.biased,
             "finished": self.finished,
-            "moved_until": self.moved_until,
+            **({"moved_until": self.moved_until} if self._accelerated else {}),
             "loss": self.loss,
             "digest": self.digest,
             "distance": self.distance,

@@ -277,7 +277,7 @@ class StubTraining:
                 ],
                 "trained": self._trained,
                 "encoded": self._encoded,
-                "inertia": _inertia_row(exchange.inertia),
+                **({"inertia": _inertia_row(exchange.inertia)} if exchange.inertia.until >= 0 else {}),
             }
         )
 
@@ -301,7 +301,7 @@ class StubTraining:
         exchange._past = {
             (round_, step): {name: _vector(row) for name, row in rows} for round_, step, rows in value["past"]
         }
-        exchange.inertia = _inertia_of(value["inertia"])
+        exchange.inertia = _inertia_of(value["inertia"]) if "inertia" in value else Inertia()
         self._trained = value["trained"]
         self._encoded = None if value["encoded"] is None else (value["encoded"][0], value["encoded"][1])
 

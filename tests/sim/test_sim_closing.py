@@ -137,6 +137,13 @@ def test_whoever_misses_the_last_rounds_still_moves_by_what_it_had_begun(again: 
     assert trainer._exchange.inertia.until == 11 and float(flow.abs().max()) > 1e-6, "it had something to move by"
 
 
+def test_machines_remember_inertia_where_there_is_some() -> None:
+    """States of plain runs are what they were, and so are their digests in the log."""
+    fast, plain = played(3, RING), played(3, {"kind": "ring"})
+    assert "moved_until" in fast.machines[0].rounds.remember()
+    assert "moved_until" not in plain.machines[0].rounds.remember()
+
+
 def test_a_stop_by_the_proposer_brings_the_accelerated_rounds_forward() -> None:
     world = VirtualConsortium(5, topology=RING, rounds=40, closing_rounds=8, seed=1)
     world.inject(Loss(0.05), At(1.0))

@@ -219,6 +219,7 @@ LIES: dict[str, Lie] = {
     ),
     "no approval": lambda world: word_of(world, Change(20)),
     "both": lambda world: word_of(world, Change(20, (("learning_rate", 0.5),), approval_of(world, 4))),
+    "while all close": lambda world: word_of(world, Change(32, approval=approval_of(world, 4))),
     "something else": lambda world: word_of(world, Change(20, approval=b"approved!")),
 }
 
@@ -231,7 +232,10 @@ def stranger(world: VirtualConsortium) -> bytes:
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_word_that_admits_wrongly_is_the_proposers_fault_and_changes_nothing(lie: str) -> None:
-    world = world_with(at=10_000.0, signatures="real", rounds=30)
+    closing = "chebyshev" if lie == "while all close" else "plain"
+    world = world_with(
+        at=10_000.0, signatures="real", rounds=30, closing_rounds=6, topology={"kind": "ring", "closing": closing}
+    )
     world.clock.at(70.0, lambda: world.sites[1].receive(PROPOSER, "flood", LIES[lie](world)))
     world.begin()
     assert world.run(lambda: all(world.sites[number].finished for number in range(4)), limit_seconds=4000)

@@ -436,6 +436,7 @@ TAMPERINGS: dict[str, tuple[Callable[[list[Entry]], None], Sort, int | None, str
     "a sent delta renamed": (edit("delta_sent", 3, claim), Sort.CONTRADICTORY, 3, "another message"),
     "a delta for nobody": (edit("delta_sent", 3, lambda body: body["to"].pop()), Sort.CONTRADICTORY, 3, "not for it"),
     "a weight": (edit("mixed", 2, weigh), Sort.CONTRADICTORY, 2, "does not fit"),
+    "a weight above one": (edit("mixed", 2, lambda body: body["edges"][0].__setitem__(1, 1.5)), Sort.CONTRADICTORY, 2, "which no mixing has"),
     "a weight below zero": (edit("mixed", 2, lambda body: body["edges"][0].__setitem__(1, -0.5)), Sort.CONTRADICTORY, 2, "which no mixing has"),
     "a mixing taken away": (drop("mixed", 3), Sort.CONTRADICTORY, 3, "did not mix it"),
     "a displacement taken back": (edit("mixed", 3, lambda body: body["taken_back"].append([body["edges"][0][0], 2, 0])), Sort.CONTRADICTORY, 2, "took it back"),
