@@ -485,6 +485,35 @@ def test_tampering_is_found_and_named(consortium: Consortium, tmp_path: Path, wh
     assert all(item.run in ("", consortium.run) for item in outcome.findings)
 
 
+def say_given(factor: float, every: bool) -> Callable[[list[Entry]], None]:
+    """As in a directed mixing: a heavier weight, beside as much given as the neighbour took."""
+
+    def change(entries: list[Entry]) -> None:
+        for entry in entries:
+            if entry.kind == "mixed" and (every or entry.body["round"] == 2):
+                for edge in entry.body["edges"]:
+                    edge[1:] = [edge[1] * factor, entry.body["round"], entry.body["step"], edge[1]]
+
+    return change
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["in one round", "in all rounds"])
+@pytest.mark.parametrize("factor", [1.0, 1.9, 37.0])
+def test_an_undirected_run_knows_no_other_amount_given(
+    consortium: Consortium, tmp_path: Path, factor: float, every: bool
+) -> None:
+    """Both neighbours' logs contradict it, whichever of the two is compared with the other; so does its own."""
+    outcome, forger = consortium.forged(1, say_given(factor, every), tmp_path), consortium.peers[1]
+    assert all(forger in (item.peer, item.other) for item in outcome.findings)
+    found = [item for item in outcome.findings if item.sort is Sort.CONTRADICTORY and item.round == 2]
+    says = [item.other for item in found if item.peer == forger and "it was undirected, says" in item.text]
+    assert len(says) == len(set(says)) == 2
+    weights = [{item.peer, item.other} for item in found if "does not fit" in item.text]
+    assert weights == ([] if factor == 1.0 else [{forger, other} for other in says])
+    assert any("of others not" in item.text for item in outcome.findings) is not every
+    assert any("which no mixing has" in item.text for item in outcome.findings) is (factor > 10)
+
+
 def test_a_part_of_the_logs_says_what_it_cannot_judge(consortium: Consortium) -> None:
     """Whoever has two of four logs learns that they agree, and whose are wanting for the rest."""
     logs = [gather(peer, read_entries(path)) for peer, path in zip(consortium.peers, consortium.paths, strict=True)]
