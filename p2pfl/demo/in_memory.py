@@ -56,6 +56,7 @@ def run_in_memory(
         evaluator = Evaluator(plan, hospitals, Path(folder))
         sites = _Sites(plan, {site.name: evaluator.files[site.name] for site in charter_order(hospitals)}, seed)
         schedule = Schedule(spec, sites.nodes, sites.shares, rounds, closing)
+        sites.begin(schedule)
         distance = 0.0
         for round_ in range(schedule.total):
             distance = sites.round(schedule, round_, training.local_steps)
@@ -76,8 +77,11 @@ class _Sites:
         counts = {name: self.sessions[name].load_data(str(files[name]))["train"] for name in self.nodes}
         self.shares = {name: count / sum(counts.values()) for name, count in counts.items()}
         self.initial = self.sessions[self.nodes[0]].initial(seed)
-        for name, session in self.sessions.items():
-            session.begin(self.initial, self.run, self.key(name), self.shares[name])
+
+    def begin(self, schedule: Schedule) -> None:
+        """All sites start from the same parameters."""
+        for name, counts in zip(schedule.nodes, schedule.law, strict=True):
+            self.sessions[name].begin(self.initial, self.run, self.key(name), counts)
 
     def key(self, name: str) -> bytes:
         """A sampling key that everybody knows: right for a study, wrong for a deployment."""

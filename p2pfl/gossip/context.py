@@ -13,7 +13,7 @@ from p2pfl.gossip.messages import SETTLING_WINDOW, Core, Position
 from p2pfl.gossip.statements import Proposal
 from p2pfl.gossip.table import State
 from p2pfl.topology import Mixing, Schedule
-from p2pfl.types import PeerId, Roster, StartRecord
+from p2pfl.types import WEIGHT, PeerId, Roster, StartRecord
 
 if TYPE_CHECKING:
     from p2pfl.gossip.directives import Directive
@@ -117,6 +117,11 @@ class Context:
         say."""
         schedule = self.running_schedule
         return dict(zip(schedule.nodes, schedule.law, strict=True))
+
+    def counting(self, origin: PeerId, channel: str) -> dict[str, float]:
+        """What the sender of a weight counts, under the name that the worker has for it; nothing of other channels."""
+        law = self.law if channel == WEIGHT else {}
+        return {"share": law[origin]} if origin in law else {}
 
     def arguments_at(self, round_: int) -> int:
         """The argument version of a round: fixed once the round is entered, else as directed so far."""

@@ -91,7 +91,7 @@ class RecordedTraining(StubTraining):
             self._recorder.places[self.site, answer["result"]] = (round, step)
         return answers
 
-    def receive(self, key: str, channel: str, payload: bytes, result: str) -> None:
+    def receive(self, key: str, channel: str, payload: bytes, result: str, share: float | None = None) -> None:
         """Remember what a key stands for."""
         super().receive(key, channel, payload, result)
         self._results[key] = result

@@ -18,6 +18,7 @@ from torch import Tensor
 from p2pfl.sim.vector_faults import Sending, VectorFault
 from p2pfl.topology import Mixing
 from p2pfl.train.mixing import PeerInbox
+from p2pfl.train.push_weights import quotient, told
 from p2pfl.train.rules import Context, Graph, Messages, Rule, State
 from p2pfl.train.sparse import displacements
 from p2pfl.train.threads import dealt, on_threads
@@ -189,8 +190,8 @@ def _as_mixed(messages: Messages, moved: Messages) -> Messages:
     if WEIGHT not in messages:
         return {name: own + moved[name] for name, own in messages.items()}
     weight = messages[WEIGHT] + moved[WEIGHT]
-    found = {name: (own * messages[WEIGHT] + moved[name]) / weight for name, own in messages.items()}
-    return {**found, WEIGHT: weight}
+    found = {name: quotient(own * messages[WEIGHT] + moved[name], weight, own) for name, own in messages.items()}
+    return {**found, WEIGHT: told(weight)}
 
 
 def honest(product: Any) -> Pull:

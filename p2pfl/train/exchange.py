@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from p2pfl.errors import IllegalStep, LimitExceeded
 from p2pfl.train import deltas
 from p2pfl.train.inertia import Betas, Inertia
+from p2pfl.train.push_weights import check_own, check_received, is_amount, quotient, told
 from p2pfl.types import WEIGHT
 
 Tag = tuple[str, int, int]  # origin, round, step
@@ -146,17 +146,24 @@ class Exchange:
         answers, adopted = [], {}
         for channel, value in messages.items():
             payload, adopted[channel], digest = deltas.encode(value, self._bases[channel])
+            if WEIGHT in self._bases:
+                check_own(adopted[channel])
             answers.append({"channel": channel, "payload": payload, "result": digest})
         self._own = adopted
         return answers
 
-    def receive(self, key: str, channel: str, payload: bytes, result: str) -> None:
-        """Check, rebuild and store under ``key``; a refused message leaves nothing behind."""
+    def receive(self, key: str, channel: str, payload: bytes, result: str, share: float | None = None) -> None:
+        """Check, rebuild and store under ``key``; a refused message leaves nothing behind.
+
+        ``share``: what its sender counts, by which its weight is judged.
+        """
         if channel not in self._bases:
             raise IllegalStep(f"no channel {channel!r} in this run; ask for {', '.join(self._bases)}")
         if key not in self._received and len(self._received) >= RECEIVED_LIMIT:
             raise LimitExceeded(f"{RECEIVED_LIMIT} received messages are waiting; mix or drop some first")
         value = deltas.rebuild(payload, self._bases[channel], self._size_of(channel), self._dtype, result)
+        if WEIGHT in self._bases:
+            check_received(channel, value, share)
         self._received[key] = _Received(channel, value)
 
     def drop(self, keys: Sequence[str]) -> None:
@@ -205,7 +212,7 @@ class Exchange:
                 raise IllegalStep(
                     f"the edge to {origin} of round {tag[1]}, step {tag[2]} is mixed already; mix it once"
                 )
-            if not (0.0 < weight <= most if given is None else _is_amount(weight, given)):
+            if not (0.0 < weight <= most if given is None else is_amount(weight, given)):
                 raise IllegalStep(f"weight {weight} for {origin}; take it from the mixing matrix")
             if set(keys) != set(self._own_at(tag)):
                 raise IllegalStep(f"channels {sorted(keys)} from {origin}, own {sorted(self._own)}; encode first")
@@ -257,10 +264,13 @@ class Exchange:
     def _move_own(self, totals: Mapping[str, Tensor]) -> None:
         weight = self._own.get(WEIGHT) if WEIGHT in totals else None
         for channel, displacement in totals.items():
-            if weight is None or channel == WEIGHT:
+            if channel == WEIGHT:
+                self._own[channel] = told(self._own[channel] + displacement)
+            elif weight is None:
                 self._own[channel] = self._own[channel] + displacement
             else:
-                self._own[channel] = (self._own[channel] * weight + displacement) / (weight + totals[WEIGHT])
+                numerator = self._own[channel] * weight + displacement
+                self._own[channel] = quotient(numerator, weight + totals[WEIGHT], self._own[channel])
 
     def finish(self, corrections: Sequence[Tag], round: int = 0, betas: Betas = ()) -> dict[str, Tensor]:
         """Every channel's displacement [S] of the round, less what is taken back; ends the round.
@@ -279,10 +289,8 @@ class Exchange:
 
 
 def _given_and_taken(edge: Edge, value: Tensor, own: Tensor) -> Tensor:
-    """What the other end computes of the same numbers, with the sign changed: both ends round alike."""
+    """What the other end computes of the same numbers with the sign changed, times its share over ours.
+
+    Where both count alike both ends have the same bits; else they differ by the rounding of the weights.
+    """
     return edge.weight * value - (edge.weight if edge.given is None else edge.given) * own
-
-
-def _is_amount(weight: float, given: float) -> bool:
-    """A light site may take much more than all of a heavy one's: what both count is not alike."""
-    return weight >= 0.0 and isfinite(weight) and 0.0 <= given <= 1.0 and weight + given > 0.0

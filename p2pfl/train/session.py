@@ -96,11 +96,10 @@ class Session:
         self._relays = self._new_relays(run, key)
         self._exchange = Exchange(bases, self._layout.shared_size, self._settings.dtype, self._settings.staleness)
         self._trained, self._encoded = None, None
-        digests = {
-            "model": model_files.vector_digest(base),
-            "zero": model_files.vector_digest(torch.zeros_like(base)),
-        }
-        return [{**channel, "base": digests[channel["base"]]} for channel in self.describe()["channels"]]
+        exchange = self._exchange
+        digests = {name: model_files.vector_digest(exchange.base(name)) for name in bases}
+        zero = model_files.vector_digest(torch.zeros_like(base))  # a relayed channel's, which has no base
+        return [{**channel, "base": digests.get(channel["name"], zero)} for channel in self.describe()["channels"]]
 
     def save(self, path: str) -> str:
         """Write everything that later steps depend on to a file, whole or not at all; SHA-256 of its bytes.
@@ -214,16 +213,17 @@ class Session:
         self._encoded = (round, step)
         return answers
 
-    def receive(self, key: str, channel: str, payload: bytes, result: str) -> None:
-        """Rebuild a partner's message and store it under ``key``.
+    def receive(self, key: str, channel: str, payload: bytes, result: str, share: float | None = None) -> None:
+        """Rebuild a partner's message and store it under ``key``; ``share``: what that partner counts, if known.
 
-        Raises MalformedMessage (size, NaN, infinity) or SignatureRefused (digest); nothing is stored then.
+        Raises MalformedMessage (size, NaN, infinity, a weight that none tells) or SignatureRefused (digest); nothing
+        is stored then.
         """
         _, exchange = self._begun()
         if self._relays is not None and channel == self._relays.channel:
             self._relays.receive(key, payload, result)
         else:
-            exchange.receive(key, channel, payload, result)
+            exchange.receive(key, channel, payload, result, share)
 
     def drop(self, keys: Sequence[str]) -> None:
         """Forget received messages that will not be mixed; mixed ones are gone already."""

@@ -44,8 +44,8 @@ class Noted(Session):
             self.places[self.number, answer["channel"], answer["result"]] = (round, step)
         return answers
 
-    def receive(self, key: str, channel: str, payload: bytes, result: str) -> None:
-        super().receive(key, channel, payload, result)
+    def receive(self, key: str, channel: str, payload: bytes, result: str, share: float | None = None) -> None:
+        super().receive(key, channel, payload, result, share)
         self.results[key] = result
 
     def mix(self, round: int, step: int, edges: Any, corrections: Any, last: bool, closing: bool, **more: Any) -> Any:

@@ -104,7 +104,7 @@ class Graph(Protocol):
 
     @property
     def share(self) -> Tensor:
-        """Sample share pi of each site, [..., 1]; all shares sum to 1."""
+        """What each site counts in the mean: its sample share, or as the weights say, [..., 1]; all sum to 1."""
         ...
 
 
