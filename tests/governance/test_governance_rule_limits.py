@@ -101,6 +101,31 @@ def test_rules_without_weights_take_no_directed_topology(rule: str, topology: st
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
+def test_rules_that_close_plainly_take_no_accelerated_closing_rounds(rule: str) -> None:
+    source = plan(rule, '[topology]\nkind = "chain"\nclosing = "chebyshev"')
+    if rule not in ("sgp", "exact_diffusion"):
+        assert parse_settings(source).topology_spec()["closing"] == "chebyshev"
+        check_combination(rule, "sgd", accelerated=True)
+        return
+    said = f'rule {rule} does not go with accelerated closing rounds: .*; choose closing = "plain", or the rule dpsgd'
+    with pytest.raises(PlanError, match=said):
+        parse_settings(source)
+    with pytest.raises(ConfigError, match=said):
+        check_combination(rule, "sgd", accelerated=True)
+
+
+@pytest.mark.parametrize("more", [{}, {"hops": "all"}], ids=["one peer", "all hops"])
+def test_directed_topologies_close_plainly(more: dict[str, Any]) -> None:
+    """Also the static exponential one: its matrix is not symmetric, and its eigenvalues are no numbers from -1 to 1."""
+    spec, nodes = {"kind": "exponential", **more, "closing": "chebyshev"}, [PeerId(f"{number}") for number in range(8)]
+    lines = "\n".join(f'{key} = "{value}"' for key, value in spec.items())
+    with pytest.raises(PlanError, match=r"closing.*plain"):
+        parse_settings(plan("sgp", f"[topology]\n{lines}"))
+    with pytest.raises(ConfigError, match='give closing = "plain" or another kind'):
+        Schedule(spec, nodes, dict.fromkeys(nodes, 1 / 8), 6, 2)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
 def test_plans_and_sessions_refuse_the_same(rule: str) -> None:
     refused = 0
     statistics = ("", 'batch_norm = "private"', 'batch_norm = "shared"', 'buffers = "share"')
