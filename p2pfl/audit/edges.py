@@ -63,11 +63,11 @@ class Edges(Closings):
             self._weights(other, one, place, theirs.weight, mine.gave)
 
     def _weights(self, one: str, other: str, place: Place, mine: float, theirs: float) -> None:
-        """pi_i w_ij = pi_j w_ji, or pi_i w_ij = pi_j g_ji, with the samples that the start record gives."""
+        """pi_i w_ij = pi_j w_ji, or pi_i w_ij = pi_j g_ji, with the law that the run began with."""
         started = self.facts[one].started or self.facts[other].started
-        if started is None or not {one, other} <= set(started.participants):
+        if started is None or not {one, other} <= set(started.law):
             return
-        left, right = started.participants[one] * mine, started.participants[other] * theirs
+        left, right = started.law[one] * mine, started.law[other] * theirs
         if abs(left - right) <= WEIGHT_TOLERANCE * max(left, right):
             self._agree("weights")
             return
@@ -77,7 +77,7 @@ class Edges(Closings):
         self._find(Sort.CONTRADICTORY, place[0], one, text, other, *entries)
 
     def _heavier(self, peer: str, other: str) -> float:
-        """How many times the samples of ``peer`` the other one has; infinite where the start record does not say."""
+        """How many times as much as ``peer`` the other one counts; infinite where the start of the run does not say."""
         started = self.facts[peer].started
-        samples = started.participants if started is not None else {}
-        return samples[other] / samples[peer] if other in samples and samples.get(peer, 0) > 0 else inf
+        law = started.law if started is not None else {}
+        return law[other] / law[peer] if other in law and law.get(peer, 0) > 0 else inf

@@ -22,7 +22,10 @@ RELAY = "relay"
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A run's beginning as one log has it; ``participants`` are samples by peer, ``staleness`` 0 where not written."""
+    """A run's beginning as one log has it; ``participants`` are samples by peer, ``staleness`` 0 where not written.
+
+    ``law``: what each site counts, up to a common factor; the samples where not written.
+    """
 
     entry: int
     record: str
@@ -32,6 +35,7 @@ class Started:
     participants: Mapping[str, int]
     signers: tuple[str, ...]
     staleness: int
+    law: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)

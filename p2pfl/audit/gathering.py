@@ -18,7 +18,6 @@ from p2pfl.audit.losses import lost_rounds, read_loss
 
 MAX_ROUND = 1_000_000
 """No run has more rounds: a range in a hostile log must not fill the memory."""
-
 MOST_WEIGHT = 2.0  # accelerated closing rounds mix with at most twice the weights of W, which are at most 1
 
 
@@ -163,10 +162,12 @@ def _signed(run: RunFacts, entry: int, body: _Body) -> None:
 def _started(run: RunFacts, entry: int, body: _Body) -> None:
     rows = [_row(item, 2) for item in body.rows("participants")]
     staleness = body.fields.get("staleness", 0)
+    samples = {_text(row[0]): _number(row[1]) for row in rows}
+    told = [_row(item, 2) for item in body.rows("law")] if "law" in body.fields else []
+    law = {_text(row[0]): _weight(row[1]) for row in told} or samples
     run.started = Started(
         entry, body.text("record"), body.text("plan"), body.text("charter"), body.text("initial"),
-        {_text(row[0]): _number(row[1]) for row in rows}, tuple(_text(item) for item in body.rows("signers")),
-        _number(staleness),
+        samples, tuple(_text(item) for item in body.rows("signers")), _number(staleness), law,
     )  # fmt: skip
 
 

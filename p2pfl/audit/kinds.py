@@ -84,8 +84,9 @@ NOTES: Mapping[Kind, KindNote] = MappingProxyType(
         Kind.PLAN_APPROVED: KindNote("this site approved a plan for a run", ("run", "plan", "samples")),
         Kind.START_SIGNED: KindNote("this site signed the run's start record", ("run", "record")),
         Kind.RUN_STARTED: KindNote(
-            "the start record is valid; the run begins",
-            ("run", "record", "plan", "charter", "initial", "participants", "signers", "staleness"),
+            "the start record is valid; the run begins; law, where the topology has weights of its own: what each site "
+            "counts",
+            ("run", "record", "plan", "charter", "initial", "participants", "signers", "staleness", "law"),
         ),
         Kind.ROUND_STARTED: KindNote("a round began here", ("run", "round", "active", "arguments")),
         Kind.DELTA_SENT: KindNote(

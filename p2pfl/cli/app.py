@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import os
+import signal
 import sys
 import traceback
 from typing import Any
@@ -48,7 +49,13 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # a name that the terminal's encoding lacks is shown escaped, it is no reason to fail
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # a second Ctrl-C, while the first one was being answered
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # one more must not change how the process ends
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

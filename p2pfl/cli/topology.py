@@ -189,7 +189,7 @@ def _closing(
     left = {own: schedule.closing_contraction()}
     if schedule.same_each_round:
         other = "plain" if schedule.accelerated else "chebyshev"
-        with contextlib.suppress(ConfigError):  # it mixes too slowly to be accelerated
+        with contextlib.suppress(ConfigError):  # hierarchical graphs have several mixings
             left[other] = Schedule({**spec, "closing": other}, nodes, pi, 1, closing_rounds).closing_contraction()
     beside = [f'; {part:.3g} with closing = "{way}"' for way, part in left.items() if way != own]
     line = f"{_rounds(closing_rounds)} of {own} closing leave at most {left[own]:.3g} of the disagreement"

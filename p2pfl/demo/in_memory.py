@@ -94,9 +94,9 @@ class _Sites:
             for session in self.sessions.values():
                 session.train(round_, steps)
         squares = 0.0
+        inertia = schedule.inertias(round_ + 1)
         for step, mixing in enumerate(plan.mixings):
             last = step == len(plan.mixings) - 1
-            inertia = schedule.inertias(round_ + 1)
             squares = self._mix(mixing, (round_, step), last=last, closing=not plan.training, inertia=inertia)
         return float((squares / len(self.nodes)) ** 0.5)
 

@@ -200,6 +200,9 @@ class Starting:
         if len(signers) < context.roster.quorum:
             return
         self.committing = True
+        schedule = schedule_of(self.record)
+        # with weights of its own a topology keeps another law than the samples', which audits hold mixings against
+        law = [list(item) for item in zip(schedule.nodes, schedule.law, strict=True)]
         context.log(
             "run_started",
             {
@@ -210,6 +213,7 @@ class Starting:
                 "participants": [[item.peer_id, item.samples] for item in self.record.participants],
                 "signers": sorted(signers),
                 "staleness": self.record.staleness,
+                **({} if schedule.by_shares else {"law": law}),
             },
             ("record", self.start_payload or b""),
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError
 from p2pfl.sim.decisions import Decisions, RecordedRound
-from p2pfl.sim.vector_mixing import Kept, Pull, honest, weighed
+from p2pfl.sim.vector_mixing import Kept, Pull, honest, nothing_further, weighed
 from p2pfl.train.sparse import SparseProduct, displacements
 from p2pfl.types import WEIGHT
 
@@ -101,7 +101,7 @@ class Replay:
 
     def lost(self, t: int) -> Any:
         """What of it leaves the flow of accelerated closing rounds."""
-        return self._later(t, 1)
+        return self._later(t, 1) if t in self._betas else nothing_further
 
     def _later(self, t: int, part: int) -> Any:
         products: dict[int, list[tuple[Kept, SparseProduct]]] = {}

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from cli_worlds import do
 
+from p2pfl.cli import app
+
 PATIENCE = 60.0  # seconds; two cores are shared, and torch takes long to import
 
 
@@ -292,3 +294,20 @@ def test_the_demo_is_terminated(world: Path, start: Callable[..., Process]) -> N
             timeout=60,
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_a_second_interrupt_while_the_first_one_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit code is that of an interrupt, and a third one no longer changes it."""
+
+    def run(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("p2pfl.cli.app.run", run)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        assert ended.value.code == 130
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -113,7 +113,8 @@ def test_a_killed_hospital() -> None:
     check(value, NAMES, killed="Amiens")
     (gone,) = value["missing"]
     assert set(gone) == {"name", "from_round", "reason"}
-    assert gone["name"] == "Amiens" and gone["from_round"] in (2, 3) and gone["reason"]
+    # 1: it begins round 2 with its own mixing, and may be gone before all have fetched what it sent in round 1
+    assert gone["name"] == "Amiens" and gone["from_round"] in (1, 2, 3) and gone["reason"]
     assert "Amiens's process" in said and "was killed in round 2" in said
     done = {row["rounds_done"] for row in value["hospitals"] if row["name"] != "Amiens"}
     assert len(done) == 1

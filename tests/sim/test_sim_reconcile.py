@@ -160,6 +160,32 @@ def test_what_one_end_takes_is_compared_with_what_the_other_gave(tmp_path: Path,
     assert len(found) == 1 and {found[0].peer, found[0].other} == {logs[2].peer, key[0]} and found[0].round == key[1]
 
 
+@pytest.mark.parametrize(
+    "weights",
+    ["metropolis", "uniform", [[0, 1, 0.25, 0.5], [1, 2, 0.5, 0.25], [2, 3, 0.25, 0.5]]],
+    ids=["metropolis", "uniform", "listed"],
+)
+def test_weights_of_its_own_are_held_against_their_law(weights: Any, tmp_path: Path) -> None:
+    """And not against the samples, which are others here; a weight that does not fit is still found."""
+    world = VirtualConsortium(
+        4, topology={"kind": "chain", "weights": weights}, samples=[10, 20, 50, 20], rounds=5, closing_rounds=2, seed=3,
+        signatures="real", audited=True, folder=tmp_path,
+    )  # fmt: skip
+    world.begin()
+    assert world.run(world.done, limit_seconds=900.0)
+    world.run(limit_seconds=QUIET)
+    logs = logs_of(world)
+    world.close()
+    outcome = reconcile(logs)
+    assert outcome.clean, told([Compared(Case("crash", State.TRAINING, "chain", 3), "", 0, outcome)])
+    assert outcome.agreed["weights"] == 3 * 7
+    run = next(iter(logs[0].runs.values()))
+    (key, mixed) = next(iter(run.mixed.items()))
+    run.mixed[key] = replace(mixed, weight=0.9 * mixed.weight)
+    (found,) = reconcile(logs).findings
+    assert found.sort is Sort.CONTRADICTORY and "which does not fit" in found.text
+
+
 def test_a_late_member_agrees_too(tmp_path: Path) -> None:
     """It is admitted by the proposer's word, and begins with its neighbours' states."""
     world = VirtualConsortium(5, rounds=40, closing_rounds=3, seed=1, signatures="real", audited=True, folder=tmp_path)

@@ -253,7 +253,11 @@ def test_heads_mix_every_so_many_rounds_and_all_have_their_turn(period: int) -> 
         ({"kind": "epidemic", "degree": 3, "seed": 0}, 5, "every edge has two ends"),
         ({"kind": "epidemic", "degree": "3", "seed": 0}, 5, "degree is 3; give a whole number"),
         ({"kind": "hierarchical", "clusters": 2, "period": 0}, 5, "period is 0; give a whole number from 1"),
-        ({"kind": "hierarchical", "clusters": 2, "periods": 2}, 5, "clusters, kind, and if you like period"),
+        (
+            {"kind": "hierarchical", "clusters": 2, "periods": 2},
+            5,
+            "clusters, kind, and if you like closing, period, weights",
+        ),
         ({"kind": "ring", "period": 2}, 5, "give it exactly kind"),
     ],
 )
