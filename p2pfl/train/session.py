@@ -82,7 +82,7 @@ class Session:
     def begin(self, initial: bytes, run: bytes, key: bytes, share: float) -> list[dict[str, Any]]:
         """Take the run's initial parameters; the channels with size in bytes and digest of their base.
 
-        ``key`` is the site's secret for this run (16 to 64 bytes), ``share`` what it counts in the mean. Raises
+        ``key`` is the site's secret for this run (16 to 64 bytes), ``share`` its part of the mean, at most 1. Raises
         MalformedMessage for a file that does not fit the model.
         """
         noise_seed(key, run, 0, 0)  # refuses a key of a wrong size before anything changes
