@@ -23,9 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2pfl.topology import stationary_weights
+from p2pfl.topology import Schedule, stationary_weights
 from p2pfl.train.rules import (
     DPSGD,
+    SGP,
+    WEIGHT,
     Context,
     ExactDiffusion,
     Gradient,
@@ -36,6 +38,7 @@ from p2pfl.train.rules import (
     RelaySGD,
     State,
 )
+from p2pfl.types import PeerId
 
 SIZE, DISTANCE, UNLIKE, ENOUGH, MOST = 10, 100.0, 1.0, 1e-6, 20_000
 RATES = tuple(2.0 ** (k / 3) for k in range(-24, 10))  # 0.004 to 8
@@ -53,7 +56,10 @@ class PaddedRelays(RelaySGD):
 
 @dataclass(frozen=True)
 class Column:
-    """One rule on one graph. ``doubled``: with 2 W - I in place of W, which makes exact diffusion D2."""
+    """One rule on one graph. ``doubled``: with 2 W - I in place of W, which makes exact diffusion D2.
+
+    On the graph "exponential" two rounds of one peer each follow one step, as in the paper.
+    """
 
     rule: Any
     graph: str
@@ -71,13 +77,14 @@ COLUMNS: Mapping[str, Column] = {
     "exact diffusion ring": Column(ExactDiffusion, "ring"),
     "GT ring": Column(GradientTracking, "ring"),
     "GT tree": Column(GradientTracking, "tree"),
+    "SGP": Column(SGP, "exponential"),
 }
-COMPARED = ("all-reduce", "relay tree", "relay chain, as published", "D2 ring", "GT ring", "GT tree")
+COMPARED = ("all-reduce", "relay tree", "relay chain, as published", "D2 ring", "GT ring", "GT tree", "SGP")
 PUBLISHED: Mapping[int, Mapping[str, float]] = {
-    6: dict(zip(COMPARED, (8.9, 15.2, 20.8, 19.6, 49.0, 156.0), strict=True)),
-    12: dict(zip(COMPARED, (7.5, 20.9, 38.1, 43.1, 199.0, 406.2), strict=True)),
-    24: dict(zip(COMPARED, (6.8, 26.8, 70.1, 79.3, 699.7, 883.2), strict=True)),
-    48: dict(zip(COMPARED, (6.2, 32.8, 127.6, 179.6, 2539.0, 1750.7), strict=True)),
+    6: dict(zip(COMPARED, (8.9, 15.2, 20.8, 19.6, 49.0, 156.0, 1078.9), strict=True)),
+    12: dict(zip(COMPARED, (7.5, 20.9, 38.1, 43.1, 199.0, 406.2, 1237.8), strict=True)),
+    24: dict(zip(COMPARED, (6.8, 26.8, 70.1, 79.3, 699.7, 883.2, 617.4), strict=True)),
+    48: dict(zip(COMPARED, (6.2, 32.8, 127.6, 179.6, 2539.0, 1750.7, 539.8), strict=True)),
 }
 """Mean rounds of ten instances, run with the notebooks of github.com/epfml/relaysgd (paper-figures)."""
 
@@ -132,12 +139,14 @@ class Rated:
 class Mixed:
     """Graph and inbox of many runs on one graph; messages are [..., n, p]."""
 
-    def __init__(self, graph: nx.Graph, doubled: bool) -> None:
+    def __init__(self, graph: nx.Graph, doubled: bool, pushes: Sequence[Tensor] = ()) -> None:
+        """``pushes``: the matrices of the rounds of a directed graph, which are then mixed in place of the edges."""
         nodes = list(graph)
         share = 1.0 / len(nodes)
         weights = torch.from_numpy(stationary_weights(graph, dict.fromkeys(nodes, share)).toarray())
         weights.fill_diagonal_(0.0)
-        self._moves = (2.0 if doubled else 1.0) * (weights - torch.diag(weights.sum(1)))
+        moves = (2.0 if doubled else 1.0) * (weights - torch.diag(weights.sum(1)))
+        self._moves = [push - torch.eye(len(nodes), dtype=torch.float64) for push in pushes] or [moves]
         self.share = torch.full((len(nodes), 1), share, dtype=torch.float64)
         edges = sorted([*graph.edges, *((j, i) for i, j in graph.edges)])
         self._senders = torch.tensor([i for i, _ in edges])
@@ -146,15 +155,19 @@ class Mixed:
         self._arrive[torch.tensor([j for _, j in edges]), torch.arange(len(edges))] = 1.0
         self._last: Tensor | None = None
         self._messages: Messages = {}
+        self._round = -1
 
     def take(self, messages: Messages) -> Mixed:
         """The next round's."""
-        self._messages = messages
+        self._messages, self._round = messages, self._round + 1
         return self
 
     def pull(self, channel: str) -> Tensor:
         """Displacements."""
-        return self._moves @ self._messages[channel]
+        message = self._messages[channel]
+        if WEIGHT in self._messages and channel != WEIGHT:
+            message = message * self._messages[WEIGHT]
+        return self._moves[self._round % len(self._moves)] @ message
 
     def total(self, channel: str) -> Tensor:
         """The relays' sums."""
@@ -172,12 +185,28 @@ def graph_named(name: str, sites: int) -> nx.Graph:
         return graph
     if name == "hypercube":
         return nx.convert_node_labels_to_integers(nx.hypercube_graph(sites.bit_length() - 1))
+    if name == "exponential":
+        return nx.complete_graph(sites)
     return {"full": nx.complete_graph, "ring": nx.cycle_graph, "chain": nx.path_graph}[name](sites)
+
+
+def pushes_of(column: Column, sites: int) -> list[Tensor]:
+    """Of a directed graph what each step mixes, two rounds at once, until they begin again."""
+    if column.graph != "exponential":
+        return []
+    nodes = [PeerId(f"{site:04d}") for site in range(sites)]
+    rounds = 2 * (sites - 1).bit_length()
+    schedule = Schedule({"kind": "exponential"}, nodes, dict.fromkeys(nodes, 1.0), rounds, 0)
+    matrices = [torch.from_numpy(schedule.round(t).mixings[0].matrix.toarray()) for t in range(rounds)]
+    return [later @ first for first, later in zip(matrices[::2], matrices[1::2], strict=True)]
 
 
 def errors(race: Race, column: Column, sites: int, steps: int = 1) -> Iterator[Tensor]:
     """f(mean x) - f* after each round, [instances, rates]."""
-    rule, world = column.rule(Rated()), Mixed(graph_named(column.graph, sites), column.doubled)
+    rule, world = (
+        column.rule(Rated()),
+        Mixed(graph_named(column.graph, sites), column.doubled, pushes_of(column, sites)),
+    )
     rate = torch.tensor(column.rates, dtype=torch.float64).reshape(-1, 1, 1)
     x = torch.zeros(len(race.optimum), len(rate), sites, SIZE, dtype=torch.float64)
     world.share = world.share.expand(*x.shape[:-1], 1)

@@ -15,6 +15,9 @@ Digest = NewType("Digest", str)
 RunId = NewType("RunId", str)
 """The digest that names a run: over charter, plan, proposer and nonce."""
 
+WEIGHT = "weight"
+"""The channel of one number that all other channels of a message are mixed with; closing rounds send it, too."""
+
 CATCH_UP_ROUNDS = 16  # a plan's default: the window in which edges settle exactly
 
 

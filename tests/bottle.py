@@ -165,7 +165,7 @@ class Site:
                     whole = Announcement(announcement.run, announcement.core, announcement.cover, chunks[0])
                     bottle.carry("announcement", self, bottle.sites[peer], whole.encode())
             case effects.Begin(start=start):
-                share = start.shares[self.peer_id]
+                share = self.machine.context.law[self.peer_id]
                 self.session.begin(bottle.initial, bytes.fromhex(start.run), self.key, share)
             case effects.Train(round=round_):
                 if not self.hold_training:
@@ -257,7 +257,8 @@ class Site:
             opener = Opener(core.manifest, key, context)
             payload = opener.open(0, effect.inline)
             opener.finish()
-            self.session.receive(effect.name, core.channel, payload, core.result)
+            counts = self.machine.context.counting(effect.peer, core.channel)
+            self.session.receive(effect.name, core.channel, payload, core.result, **counts)
         except RemoteError as error:
             self.post(events.Received(self.bottle.now, effect.name, str(error)))
             return

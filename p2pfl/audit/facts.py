@@ -13,6 +13,9 @@ from p2pfl.audit.losses import WINDOW, Loss, LostRounds
 Place = tuple[int, int]
 """Round and step of one mixing."""
 
+WEIGHT_TOLERANCE = 1e-9
+"""Relative: weights are computed from the same numbers at both ends; only their division rounds."""
+
 RELAY = "relay"
 """The channel of RelaySGD: what came in it stays in, whatever the other end counted."""
 
@@ -59,7 +62,30 @@ class Mixed:
 
     entry: int
     weight: float
-    most: float = 1.0  # that any mixing of its kind has
+    given: float | None = None  # what was given up of the own message, in directed mixings; None: as much as was taken
+    most: float = (
+        1.0  # that any mixing of its kind has; above 1 in accelerated rounds, of which no directed run has any
+    )
+
+    @property
+    def directed(self) -> bool:
+        """Whether the log says what was given up: it does in directed runs alone, and there of every edge."""
+        return self.given is not None
+
+    @property
+    def gave(self) -> float:
+        """What was given up of the own message."""
+        return self.weight if self.given is None else self.given
+
+    def sound(self, heavier: float) -> bool:
+        """Whether any mixing has such amounts; the other end counts ``heavier`` times as much as this one.
+
+        In directed mixings pi_i w_ij = pi_j g_ji: what is taken is at most all that the other end has.
+        """
+        if self.given is None:
+            return 0.0 < self.weight <= self.most
+        whole = self.most <= 1.0 and 0.0 <= self.given <= 1.0 and self.weight + self.given > 0.0
+        return whole and 0.0 <= self.weight <= max(1.0, heavier) * (1.0 + WEIGHT_TOLERANCE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,7 +219,8 @@ def _mixed(run: RunFacts, entry: int, body: _Body) -> None:
         key = (_text(row[0]), *place)
         if key in run.mixed:
             run.twice.append((entry, f"one edge mixed two times, round {place[0]}"))
-        run.mixed[key] = Mixed(entry, _weight(row[1]), most)
+        given = _weight(row[4]) if len(row) > 4 else None
+        run.mixed[key] = Mixed(entry, _weight(row[1]), given, most)
         edges.append((key[0], _weight(row[1]), place))
     for item in body.rows("taken_back"):
         row = _row(item, 3)

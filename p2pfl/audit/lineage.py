@@ -88,6 +88,7 @@ def lineage(logs: Sequence[LogFacts], digest: str) -> Lineage:
     if started.charter in log.charters:
         cited.append(Cited(owner, log.charters[started.charter]))
     plain = not started.staleness and not any(item.relayed() or item.accelerated for item in facts.values())
+    plain = plain and all(edge.given is None for item in facts.values() for edge in item.mixed.values())
     linear = plain and not any(item.caught_up for item in facts.values())
     steps, weights, rounds = _backwards(facts, owner)
     known = sorted({owner, *rounds, *started.participants})

@@ -12,18 +12,15 @@ from collections.abc import Iterable
 from itertools import combinations
 
 from p2pfl.audit.beginnings import LOSS
-from p2pfl.audit.closings import Closings
-from p2pfl.audit.facts import Delta, LogFacts, Place, RunFacts
+from p2pfl.audit.edges import Edges
+from p2pfl.audit.facts import Delta, LogFacts, RunFacts
 from p2pfl.audit.findings import Finding, Reconciliation, Sort
 from p2pfl.audit.histories import compare_histories, one_consortium
-from p2pfl.audit.losses import WINDOW, most_lost
+from p2pfl.audit.losses import most_lost
 from p2pfl.audit.sayings import say_of_logs
 from p2pfl.errors import ConfigError
 
 ENDS_THERE = "the receiver's log of this run ends there, without a closing entry"
-
-WEIGHT_TOLERANCE = 1e-9
-"""Relative: weights are computed from the same numbers at both ends; only their division rounds."""
 
 
 def reconcile(logs: Iterable[LogFacts]) -> Reconciliation:
@@ -53,7 +50,7 @@ def reconcile(logs: Iterable[LogFacts]) -> Reconciliation:
     return outcome
 
 
-class _Run(Closings):
+class _Run(Edges):
     """One run in all the logs."""
 
     def compare(self) -> None:
@@ -66,7 +63,7 @@ class _Run(Closings):
             self._directives(peer)
         self.compare_closings()
         for one, other in combinations(self.facts, 2):
-            self._edges(one, other)
+            self.compare_edges(one, other)
 
     # --- one log against itself
 
@@ -77,12 +74,18 @@ class _Run(Closings):
         for entry, accused, round_ in facts.accused:
             text = "keeps evidence of two different signed messages for one place, of"
             self._find(Sort.CONTRADICTORY, round_, peer, text, accused, (peer, entry))
+        directed = [mixed.entry for mixed in facts.mixed.values() if mixed.directed]
+        if 0 < len(directed) < len(facts.mixed):
+            text = (
+                "says of some edges what it gave up, as in directed mixings, and of others not, as in undirected ones"
+            )
+            self._find(Sort.CONTRADICTORY, None, peer, text, None, (peer, directed[0]))
         taken = {(item.peers[0], item.round, item.step) for item in facts.received.values()}
         for key, mixed in facts.mixed.items():
             if key not in taken:
                 text = "mixed a message that this log does not say was received, of"
                 self._find(Sort.CONTRADICTORY, key[1], peer, text, key[0], (peer, mixed.entry))
-            if not 0.0 < mixed.weight <= mixed.most:
+            if not mixed.sound(self._heavier(peer, key[0])):
                 text = f"mixed with the weight {mixed.weight:.6g}, which no mixing has, with"
                 self._find(Sort.CONTRADICTORY, key[1], peer, text, key[0], (peer, mixed.entry))
         for key, entry in facts.taken_back.items():
@@ -196,61 +199,6 @@ class _Run(Closings):
             return False
         back = min((row[1] for row in facts.mixed if row[0] == origin and row[1] >= since), default=round_)
         return back >= round_
-
-    # --- edges
-
-    def _edges(self, one: str, other: str) -> None:
-        """Both ends mixed a place, or neither in the end; and their weights keep the mean over all samples."""
-        here, there = self.facts[one], self.facts[other]
-        places = {(round_, step) for peer, round_, step in here.mixed if peer == other}
-        places |= {(round_, step) for peer, round_, step in there.mixed if peer == one}
-        for place in sorted(places):
-            mine, theirs = here.mixed.get((other, *place)), there.mixed.get((one, *place))
-            if here.net(other, place) == there.net(one, place):
-                self._agree("edges")
-            elif not {one, other} <= self.whole:
-                self.outcome.not_judged[other if one in self.whole else one] += 1
-            else:
-                self._unequal(one, other, place)
-            if mine is not None and theirs is not None:
-                self._weights(one, other, place, mine.weight, theirs.weight)
-
-    def _unequal(self, one: str, other: str, place: Place) -> None:
-        mixer, idle = (one, other) if self.facts[one].net(other, place) else (other, one)
-        mixed = self.facts[mixer].mixed[(idle, *place)]
-        why = self._why_unequal(mixer, idle, place)
-        if why is not None:
-            self._explain("edges mixed at one end", why)
-            return
-        said = "took it back" if (mixer, *place) in self.facts[idle].mixed else "did not mix it"
-        text = f"mixed this edge and kept it; it {said}, and no bias is recorded, says the log of"
-        self._find(Sort.CONTRADICTORY, place[0], mixer, text, idle, (mixer, mixed.entry))
-
-    def _why_unequal(self, mixer: str, idle: str, place: Place) -> str | None:
-        if (idle, *place) in self.facts[mixer].unsettled or (mixer, *place) in self.facts[idle].unsettled:
-            return "recorded as bias"
-        for peer in (mixer, idle):
-            if self.facts[peer].loss_of_received(place[0]):
-                self.outcome.excused[peer].add((self.run, "mixed", place))
-                return "the log of an end declares the loss of entries"
-            # what lies further back than the window was settled, or written down as bias, while both were there
-            if not self.finished(peer) and place[0] >= self.facts[peer].last_round - 2 * WINDOW:
-                return "an end has not closed the run with a model"
-        return None
-
-    def _weights(self, one: str, other: str, place: Place, mine: float, theirs: float) -> None:
-        """pi_i w_ij = pi_j w_ji, with the law that the run began with."""
-        started = self.facts[one].started or self.facts[other].started
-        if started is None or not {one, other} <= set(started.law):
-            return
-        left, right = started.law[one] * mine, started.law[other] * theirs
-        if abs(left - right) <= WEIGHT_TOLERANCE * max(left, right):
-            self._agree("weights")
-            return
-        entries = ((one, self.facts[one].mixed[(other, *place)].entry),
-                   (other, self.facts[other].mixed[(one, *place)].entry))  # fmt: skip
-        text = f"mixed with the weight {mine:.9g}, which does not fit the {theirs:.9g} of"
-        self._find(Sort.CONTRADICTORY, place[0], one, text, other, *entries)
 
     # --- states, directives, the end
 

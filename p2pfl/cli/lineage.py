@@ -121,8 +121,8 @@ def _lines(found: Lineage, names: Mapping[str, str]) -> Iterator[str]:
         yield f"round {step.round:<7}{name(step.peer)} mixed {edges} (entry {step.cited.position})"
     if not found.linear:
         yield (
-            "weights      not told by member: asynchronous, relayed (RelaySGD), closing rounds accelerated, or a site "
-            "took in others' states"
+            "weights      not told by member: asynchronous, relayed (RelaySGD), pushed (SGP), closing rounds "
+            "accelerated, or a site took in others' states"
         )
 
 

@@ -42,6 +42,7 @@ MOST_SITES = 1000  # the table of weights has a column for each
 MOST_ROUNDS = 10_000
 MOST_CLOSING = 1000  # as in plans
 SEEDED = ("regular", "small_world", "erdos_renyi", "matching", "epidemic")
+DIRECTED = "directed: sites give other amounts than they take; gap and rounds are of what the rule sgp reads"
 MOST_PAIRS = 200  # sites up to which all pairs of absences are tried
 
 
@@ -67,6 +68,8 @@ def show_topology(
     columns: Annotated[int | None, typer.Option("--columns", help="Columns, for torus.")] = None,
     k: Annotated[int | None, typer.Option("--k", help="Most neighbours in a round, for base.")] = None,
     probability: Annotated[float | None, typer.Option("--probability", help="For erdos_renyi and small_world.")] = None,
+    choice: Annotated[str | None, typer.Option("--choice", help="For epidemic: common, or local.")] = None,
+    hops: Annotated[str | None, typer.Option("--hops", help="For exponential: one in each round, or all.")] = None,
     arity: Annotated[int | None, typer.Option("--arity", help="Children of each site, for tree.")] = None,
     bridges: Annotated[int | None, typer.Option("--bridges", help="Edges between the clusters.")] = None,
     shares: Annotated[str | None, typer.Option("--shares", help="Sample counts, such as 303,294,123,200.")] = None,
@@ -88,8 +91,9 @@ def show_topology(
     """Print who mixes with whom and with which weight, the spectral gap, and which absences disconnect the graph.
 
     Also what each site counts: in the mean that mixing keeps, and so in the loss that training minimises. Of a graph
-    that changes from round to round: the weights of round 0, and the rest of all rounds together. And how far closing
-    rounds level what is left between the sites, plain or accelerated.
+    that changes from round to round: the weights of round 0, and the rest of all rounds together. Of a directed one:
+    what each site takes of which, and how fast the models agree that push-sum reads. And how far closing rounds level
+    what is left between the sites, plain or accelerated.
 
     Example: p2pfl topology show ring --sites 4 --shares 40,30,20,10
 
@@ -116,7 +120,7 @@ def show_topology(
         raise ConfigError(f"{kind} has {len(names)} sites; topology show takes up to {MOST_SITES}")
     options = {
         "clusters": clusters, "period": period, "degree": degree, "seed": seed, "rows": rows, "columns": columns,
-        "k": k, "probability": probability, "arity": arity, "bridges": bridges,
+        "k": k, "probability": probability, "arity": arity, "bridges": bridges, "choice": choice, "hops": hops,
     }  # fmt: skip
     spec = _spec(kind, options) if text is None else spec_from_text(Path(kind).name, text, names)
     if weights is not None:
@@ -153,6 +157,7 @@ def _facts(
     value = {
         "sites": [str(node) for node in nodes],
         "edges": [list(edge) for edge in graph.edges],
+        "directed": schedule.directed,
         "counts": [float(law[node]) for node in nodes],
         "weights": [[float(cell) for cell in row] for row in dense],
         "spectral_gap": gap,
@@ -164,9 +169,7 @@ def _facts(
     }
     over = f" (mean over {speed.measured} rounds)" if changes else ""
     lines = [f"sites {len(nodes)}, edges {graph.number_of_edges()}, spectral gap {gap:.6f}{over}"]
-    for row, name in enumerate(nodes):
-        others = [f"{nodes[column]} {dense[row, column]:.4f}" for column in np.flatnonzero(dense[row] > 0)]
-        lines.append(f"{name:<16} {', '.join(others)}")
+    lines += [*_table(nodes, dense), *([DIRECTED] if schedule.directed else [])]
     lines.append(f"weights by {weights_in_words(spec)}")
     lines.append(f"each counts {', '.join(f'{node} {part:.4f}' for node, part in law.items())}")
     exact = "never" if speed.exact_after is None else _rounds(speed.exact_after)
@@ -191,6 +194,15 @@ def _closing(
     beside = [f'; {part:.3g} with closing = "{way}"' for way, part in left.items() if way != own]
     line = f"{_rounds(closing_rounds)} of {own} closing leave at most {left[own]:.3g} of the disagreement"
     return {"rounds": closing_rounds, "as": own, "leaves": left}, line + "".join(beside)
+
+
+def _table(nodes: list[PeerId], weights: Any) -> list[str]:
+    """Of each site, from whom it takes how much."""
+    found = []
+    for row, name in enumerate(nodes):
+        others = [f"{nodes[column]} {weights[row, column]:.4f}" for column in np.flatnonzero(weights[row] > 0)]
+        found.append(f"{name:<16} {', '.join(others)}")
+    return found
 
 
 def _rounds(number: int) -> str:
@@ -264,7 +276,7 @@ def _counts(text: str | None) -> list[float]:
     return counts
 
 
-def _spec(kind: str, options: Mapping[str, float | None]) -> dict[str, Any]:
+def _spec(kind: str, options: Mapping[str, float | str | None]) -> dict[str, Any]:
     if kind.endswith(".json"):
         try:
             spec = json.loads(read_text(Path(kind)))

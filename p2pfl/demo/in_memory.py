@@ -56,6 +56,7 @@ def run_in_memory(
         evaluator = Evaluator(plan, hospitals, Path(folder))
         sites = _Sites(plan, {site.name: evaluator.files[site.name] for site in charter_order(hospitals)}, seed)
         schedule = Schedule(spec, sites.nodes, sites.shares, rounds, closing)
+        sites.begin(schedule)
         distance = 0.0
         for round_ in range(schedule.total):
             distance = sites.round(schedule, round_, training.local_steps)
@@ -76,8 +77,11 @@ class _Sites:
         counts = {name: self.sessions[name].load_data(str(files[name]))["train"] for name in self.nodes}
         self.shares = {name: count / sum(counts.values()) for name, count in counts.items()}
         self.initial = self.sessions[self.nodes[0]].initial(seed)
-        for name, session in self.sessions.items():
-            session.begin(self.initial, self.run, self.key(name), self.shares[name])
+
+    def begin(self, schedule: Schedule) -> None:
+        """All sites start from the same parameters."""
+        for name, counts in zip(schedule.nodes, schedule.law, strict=True):
+            self.sessions[name].begin(self.initial, self.run, self.key(name), counts)
 
     def key(self, name: str) -> bytes:
         """A sampling key that everybody knows: right for a study, wrong for a deployment."""
@@ -104,15 +108,17 @@ class _Sites:
         sent = {name: session.encode(round_, step, closing=closing) for name, session in self.sessions.items()}
         squares = 0.0
         for name, session in self.sessions.items():
-            edges = []
+            edges: list[tuple[Any, ...]] = []
+            given = mixing.given(PeerId(name))
             for origin, weight in mixing.neighbours(name):
                 for item in sent[origin]:
                     session.receive(_tag(origin, item), item["channel"], item["payload"], item["result"])
                 keys = {item["channel"]: _tag(origin, item) for item in sent[origin]}
-                edges.append((origin, weight, keys))
+                amounts = (round_, step, given[origin]) if origin in given else ()
+                edges.append((origin, weight, keys, *amounts))
             answer = session.mix(round_, step, edges=edges, corrections=[], last=last, closing=closing, inertia=inertia)
             # Everybody is here, so no edge is ever taken back.
-            session.forget([(origin, round_, step) for origin, _, _ in edges])
+            session.forget([(edge[0], round_, step) for edge in edges])
             squares += answer["distance"] ** 2
         return squares
 

@@ -13,7 +13,7 @@ from p2pfl.gossip.messages import SETTLING_WINDOW, Core, Position
 from p2pfl.gossip.statements import Proposal
 from p2pfl.gossip.table import State
 from p2pfl.topology import Mixing, Schedule
-from p2pfl.types import PeerId, Roster, StartRecord
+from p2pfl.types import WEIGHT, PeerId, Roster, StartRecord
 
 if TYPE_CHECKING:
     from p2pfl.gossip.directives import Directive
@@ -118,6 +118,11 @@ class Context:
         schedule = self.running_schedule
         return dict(zip(schedule.nodes, schedule.law, strict=True))
 
+    def counting(self, origin: PeerId, channel: str) -> dict[str, float]:
+        """What the sender of a weight counts, under the name that the worker has for it; nothing of other channels."""
+        law = self.law if channel == WEIGHT else {}
+        return {"share": law[origin]} if origin in law else {}
+
     def arguments_at(self, round_: int) -> int:
         """The argument version of a round: fixed once the round is entered, else as directed so far."""
         if round_ in self.versions:
@@ -164,6 +169,10 @@ class Context:
             return ()
         mixings = self._mixings(round_)
         return mixings[step].neighbours(self.me) if step < len(mixings) else ()
+
+    def given(self, position: Position) -> Mapping[PeerId, float]:
+        """What the own message gives up for each neighbour of this position in a directed mixing."""
+        return self._mixings(position[0])[position[1]].given(self.me) if self.neighbours(position) else {}
 
     def own_steps(self, round_: int) -> tuple[int, ...]:
         """The mixing steps of a round in which this peer has a neighbour; (0,) if there is none."""

@@ -34,7 +34,7 @@ from p2pfl.gossip.messages import (
 from p2pfl.gossip.open_edges import OpenEdges
 from p2pfl.gossip.statements import MAX_STALENESS
 from p2pfl.gossip.table import State
-from p2pfl.types import Digest, PeerId
+from p2pfl.types import WEIGHT, Digest, PeerId
 
 LOOK_AHEAD = 1  # rounds for which content is fetched before its round has begun
 OUTSIDE_WINDOW = "outside the window"
@@ -472,11 +472,12 @@ class Deliveries:
         )
 
     def channels(self, position: Position) -> tuple[str, ...]:
-        """The channels in use at a position: all in training rounds, the model's alone while closing."""
+        """The channels in use at a position: all in training rounds, while closing the model's and its weight's."""
         names = tuple(channel.name for channel in self.context.running.channels)
+        closing = names[:1] + tuple(name for name in names[1:] if name == WEIGHT)
         if position[0] >= self.context.running_schedule.total:
-            return names[:1]
-        return names if self.context.running_schedule.round(position[0]).training else names[:1]
+            return closing
+        return names if self.context.running_schedule.round(position[0]).training else closing
 
     def has_reached(self, origin: PeerId, round_: int) -> bool:
         """Whether a core of this round or of a later one was heard."""

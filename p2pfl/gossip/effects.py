@@ -110,16 +110,28 @@ class Fetch(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """One neighbour to mix: its weight w_ij, the core of each channel, and the position both ends' messages are of."""
+    """One neighbour to mix: its weight w_ij, the core of each channel, and the position both ends' messages are of.
+
+    ``given``: what the own message gives up for it, where the mixing is directed; None: as much as is taken of its.
+    """
 
     peer: PeerId
     weight: float
     cores: Mapping[str, Digest]
     position: Position
+    given: float | None = None
 
     def row(self) -> list[Any]:
         """For the worker, as plain values."""
-        return [self.peer, self.weight, dict(self.cores), *self.position]
+        amount = () if self.given is None else (self.given,)
+        return [self.peer, self.weight, dict(self.cores), *self.position, *amount]
+
+    def noted(self, position: Position) -> list[Any]:
+        """For the log entry of the mixing at this position: peer, weight, then its own place if that is another one;
+        where it is directed always the place, and what was given up."""
+        if self.given is not None:
+            return [self.peer, self.weight, *self.position, self.given]
+        return [self.peer, self.weight, *(self.position if self.position != position else ())]
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,12 +272,12 @@ class Rounds:
     def _mix(self) -> None:
         context, position = self.context, self.context.position
         context.state = State.MIXING
-        edges = []
+        edges, given = [], context.given(position)
         for peer, weight in context.neighbours(position):
             ready = self.deliveries.ready(peer, position)
             mixed = ready is not None and not self.ledgers[peer].declined(position)
             if mixed and ready is not None:
-                edges.append(Edge(peer, weight, ready, position))
+                edges.append(Edge(peer, weight, ready, position, given.get(peer)))
                 self.took(peer, position)
             else:
                 self.attendance.not_mixed(peer, position, declined=ready is not None)
@@ -330,10 +330,7 @@ class Rounds:
             {
                 "round": position[0],
                 "step": position[1],
-                "edges": [
-                    [edge.peer, edge.weight, *(edge.position if edge.position != position else ())]
-                    for edge in self.mixing
-                ],
+                "edges": [edge.noted(position) for edge in self.mixing],
                 "taken_back": [[peer, round_, step] for peer, (round_, step) in self.corrections_used],
                 "digest": event.shared or event.digest,
                 **self._inertia(event.round),

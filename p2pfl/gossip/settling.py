@@ -4,7 +4,8 @@ Linear mixing is a sum of displacements. With weights that satisfy pi_i w_ij = p
 
     pi_i w_ij (m_j - m_i) + pi_j w_ji (m_i - m_j) = 0
 
-to the conserved sum, provided that both mixed it or neither did. So each end lists, for every neighbour, the
+to the conserved sum, provided that both mixed it or neither did. In directed mixings it is pi_i (w_ij m_j - g_ij m_i)
+and pi_j (w_ji m_i - g_ji m_j), 0 as well since pi_i g_ij = pi_j w_ji. So each end lists, for every neighbour, the
 positions whose outcome the two have not yet agreed on; an end that mixed what the other did not takes its
 displacement back. Lists get lost like any message, so a position stays listed until the author knows that the
 reader knows (DESIGN, "Flows settle"; reference/engine.md section 2: listing only the last round leaves an error

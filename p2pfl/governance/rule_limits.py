@@ -21,43 +21,59 @@ class Limits:
     one_step: str = ""  # more than one local step in a round
     static: str = ""  # mixings that differ from round to round, or several in one
     tree: str = ""  # graphs with cycles
+    balanced: str = ""  # edges over which sites give other amounts than they take
     by_shares: str = ""  # weights of a topology by which sites count otherwise than by their samples
     no_newcomers: str = ""
     no_statistics: str = ""  # running statistics that travel
     halved: bool = False  # it mixes with (I + W) / 2, also in closing rounds
+    plain_closing: str = ""  # accelerated closing rounds
 
+
+UNWEIGHED = "without push-sum's weights its models would lose their scale"
+"""Why rules that mix models alone take no directed mixing."""
 
 LIMITS: Mapping[str, Limits] = {
-    "dpsgd": Limits(),
-    "fedprox": Limits(numbers={"proximal": Range(0.0, 1000.0)}),
+    "dpsgd": Limits(balanced=UNWEIGHED),
+    "fedprox": Limits(balanced=UNWEIGHED, numbers={"proximal": Range(0.0, 1000.0)}),
     "kgt": Limits(
+        balanced=UNWEIGHED,
         no_delays="how its correction reacts to displacements that come late is neither proven nor measured",
         sgd_only="z is the mean gradient only if every local step is lr times a gradient",
     ),
     "quasi_global": Limits(
+        balanced=UNWEIGHED,
         numbers={"beta": Range(0.0, 1.0, below=True), "mu": Range(0.0, 1.0, below=True)},
         no_delays="its momentum would take displacements that come late for progress, which is not measured",
         sgd_only="it is its own momentum, and a second one on top would count every gradient twice",
     ),
     "exact_diffusion": Limits(
+        balanced=UNWEIGHED,
         no_delays="its convergence is proven for displacements that come in their round only",
         sgd_only="its correction cancels the bias of a step of lr times a gradient, and of no other step",
         one_step="with more steps exact diffusion stalls away from the optimum; K-GT does not",
         static="its convergence is proven for a mixing that stays the same only",
         no_statistics="its correction could push running variances below 0",
         halved=True,
+        plain_closing="it mixes with (I + W) / 2, and their weights are those for W",
     ),
     "gradient_tracking": Limits(
+        balanced=UNWEIGHED,
         no_delays="how its tracking reacts to displacements that come late is neither proven nor measured",
         sgd_only="y tracks the mean gradient only if every step is lr times y",
         one_step="its tracking sees one gradient per round; K-GT is the same with more steps",
     ),
     "relaysgd": Limits(
+        balanced=UNWEIGHED,
         no_delays="it counts each site once per round, and a late message would be counted twice or never",
         static="its relays go round by round over the edges of one tree",
         tree="it would count a site once for each path to it",
         by_shares="its relays count each site by its samples whatever the weights",
         no_newcomers="its relays count every site from the first round on, and cannot begin in the middle of a run",
+    ),
+    "sgp": Limits(
+        no_delays="how its weights react to displacements that come late is neither proven nor measured",
+        no_statistics="a light weight could push running variances below 0",
+        plain_closing="how its weights take a momentum of their own is neither proven nor measured",
     ),
 }
 
@@ -99,6 +115,13 @@ def varying_problem(rule: str) -> str | None:
     return _sentence(what, "the topology ring or chain", lambda other: not other.static) if reason else None
 
 
+def directed_problem(rule: str) -> str | None:
+    """Why a rule does not go with sites that give other amounts over an edge than they take; None if it does."""
+    reason = LIMITS[rule].balanced
+    what = f"rule {rule} does not go with a directed topology: {reason}"
+    return _sentence(what, "the topology ring or matching", lambda other: not other.balanced) if reason else None
+
+
 def weights_problem(rule: str) -> str | None:
     """Why a rule does not go with weights other than by sample shares; None if it does."""
     reason = LIMITS[rule].by_shares
@@ -108,9 +131,9 @@ def weights_problem(rule: str) -> str | None:
 
 def closing_problem(rule: str) -> str | None:
     """Why a rule does not go with accelerated closing rounds; None if it does."""
-    reason = "it mixes with (I + W) / 2, and their weights are those for W"
+    reason = LIMITS[rule].plain_closing
     what = f"rule {rule} does not go with accelerated closing rounds: {reason}"
-    return _sentence(what, 'closing = "plain"', lambda other: not other.halved) if LIMITS[rule].halved else None
+    return _sentence(what, 'closing = "plain"', lambda other: not other.plain_closing) if reason else None
 
 
 def statistics_problem(rule: str) -> str | None:
@@ -123,4 +146,4 @@ def statistics_problem(rule: str) -> str | None:
 
 def _sentence(what: str, remedy: str, fits: Callable[[Limits], bool]) -> str:
     others = [name for name, limits in LIMITS.items() if fits(limits)]
-    return f"{what}; choose {remedy}, or the rule {', '.join(others[:-1])} or {others[-1]}"
+    return f"{what}; choose {remedy}, or the rule {' or '.join(filter(None, (', '.join(others[:-1]), others[-1])))}"

@@ -23,7 +23,8 @@ DEFAULT_TOPOLOGY: Mapping[str, Any] = {"kind": "ring"}
 MAX_EDGES = 2016  # of a full graph of 64 sites
 MAX_SITES = 64
 MAX_PERIOD = 1000  # rounds; heads that meet more seldom hardly mix
-CHANGING = frozenset({"hierarchical", "base", "matching", "epidemic"})  # not one mixing on the same graph in all rounds
+CHANGING = frozenset({"hierarchical", "base", "matching", "epidemic", "exponential"})
+"""The kinds that have not one mixing on the same graph in all rounds."""
 
 
 def topology_problem(spec: Any) -> str | None:
@@ -58,6 +59,11 @@ def closing_in_words(spec: Mapping[str, Any]) -> str:
     """What a checked spec says of closing rounds."""
     choice = spec.get("closing", "plain")
     return f"{choice}: {CLOSINGS[choice]}"
+
+
+def directed(spec: Mapping[str, Any]) -> bool:
+    """Whether sites give other amounts over an edge than they take, which push-sum alone goes with."""
+    return bool(spec.get("kind") == "exponential" or spec.get("choice", "common") == "local")
 
 
 def weights_in_words(spec: Mapping[str, Any]) -> str:
@@ -125,6 +131,11 @@ def _probability(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= 1
 
 
+def _word(*known: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: isinstance(value, str) and value in known, f"one of {', '.join(known)}"
+
+
+_OF_ANY_ROUND = (_of_any_round, "one of shares, metropolis")
 _PROBABLE = "a number from 0 to 1"
 _KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "ring": {},
@@ -150,6 +161,7 @@ _KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "base": {"k": _whole(1, MAX_SITES)},
     "matching": {"seed": _whole(0, 2**32)},
     "epidemic": {"degree": _whole(1, MAX_SITES), "seed": _whole(0, 2**32)},
+    "exponential": {},
 }
 _NAMES = ", ".join(WEIGHTS)
 _PLAIN = {"closing": (_plain, "plain: chebyshev is for graphs on which all rounds mix by one matrix")}
@@ -162,10 +174,9 @@ _OPTIONAL: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         for kind in _KINDS
         if kind not in CHANGING
     },
-    **{
-        kind: {**_PLAIN, "weights": (_of_any_round, "one of shares, metropolis")}
-        for kind in CHANGING - {"hierarchical"}
-    },
+    **{kind: {**_PLAIN, "weights": _OF_ANY_ROUND} for kind in CHANGING - {"hierarchical"}},
+    "epidemic": {**_PLAIN, "choice": _word("common", "local"), "weights": _OF_ANY_ROUND},
+    "exponential": {**_PLAIN, "hops": _word("one", "all"), "weights": _OF_ANY_ROUND},
     "hierarchical": {**_PLAIN, "period": _whole(1, MAX_PERIOD + 1), "weights": (_named_weights, f"one of {_NAMES}")},
 }
 

@@ -279,7 +279,7 @@ class Runner:
     async def _begin(self, start: StartRecord, checkpoint: Digest = NO_CHECKPOINT) -> None:
         if not self._services.approved(start.plan):  # the gate: checked again at every start
             raise PolicyRefusal(f"plan {start.plan[:12]} is not approved at this site; read and approve it")
-        share = start.shares[self._services.identity.peer_id]
+        share = self.machine.context.law[self._services.identity.peer_id]
         beginning: dict[str, Any] = {
             "initial": self.keys.initial,
             "run": bytes.fromhex(start.run),
@@ -515,7 +515,9 @@ class Runner:
             altered = True  # what is wrong from here on is so in the bytes that came
             payload = await self._open(effect, opener, spool)
             altered = False
-            await self._call("receive", key=effect.name, channel=core.channel, payload=payload, result=core.result)
+            counts = self.machine.context.counting(effect.peer, core.channel)
+            told: dict[str, Any] = {"channel": core.channel, "payload": payload, "result": core.result, **counts}
+            await self._call("receive", key=effect.name, **told)
             if self._kept is not None and effect.key is None:
                 self._kept.hear(effect.digest, effect.signed, payload)
         except RemoteError as error:

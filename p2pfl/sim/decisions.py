@@ -21,11 +21,13 @@ EDGE = np.dtype(
         ("step", np.int64),
         ("weight", np.float64),
         ("sign", np.int64),
+        ("given", np.float64),
     ]
 )
 """One edge of a mixing: both ends' messages are those of own round ``round`` and mixing step ``step``, which are older
-than the round they are listed in if the edge came late. ``sign`` +1: the displacement weight (m_sender - m_receiver)
-is counted; -1: the displacement that was counted under the same (receiver, sender, round, step) is taken back."""
+than the round they are listed in if the edge came late. ``sign`` +1: the displacement weight m_sender - given
+m_receiver is counted; -1: the displacement that was counted under the same (receiver, sender, round, step) is taken
+back. ``given`` is the weight itself but in directed mixings."""
 
 ADOPTED = np.dtype(
     [
@@ -99,5 +101,5 @@ class Decisions:
 
 
 def edge_rows(rows: Any) -> Any:
-    """An array of `EDGE` of tuples (receiver, sender, round, step, weight, sign)."""
-    return np.array([tuple(row) for row in rows], dtype=EDGE)
+    """An array of `EDGE` of tuples (receiver, sender, round, step, weight, sign), or these and given."""
+    return np.array([tuple(row) if len(row) > 6 else (*row, row[4]) for row in rows], dtype=EDGE)

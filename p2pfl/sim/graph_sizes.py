@@ -59,6 +59,11 @@ def _of_degree(spec: Mapping[str, Any], sites: int) -> int:
     return sites * whole_of(spec, "degree", 1) // 2
 
 
+def _drawn(spec: Mapping[str, Any], sites: int) -> int:
+    """Where each site chooses for itself, hardly two choose each other."""
+    return _of_degree(spec, sites) * (2 if spec.get("choice") == "local" else 1)
+
+
 def _of_clusters(spec: Mapping[str, Any], sites: int) -> int:
     """Inside, and between the members of neighbouring clusters that are heads together in some round."""
     sizes = [len(cluster) for cluster in clusters_of(spec, sites)]
@@ -77,6 +82,6 @@ _COUNTS: Mapping[str, Callable[[Mapping[str, Any], int], int]] = {
     "two_clusters": _of_halves,
     "regular": _of_degree,
     "small_world": _of_degree,
-    "epidemic": _of_degree,
+    "epidemic": _drawn,
     "erdos_renyi": lambda spec, sites: int(probability_of(spec) * _pairs(sites)),
 }

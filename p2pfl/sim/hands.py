@@ -97,12 +97,13 @@ def _worker(site: Site, seconds: float, action: Callable[[], None]) -> None:
 
 
 def _begin(site: Site, start: StartRecord) -> None:
-    site.trainer.begin(site.world.initial, bytes.fromhex(start.run), site.key, start.shares[site.peer_id])
+    share = site.running.context.law[site.peer_id]
+    site.trainer.begin(site.world.initial, bytes.fromhex(start.run), site.key, share)
     site.begun = True
 
 
 def _restore(site: Site, start: StartRecord, digest: Digest) -> None:
-    share = start.shares[site.peer_id]
+    share = site.running.context.law[site.peer_id]
     saved = site.disk.checkpoints[digest]
     training.restore(site.trainer, site.folder, saved, site.world.initial, bytes.fromhex(start.run), site.key, share)
     site.begun = True
@@ -196,7 +197,8 @@ def _receive(site: Site, effect: effects.Fetch, chunks: list[bytes]) -> None:
         site.post(events.Received(site.now, effect.name, str(error), altered=True))
         return
     try:
-        site.trainer.receive(key=effect.name, channel=core.channel, payload=payload, result=core.result)
+        counts = site.running.context.counting(effect.peer, core.channel)
+        site.trainer.receive(key=effect.name, channel=core.channel, payload=payload, result=core.result, **counts)
     except RemoteError as error:
         site.post(events.Received(site.now, effect.name, str(error)))
         return

@@ -17,7 +17,7 @@ import numpy as np
 from p2pfl.sim.decisions import ADOPTED, RecordedRound, edge_rows
 
 Tag = tuple[int, int, int]  # sender, its round, its step
-Took = tuple[int, int, int, float]  # the same, and the weight
+Took = tuple[int | float, ...]  # the same, the weight, and in directed mixings what was given up
 
 
 class Note(NamedTuple):
@@ -78,7 +78,7 @@ class Sheet:
         self.adopted: list[list[tuple[Any, ...]]] = [[] for _ in range(total)]
         self.before = self.sent = journal.before or 0
         self.flooded = journal.flooded_before
-        self._weights: dict[Tag, float] = {}
+        self._amounts: dict[Tag, Took] = {}
         self._open: list[tuple[int, Took]] = []  # (step, edge) of the round in work
         self._carried: list[Took] = []  # mixed in rounds that were left, and not in the parameters yet
         self._round = -1  # the round in work
@@ -106,13 +106,13 @@ class Sheet:
     def _mix(self, note: Note) -> None:
         t = note.round
         self._open += [(note.step, took) for took in note.taken]
-        self._weights.update({took[:3]: took[3] for took in note.taken})
+        self._amounts.update({(int(took[0]), int(took[1]), int(took[2])): took[3:] for took in note.taken})
         if not note.last:
             return
         for step, took in self._open:
             self.edges[t][step].append(self._row(took, 1))
         self.edges[t][-1] += [self._row(took, 1) for took in self._carried]
-        self.edges[t][-1] += [self._row((*tag, self._weights[tag]), -1) for tag in note.taken_back]
+        self.edges[t][-1] += [self._row((*tag, *self._amounts[tag]), -1) for tag in note.taken_back]
         self._open, self._carried = [], []
         self.bytes[t] += note.sent - self.sent
         self.floods[t] += note.flooded - self.flooded
@@ -129,7 +129,7 @@ class Sheet:
         self._round = round_
 
     def _row(self, took: Took, sign: int) -> tuple[Any, ...]:
-        return (self.number, *took, sign)
+        return (self.number, *took[:4], sign, took[-1])
 
     def _fill_times(self) -> None:
         """In a round that it skipped the site holds what it held before."""

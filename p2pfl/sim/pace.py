@@ -18,7 +18,7 @@ from p2pfl.sim.results import Columns
 from p2pfl.sim.scenario import TimeTable
 from p2pfl.sim.timing import Timing
 from p2pfl.sim.unequal_steps import with_steps
-from p2pfl.topology import Schedule
+from p2pfl.topology import Mixing, Schedule
 from p2pfl.train.relays import message_size
 
 if TYPE_CHECKING:
@@ -122,14 +122,14 @@ def _recorded(recording: Recording, absences: Absences) -> Iterator[Step]:
         mixed = sum(int(edges["sign"].sum()) for edges in row.edges)
         wanted = 0
         if t < recording.schedule.total:
-            matrices = [mixing.matrix for mixing in recording.schedule.round(t).mixings]
-            wanted = sum(_edges_between(matrix, absences.of(t)) for matrix in matrices)
+            mixings = recording.schedule.round(t).mixings
+            wanted = sum(_edges_between(mixing, absences.of(t)) for mixing in mixings)
         yield Step(row.seconds, row.bytes - floods, floods, mixed=mixed, wanted=wanted)
 
 
-def _edges_between(matrix: Any, away: np.ndarray) -> int:
-    coo = matrix.tocoo()
-    return int(((coo.row != coo.col) & ~np.isin(coo.row, away) & ~np.isin(coo.col, away)).sum())
+def _edges_between(mixing: Mixing, away: np.ndarray) -> int:
+    receivers, senders, *_ = mixing.entries
+    return int((~np.isin(receivers, away) & ~np.isin(senders, away)).sum())
 
 
 def check_pace(simulation: Simulation) -> None:

@@ -126,8 +126,8 @@ def prepare(
     same = schedule.same_each_round
     check_combination(
         settings.rule.name, settings.optimiser.name, sites=peers, staleness=staleness, steps=int(each.max()),
-        edges=schedule.graph.number_of_edges() if same else None, varying=not same, weighted=not schedule.by_shares,
-        accelerated=schedule.accelerated,
+        edges=schedule.graph.number_of_edges() if same else None, varying=not same,
+        directed=schedule.directed, weighted=not schedule.by_shares, accelerated=schedule.accelerated,
     )  # fmt: skip
     check_fault_times(faults, peers, seed, schedule.total)
     absences = absences_of(faults, peers, seed)

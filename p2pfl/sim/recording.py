@@ -91,7 +91,7 @@ class RecordedTraining(StubTraining):
             self._recorder.places[self.site, answer["result"]] = (round, step)
         return answers
 
-    def receive(self, key: str, channel: str, payload: bytes, result: str) -> None:
+    def receive(self, key: str, channel: str, payload: bytes, result: str, share: float | None = None) -> None:
         """Remember what a key stands for."""
         super().receive(key, channel, payload, result)
         self._results[key] = result
@@ -103,7 +103,9 @@ class RecordedTraining(StubTraining):
         """Note edges and corrections."""
         answer = super().mix(round, step, edges, corrections, last, closing, inertia)
         numbers = self._recorder.world.numbers
-        taken = tuple((numbers[row[0]], *(row[3:] or (round, step)), float(row[1])) for row in edges)
+        taken = tuple(
+            (numbers[row[0]], *(row[3:5] or (round, step)), float(row[1]), *map(float, row[5:6])) for row in edges
+        )
         back = tuple((numbers[peer], int(round_), int(step_)) for peer, round_, step_ in corrections)
         self._note("mix", round, step, taken=taken, taken_back=back, last=last)
         for row in edges:

@@ -283,10 +283,9 @@ def _announcement(degree: Array, told: Array) -> Array:
 
 
 def _edges_of(mixing: Mixing, step: int, patience: Patience, away: Array) -> _Edges:
-    coo = mixing.matrix.tocoo()
-    real = (coo.row != coo.col) & (coo.data != 0.0)
-    real &= ~(np.isin(coo.row, away) | np.isin(coo.col, away))
-    receivers, senders = coo.row[real], coo.col[real]
+    receivers, senders, *_ = mixing.entries  # both ends of an edge send, also where one of them gives nothing
+    real = ~(np.isin(receivers, away) | np.isin(senders, away))
+    receivers, senders = receivers[real], senders[real]
     order = np.argsort(receivers, kind="stable")
     degree = np.bincount(receivers, minlength=len(mixing.nodes))
     sites = np.flatnonzero(degree)

@@ -54,7 +54,7 @@ class Trainer(Protocol):
         """Channel, payload and result digest of each message."""
         ...
 
-    def receive(self, key: str, channel: str, payload: bytes, result: str) -> None:
+    def receive(self, key: str, channel: str, payload: bytes, result: str, share: float | None = None) -> None:
         """Take a neighbour's message in."""
         ...
 
@@ -204,7 +204,7 @@ class StubTraining:
         self._encoded = (round, step)
         return answers
 
-    def receive(self, key: str, channel: str, payload: bytes, result: str) -> None:
+    def receive(self, key: str, channel: str, payload: bytes, result: str, share: float | None = None) -> None:
         """Check and rebuild a neighbour's message."""
         self._exchange.receive(key, channel, payload, result)
 

@@ -18,9 +18,11 @@ from torch import Tensor
 from p2pfl.sim.vector_faults import Sending, VectorFault
 from p2pfl.topology import Mixing
 from p2pfl.train.mixing import PeerInbox
+from p2pfl.train.push_weights import quotient, told
 from p2pfl.train.rules import Context, Graph, Messages, Rule, State
 from p2pfl.train.sparse import displacements
 from p2pfl.train.threads import dealt, on_threads
+from p2pfl.types import WEIGHT
 
 BLOCK = 1 << 17  # numbers of a block: what stays in a core's cache
 DEVICE_BLOCK = 1 << 26  # on other devices: it only bounds the memory
@@ -43,7 +45,7 @@ class Kept:
     """Messages of some sites of one place that later rounds need again."""
 
     rows: Tensor  # [r] sites
-    channels: Mapping[str, Tensor]  # [r, P] each
+    channels: Mapping[str, Tensor]  # [r, P] each; [r, 1] of the weight
 
 
 Further = Callable[[int, str, slice], Tensor | None]
@@ -120,19 +122,18 @@ class LinearMixing:
         more: Further, columns: slice, inertia: float | None, lost: Further,
     ) -> tuple[State, Tensor]:  # fmt: skip
         messages: Messages = {self.model: x}
-        if not closing:
+        if not closing or WEIGHT in self._places:
             state, messages = self._rule.send(state, x, context, self._graph)
         totals: Messages = {}
         for step, pull in enumerate(pulls):
+            moved: Messages = {}
             for name, own in messages.items():
-                sent = own
-                for fault, sites in lying:
-                    told = fault.sent(
-                        own[sites], sites, Sending(context.round, step, self._places[name], columns.start)
-                    )
-                    sent = sent.index_copy(0, sites, told)
+                sent = self._sent(name, own, Sending(context.round, step, self._places[name], columns.start), lying)
                 if step in keep:
-                    keep[step].channels[name][:, columns] = sent[keep[step].rows]
+                    keep[step].channels[name][:, _of(name, columns)] = sent[keep[step].rows]
+                if WEIGHT in messages and name != WEIGHT:
+                    told, own = sent, own * messages[WEIGHT]
+                    sent = own if told is messages[name] else told * messages[WEIGHT]
                 displacement = self._displacement(pull, name, sent, own)
                 if inertia is not None:
                     displacement = self._flowing(displacement, inertia, lost(step, name, columns), columns)
@@ -142,8 +143,9 @@ class LinearMixing:
                 if self._shared is not None:
                     displacement = displacement * self._shared[columns]
                 totals[name] = totals[name] + displacement if step else displacement
-                if step < len(pulls) - 1:
-                    messages = {**messages, name: own + displacement}
+                moved[name] = displacement
+            if step < len(pulls) - 1:
+                messages = _as_mixed(messages, moved)
         for name in [name for name in self._places if name not in totals]:
             taken_back = more(len(pulls) - 1, name, columns)  # in closing rounds; of entries that travel alone
             totals[name] = torch.zeros_like(x) if taken_back is None else taken_back
@@ -156,6 +158,13 @@ class LinearMixing:
         self._flow[:, columns] = flow if lost is None else flow + lost
         return flow
 
+    def _sent(self, name: str, own: Tensor, sending: Sending, lying: Sequence[tuple[VectorFault, Tensor]]) -> Tensor:
+        """What goes out in place of the honest message; weights are told as they are."""
+        sent = own
+        for fault, sites in lying if name != WEIGHT else ():
+            sent = sent.index_copy(0, sites, fault.sent(own[sites], sites, sending))
+        return sent
+
     def _displacement(self, pull: Pull, channel: str, sent: Tensor, own: Tensor) -> Tensor:
         if channel != self.model or not self._rule.needs.adds_pulls:
             return pull(sent, own)
@@ -163,6 +172,26 @@ class LinearMixing:
         middle = own[:1]
         centred = own - middle
         return pull(centred if sent is own else sent - middle, centred)
+
+
+def weighed(messages: Mapping[str, Tensor], name: str, columns: slice) -> Tensor:
+    """What is mixed of a block of a message [s, P]: that, times the weight if there is one."""
+    message = messages[name][:, _of(name, columns)]
+    return message * messages[WEIGHT] if WEIGHT in messages and name != WEIGHT else message
+
+
+def _of(name: str, columns: slice) -> slice:
+    """Each block of columns has the whole weight with it."""
+    return slice(None) if name == WEIGHT else columns
+
+
+def _as_mixed(messages: Messages, moved: Messages) -> Messages:
+    """The messages of the next mixing of a round."""
+    if WEIGHT not in messages:
+        return {name: own + moved[name] for name, own in messages.items()}
+    weight = messages[WEIGHT] + moved[WEIGHT]
+    found = {name: quotient(own * messages[WEIGHT] + moved[name], weight, own) for name, own in messages.items()}
+    return {**found, WEIGHT: told(weight)}
 
 
 def honest(product: Any) -> Pull:
@@ -191,8 +220,8 @@ class ScheduledPulls:
         if key not in self._kept:
             if len(self._kept) >= PRODUCTS_KEPT:
                 self._kept.clear()
-            coo = mixing.matrix.tocoo()
-            here = ~(np.isin(coo.row, absent) | np.isin(coo.col, absent)) & (coo.row != coo.col)
-            product = displacements(coo.row[here], coo.col[here], coo.data[here], self._sites, self._device)
+            rows, columns, weights, given = mixing.entries
+            here = ~(np.isin(rows, absent) | np.isin(columns, absent))
+            product = displacements(rows[here], columns[here], weights[here], self._sites, self._device, given[here])
             self._kept[key] = mixing, honest(product)  # with the mixing, so that its id is nobody else's
         return self._kept[key][1]

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError
 from p2pfl.sim.decisions import Decisions, RecordedRound
-from p2pfl.sim.vector_mixing import Kept, Pull, honest, nothing_further
+from p2pfl.sim.vector_mixing import Kept, Pull, honest, nothing_further, weighed
 from p2pfl.train.sparse import SparseProduct, displacements
+from p2pfl.types import WEIGHT
 
 Place = tuple[int, int]  # round, step
 
@@ -63,7 +64,11 @@ class Replay:
             if (now["step"] != step).any():
                 raise ConfigError(f"round {t} mixes messages of another step in step {step}; list them where they are")
             found.append(
-                honest(displacements(now["receiver"], now["sender"], now["weight"], self._sites, self._device))
+                honest(
+                    displacements(
+                        now["receiver"], now["sender"], now["weight"], self._sites, self._device, now["given"]
+                    )
+                )
             )
         return found
 
@@ -75,7 +80,8 @@ class Replay:
         for (round_, step), sites in self._needed.items():
             if round_ == t:
                 rows = torch.tensor(sorted(sites), dtype=torch.int64, device=self._device)
-                kept = Kept(rows, {name: like.new_zeros(len(rows), like.shape[-1]) for name in channels})
+                sizes = {name: 1 if name == WEIGHT else like.shape[-1] for name in channels}
+                kept = Kept(rows, {name: like.new_zeros(len(rows), size) for name, size in sizes.items()})
                 self._kept[round_, step] = found[step] = kept
         return found
 
@@ -111,7 +117,7 @@ class Replay:
         def displacement(step: int, channel: str, columns: slice) -> Tensor | None:
             total: Tensor | None = None
             for kept, product in products.get(step, ()):
-                moved = product(kept.channels[channel][:, columns])
+                moved = product(weighed(kept.channels, channel, columns))
                 total = moved if total is None else total + moved
             return total
 
@@ -119,12 +125,12 @@ class Replay:
 
     def _product(self, rows: Any, kept: Kept, factor: float) -> SparseProduct:
         known = kept.rows.cpu().numpy()
-        weight = rows["weight"] * rows["sign"] * factor
+        weight, given = (rows[amount] * rows["sign"] * factor for amount in ("weight", "given"))
         receivers, senders = (np.searchsorted(known, rows[end]) for end in ("receiver", "sender"))
         entries = (
             np.tile(rows["receiver"], 2),
             np.concatenate((senders, receivers)),
-            np.concatenate((weight, -weight)),
+            np.concatenate((weight, -given)),
         )
         return SparseProduct(entries, (self._sites, len(known)), self._device)
 

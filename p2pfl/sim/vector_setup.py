@@ -19,6 +19,7 @@ from p2pfl.train.plan_code import PlanCode
 from p2pfl.train.rules import check_combination
 from p2pfl.train.settings import Settings
 from p2pfl.train.stacked_sampling import CounterDraws, DeployedKeys, Draws
+from p2pfl.types import WEIGHT
 
 
 def check_run(
@@ -34,14 +35,16 @@ def check_run(
     same = schedule.same_each_round
     check_combination(
         rule.name, settings.optimiser.name, sites=sites, edges=schedule.graph.number_of_edges() if same else None,
-        staleness=settings.staleness, steps=most, varying=not same, statistics=layout.buffer_size > 0,
+        staleness=settings.staleness, steps=most, varying=not same, directed=schedule.directed,
+        statistics=layout.buffer_size > 0,
         weighted=not schedule.by_shares,
         accelerated=schedule.accelerated,
     )  # fmt: skip
     linear = rule.needs.linear
     if not linear and (decisions is not None or recorded or faults):
         raise ConfigError(f"rule {rule.name} is simulated without losses and faults only; choose another rule")
-    if not linear and layout.shared_size != layout.size:
+    alike = not linear or any(channel.name == WEIGHT for channel in rule.channels)
+    if alike and layout.shared_size != layout.size:
         raise ConfigError(f"rule {rule.name} shares all parameters; share batch norm too, or use GroupNorm")
     if decisions is None:
         return schedule.total

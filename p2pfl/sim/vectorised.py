@@ -277,7 +277,11 @@ class VectorisedRun:
 
     def _first_graph(self) -> VectorGraph:
         mixing = self.schedule.round(0).mixings[0]
-        return VectorGraph.from_matrix(mixing.matrix, self.shares.to(self.settings.dtype), self._device)
+        law = torch.tensor(self.schedule.law, dtype=torch.float64)
+        law = (law / law.sum()).to(self.settings.dtype)
+        if mixing.directed:  # rules see what sites count alone of it; edges are for relays
+            return VectorGraph(self.sites, [], law, self._device)
+        return VectorGraph.from_matrix(mixing.matrix, law, self._device)
 
     def _linear_mixing(self) -> LinearMixing:
         mask = self.layout.shared_mask.to(self._device)

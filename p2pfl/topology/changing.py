@@ -1,13 +1,16 @@
-"""Kinds whose graph is another one in each round, one mixing each: base, matching, epidemic.
+"""Kinds whose graph is another one in each round, one mixing each: base, matching, epidemic, exponential.
 
 A round may leave sites alone or apart; over a run all must hear of all, so it is the union of the rounds that is
 connected. Random rounds are drawn from keyed integers, so every peer computes the same ones on every machine.
+Exponential graphs, and epidemic ones in which each site chooses for itself, are directed: push-sum alone mixes on them
+(pushing.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,9 @@ from scipy.sparse.csgraph import connected_components
 from p2pfl.errors import ConfigError
 from p2pfl.keyed_stream import KeyedStream
 from p2pfl.topology.base import BaseGraph, check_equal
+from p2pfl.topology.directed import exponential_hops, one_peer_exponential, push_sum, static_exponential
 from p2pfl.topology.mixing import weights_on_pairs
+from p2pfl.topology.pushing import given_up, weighed
 from p2pfl.topology.regular import check_degree, drawn_regular
 from p2pfl.topology.shapes import seed_of, whole_of
 
@@ -32,6 +37,7 @@ class Changing:
     cycle: int | None  # rounds after which they begin again; None: never
     pairs: Callable[[int], Pairs]  # the edges of round t
     matrix: Callable[[int, list[float]], Any]  # the mixing of round t for these shares, the csr array [n, n]
+    given: Callable[[int], Any] | None = None  # of directed kinds: what sites give up in round t, the csr array [n, n]
 
     def union(self, rounds: int | None) -> Pairs:
         """The edges of the first so many rounds, each once, sorted; None: of all rounds that there can be."""
@@ -78,6 +84,11 @@ def changing_of(spec: Mapping[str, Any], sites: int) -> Changing | None:
     return CHANGING[spec["kind"]](spec, sites) if spec["kind"] in CHANGING else None
 
 
+def is_directed(spec: Mapping[str, Any]) -> bool:
+    """Whether sites give other amounts over an edge than they take, so that only push-sum reads a mean."""
+    return bool(spec["kind"] == "exponential" or spec.get("choice", "common") == "local")
+
+
 def _base(spec: Mapping[str, Any], sites: int) -> Changing:
     graph = BaseGraph(sites, whole_of(spec, "k", 1))
 
@@ -105,10 +116,13 @@ def _matching(spec: Mapping[str, Any], sites: int) -> Changing:
 def _epidemic(spec: Mapping[str, Any], sites: int) -> Changing:
     """A random regular graph in each round; for equal shares w = 1 / (degree + 1).
 
-    Source: de Vos, Farhadkhani, Guerraoui, Kermarrec, Pires, Sharma, "Epidemic learning: boosting decentralized
-    learning with randomized communication", NeurIPS 2023 (EL-Oracle).
+    With the choice "local" each site gives 1 / (degree + 1) of its own to so many others that it draws for itself, and
+    keeps as much. Source: de Vos, Farhadkhani, Guerraoui, Kermarrec, Pires, Sharma, "Epidemic learning: boosting
+    decentralized learning with randomized communication", NeurIPS 2023 (EL-Oracle; EL-Local).
     """
     degree, seed = whole_of(spec, "degree", 1), seed_of(spec)
+    if _one_of(spec, "choice", ("common", "local")) == "local":
+        return _directed(sites, None, lambda t: push_sum(sites, degree, seed, t))
     if sites > 1:
         check_degree(sites, degree)
 
@@ -117,6 +131,37 @@ def _epidemic(spec: Mapping[str, Any], sites: int) -> Changing:
         return _as_pairs(drawn_regular(sites, degree, *name) if sites > 1 else [])
 
     return _random(sites, pairs)
+
+
+def _exponential(spec: Mapping[str, Any], sites: int) -> Changing:
+    """Site i takes half of what i - 2^(t mod p) has, p = ceil(log2 n); with all hops a part of each i - 2^j.
+
+    Source: Ying, Yuan, Chen, Hu, Pan, Yin, "Exponential graph is provably efficient for decentralized deep training",
+    NeurIPS 2021.
+    """
+    if _one_of(spec, "hops", ("one", "all")) == "all":
+        return _directed(sites, 1, lambda t: static_exponential(sites))
+    return _directed(sites, max(1, exponential_hops(sites)), lambda t: one_peer_exponential(sites, t))
+
+
+def _directed(sites: int, cycle: int | None, pushed: Callable[[int], Any]) -> Changing:
+    """The rounds of column-stochastic matrices [n, n], both ends of an edge exchanging messages."""
+    push = lru_cache(maxsize=2)(pushed if sites > 1 else lambda t: sparse.eye_array(1, format="csr"))
+
+    def pairs(t: int) -> Pairs:
+        coo = push(t).tocoo()
+        ends = np.stack([np.minimum(coo.row, coo.col), np.maximum(coo.row, coo.col)], axis=1).astype(np.int64)
+        return np.unique(ends[ends[:, 0] < ends[:, 1]], axis=0).reshape(-1, 2)
+
+    return Changing(sites, cycle, pairs, lambda t, law: weighed(push(t), law), lambda t: given_up(push(t)))
+
+
+def _one_of(spec: Mapping[str, Any], name: str, known: tuple[str, str]) -> str:
+    """The spec's word; the first one where it says none. ConfigError for another."""
+    value = spec.get(name, known[0])
+    if value not in known:
+        raise ConfigError(f"the topology's {name} is {str(value)[:40]!r}; give {' or '.join(known)}")
+    return str(value)
 
 
 def _random(sites: int, pairs: Callable[[int], Pairs]) -> Changing:
@@ -131,5 +176,6 @@ CHANGING: Mapping[str, Callable[[Mapping[str, Any], int], Changing]] = {
     "base": _base,
     "matching": _matching,
     "epidemic": _epidemic,
+    "exponential": _exponential,
 }
 """The kinds that change; a new one is a new row here, and in KINDS and KEYS."""

@@ -1,4 +1,4 @@
-"""Matrices of directed graphs, for tables and studies; no run mixes by them.
+"""Matrices of directed graphs: those that runs push by (pushing.py), and others for tables and studies.
 
 P_ij is what i takes of j. Rows that sum to 1 keep agreement, columns that sum to 1 keep the sum of all: push-sum
 divides by a mass that is mixed alike, so that columns are enough (`push_sum`).
@@ -23,7 +23,7 @@ def static_exponential(sites: int) -> Any:
     for decentralized deep training", NeurIPS 2021.
     """
     _check(sites)
-    steps = [0, *(2**power for power in range(_hops(sites)))]
+    steps = [0, *(2**power for power in range(exponential_hops(sites)))]
     return _mean([(site, (site - step) % sites) for site in range(sites) for step in steps], sites)
 
 
@@ -34,7 +34,7 @@ def one_peer_exponential(sites: int, t: int) -> Any:
     `static_exponential`.
     """
     _check(sites)
-    step = 2 ** (t % max(1, _hops(sites)))
+    step = 2 ** (t % max(1, exponential_hops(sites)))
     return _mean([(site, (site - back) % sites) for site in range(sites) for back in (0, step)], sites)
 
 
@@ -78,7 +78,8 @@ def _mean(pairs: list[tuple[int, int]], sites: int) -> Any:
     return sparse.csr_array(sparse.coo_array((share[rows], (rows, columns)), shape=(sites, sites)))
 
 
-def _hops(sites: int) -> int:
+def exponential_hops(sites: int) -> int:
+    """ceil(log2 n), how many hops there are."""
     return ceil(log2(sites))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from p2pfl.errors import ConfigError
+from p2pfl.topology.pushing import readings
 from p2pfl.topology.schedule import Schedule
 
 EXACT = 1e-12  # rounding of some ten products
@@ -21,7 +22,8 @@ def finite_time(rounds: Schedule | Sequence[Any], shares: Sequence[float] | None
     """The least T with W_T ... W_1 = 1 pi', after which each site has sum_i pi_i x_i whatever it began with.
 
     None if there is none within 64 rounds and those of the schedule. Entries that are off by at most 1e-12 count as
-    exact if they were off by 1e-6 or more a round before; those of a graph that is only fast are not. ``rounds``: a
+    exact if they were off by 1e-6 or more a round before; those of a graph that is only fast are not. Of directed
+    schedules it is what push-sum reads that has to be the mean. ``rounds``: a
     schedule, or matrices [n, n], the first one mixing first, to be repeated; ``shares`` [n] of these, equal if None.
     ConfigError for more than 1,000 sites.
     """
@@ -47,6 +49,8 @@ def _matrices(schedule: Schedule) -> list[Any]:
         raise ConfigError(f"products of mixings are computed for up to {MOST_SITES} sites; take fewer")
     if schedule.same_each_round:
         return [schedule.round(0).mixings[0].matrix]
+    if schedule.directed:
+        return list(readings(schedule.round(t).mixings[0].matrix for t in range(min(schedule.total, MOST_ROUNDS))))
     return [
         _one(mixing.matrix for mixing in schedule.round(t).mixings) for t in range(min(schedule.total, MOST_ROUNDS))
     ]

@@ -267,11 +267,14 @@ KEYS: Mapping[str, frozenset[str]] = {
     "base": frozenset({"k"}),
     "matching": frozenset({"seed"}),
     "epidemic": frozenset({"degree", "seed"}),
+    "exponential": frozenset(),
 }
 """The keys each kind has beside ``kind``."""
 
 OPTIONAL: Mapping[str, frozenset[str]] = {
     **{kind: frozenset({"closing", "weights"}) for kind in KINDS},
     "hierarchical": frozenset({"closing", "period", "weights"}),
+    "epidemic": frozenset({"choice", "closing", "weights"}),
+    "exponential": frozenset({"closing", "hops", "weights"}),
 }
 """Further keys that a spec may have."""

@@ -2,6 +2,10 @@
 
     x_i <- x_i + sum_j w_ij (x_j - x_i)        W = [w_ij], i receives, float64, every row sums to 1
 
+A directed mixing takes and gives unlike amounts over an edge, and keeps sums alone (pushing.py):
+
+    x_i <- x_i + sum_j (w_ij x_j - g_ij x_i)    g_ij = w_ji pi_j / pi_i: what i gives up is what j gets, weighed by pi
+
 Sums are correctly rounded (``math.fsum``), so every processor computes the same bits.
 """
 
@@ -21,9 +25,12 @@ from p2pfl.types import PeerId
 
 
 class Mixing:
-    """One mixing: the sites in their order and the matrix [n, n] (scipy csr array, float64). Immutable."""
+    """One mixing: the sites in their order and the matrix [n, n] (scipy csr array, float64). Immutable.
 
-    def __init__(self, nodes: Sequence[PeerId], matrix: Any) -> None:
+    ``given`` [n, n], of a directed one alone: g_ij, without a diagonal; else a site gives what it takes.
+    """
+
+    def __init__(self, nodes: Sequence[PeerId], matrix: Any, given: Any = None) -> None:
         """Raises ConfigError if ``matrix`` is not [n, n] for the n ``nodes``."""
         self.nodes = tuple(nodes)
         if tuple(matrix.shape) != (len(self.nodes), len(self.nodes)):
@@ -31,24 +38,65 @@ class Mixing:
                 f"a mixing matrix of shape {tuple(matrix.shape)} for {len(self.nodes)} sites; make both agree"
             )
         self.matrix = sparse.csr_array(matrix, dtype=np.float64)
+        self._given = None if given is None else sparse.csr_array(given, dtype=np.float64)
+
+    @property
+    def directed(self) -> bool:
+        """Whether a site may give another amount over an edge than it takes; w_ij or g_ij may then be 0."""
+        return self._given is not None
 
     def neighbours(self, peer: PeerId) -> tuple[tuple[PeerId, float], ...]:
         """(neighbour, w_ij) of one site, in peer-id order; empty for a site that this mixing leaves alone.
 
         Every world sums in this order, so results agree bit by bit. ConfigError for a stranger.
         """
+        place = self._place_of(peer)
+        taken = {other: weight for other, weight in _row(self.matrix, place) if other != place}
+        if self._given is not None:
+            taken = dict.fromkeys((other for other, _ in _row(self._given, place)), 0.0) | taken
+        return tuple(sorted((self.nodes[other], weight) for other, weight in taken.items()))
+
+    def given(self, peer: PeerId) -> Mapping[PeerId, float]:
+        """g_ij of one site where the mixing is directed, for each of its `neighbours`; else nothing is said."""
+        if self._given is None:
+            return {}
+        given = {self.nodes[other]: amount for other, amount in _row(self._given, self._place_of(peer))}
+        return {other: given.get(other, 0.0) for other, _ in self.neighbours(peer)}
+
+    @cached_property
+    def entries(self) -> tuple[Any, Any, Any, Any]:
+        """Each edge once from each of its ends: receivers i and senders j, int64 [E], w_ij and g_ij, float64 [E].
+
+        Sorted by receiver, then by sender.
+        """
+        given = self.matrix if self._given is None else self._given
+        ends = [_off_diagonal(matrix) for matrix in (self.matrix, given)]
+        places = np.unique(np.concatenate([row * len(self.nodes) + column for row, column, _ in ends]))
+        amounts = np.zeros((2, len(places)))
+        for amount, (row, column, values) in zip(amounts, ends, strict=True):
+            amount[np.searchsorted(places, row * len(self.nodes) + column)] = values
+        return places // len(self.nodes), places % len(self.nodes), amounts[0], amounts[1]
+
+    def _place_of(self, peer: PeerId) -> int:
         if peer not in self._places:
             raise ConfigError(f"{peer} is not a site of this mixing; ask for one of its {len(self.nodes)} sites")
-        place = self._places[peer]
-        row = slice(self.matrix.indptr[place], self.matrix.indptr[place + 1])
-        entries = zip(self.matrix.indices[row].tolist(), self.matrix.data[row].tolist(), strict=True)
-        return tuple(
-            sorted((self.nodes[other], weight) for other, weight in entries if other != place and weight != 0.0)
-        )
+        return self._places[peer]
 
     @cached_property
     def _places(self) -> dict[PeerId, int]:
         return {node: place for place, node in enumerate(self.nodes)}
+
+
+def _row(matrix: Any, place: int) -> list[tuple[int, float]]:
+    row = slice(matrix.indptr[place], matrix.indptr[place + 1])
+    entries = zip(matrix.indices[row].tolist(), matrix.data[row].tolist(), strict=True)
+    return [(other, weight) for other, weight in entries if weight != 0.0]
+
+
+def _off_diagonal(matrix: Any) -> tuple[Any, Any, Any]:
+    coo = matrix.tocoo()
+    real = (coo.row != coo.col) & (coo.data != 0.0)
+    return coo.row[real].astype(np.int64), coo.col[real].astype(np.int64), coo.data[real]
 
 
 def metropolis_hastings(graph: nx.Graph) -> Any:

@@ -1,7 +1,8 @@
 """The schedule of a run: for each round the active sites and the mixings, in order, one after the other.
 
 A pure function of spec, order of the sites, shares and round number; every mixing keeps sum_i pi_i x_i, where pi are
-the sample shares unless the spec chooses other weights (weighting.py).
+the sample shares unless the spec chooses other weights (weighting.py). Directed ones keep that sum and not agreement:
+there rules mix a weight alike and divide by it (pushing.py).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from p2pfl.topology.graphs import (
     ring_pairs,
 )
 from p2pfl.topology.mixing import Mixing, law_of, stretched
+from p2pfl.topology.pushing import readings
 from p2pfl.topology.spectral import contraction
 from p2pfl.topology.weighting import by_shares, weighting_of
 from p2pfl.types import PeerId
@@ -149,6 +151,11 @@ class Schedule:
         return np.bincount(self.edges.ravel(), minlength=len(self.nodes))
 
     @property
+    def directed(self) -> bool:
+        """Whether sites may give other amounts over an edge than they take: push-sum alone goes with that."""
+        return self._changing is not None and self._changing.given is not None
+
+    @property
     def shares(self) -> tuple[float, ...]:
         """Sample share of each site, in the order of ``nodes``."""
         return tuple(self._shares)
@@ -178,12 +185,16 @@ class Schedule:
 
             D(after) <= closing_contraction * D(before)
 
-        ``halved``: of a rule that mixes with (I + W) / 2.
+        ``halved``: of a rule that mixes with (I + W) / 2. Of directed schedules x is what push-sum reads, whose weights
+        are those of a run in which nobody was absent before either.
         """
         if self.accelerated and halved:
             raise ConfigError('a rule that mixes with (I + W) / 2 closes plainly; give closing = "plain"')
         if self.accelerated and halved not in self._contraction:
             self._contraction[halved] = accelerated_contraction(self._static.matrix, self._growing, self.law)
+        if halved not in self._contraction and self.directed:
+            read = readings(self.round(t).mixings[0].matrix for t in range(self.total))
+            self._contraction[halved] = contraction(list(read)[self.rounds :], self.law, read=True)
         if halved not in self._contraction:
             mixings = [mixing.matrix for t in range(self.rounds, self.total) for mixing in self.round(t).mixings]
             if halved:
@@ -247,7 +258,8 @@ class Schedule:
             if len(self._kept) >= MIXINGS_KEPT:
                 self._kept.popitem(last=False)
             if self._changing is not None:
-                self._kept[kind] = Mixing(self.nodes, self._changing.matrix(t, self._weighting.law))
+                given = self._changing.given(t) if self._changing.given is not None else None
+                self._kept[kind] = Mixing(self.nodes, self._changing.matrix(t, self._weighting.law), given)
             else:
                 self._kept[kind] = self._mixing(ring_pairs(self._heads(t)))
         return self._kept[kind]

@@ -51,11 +51,12 @@ def spectral_gap(matrix: Any, shares: Sequence[float] | Mapping[Any, float] | No
     return max(0.0, 1.0 - second)
 
 
-def contraction(matrices: Sequence[Any], shares: Sequence[float]) -> float:
+def contraction(matrices: Sequence[Any], shares: Sequence[float], *, read: bool = False) -> float:
     """|| D^1/2 (W_k ... W_1) D^-1/2 - s s^T ||_2 with D = diag(shares), s_i = sqrt(share_i / sum of shares).
 
     The largest part of the disagreement D^2 = sum_i pi_i |x_i - x_bar|^2 (its root) that mixing with these matrices
-    [n, n], first to last, can leave; each keeps sum_i share_i x_i. 1 without a matrix, 0 for one site.
+    [n, n], first to last, can leave; each keeps sum_i share_i x_i. 1 without a matrix, 0 for one site. ``read``: they
+    are what push-sum reads, which moves that mean, and s^T of the product stands for the last s^T.
     """
     law = np.asarray(shares, dtype=np.float64)
     root = np.sqrt(law / law.sum())
@@ -64,7 +65,8 @@ def contraction(matrices: Sequence[Any], shares: Sequence[float]) -> float:
     product = np.eye(len(root))
     for matrix in matrices:
         product = sparse.csr_array(matrix, dtype=np.float64) @ product
-    even = root[:, None] * product / root[None, :] - np.outer(root, root)
+    even = root[:, None] * product / root[None, :]
+    even = even - np.outer(root, root @ even if read else root)
     return float(np.linalg.norm(even, 2)) if matrices else 1.0
 
 

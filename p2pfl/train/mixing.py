@@ -12,6 +12,7 @@ from torch import Tensor
 
 from p2pfl.errors import IllegalStep
 from p2pfl.train.sparse import SparseProduct, displacements
+from p2pfl.types import WEIGHT
 
 
 class PeerGraph:
@@ -153,7 +154,9 @@ class VectorInbox:
 
     def pull(self, channel: str) -> Tensor:
         """Displacements [n, p]."""
-        return self._graph.pull(self._messages[channel])
+        message = self._messages[channel]
+        weighed = WEIGHT in self._messages and channel != WEIGHT
+        return self._graph.pull(message * self._messages[WEIGHT] if weighed else message)
 
     def total(self, channel: str) -> Tensor:
         """Takes this round's relays in; their sums at the receivers, [n, p]."""

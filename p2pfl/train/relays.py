@@ -29,7 +29,7 @@ from p2pfl.train import deltas
 from p2pfl.train.exchange import RECEIVED_LIMIT
 from p2pfl.train.model_files import vector_bytes
 from p2pfl.train.rules.interface import Channel
-from p2pfl.types import Digest
+from p2pfl.types import WEIGHT, Digest
 
 KEPT_ROUNDS = 16  # as long as edges may be unsettled (DESIGN.md, "Flows settle")
 MAX_NEIGHBOURS = 63  # of a charter's 64 sites
@@ -55,6 +55,8 @@ def relay_size(shared: int) -> int:
 
 def message_size(channel: Channel, shared: int, width: int) -> int:
     """Bytes of one message of a channel: ``shared`` parameters that travel, of ``width`` bytes each."""
+    if channel.name == WEIGHT:
+        return width
     return relay_size(shared) * width + TABLE_SIZE if channel.relayed else shared * width
 
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from p2pfl.errors import IllegalStep, MalformedMessage
 from p2pfl.train import deltas
-from p2pfl.train.exchange import Exchange, Tag
+from p2pfl.train.exchange import Edge, Exchange, Tag
 from p2pfl.train.mixing import PeerGraph, PeerInbox
 from p2pfl.train.model_files import vector_digest
 from p2pfl.train.rules import Context, State
 from p2pfl.train.settings import read_settings
+from p2pfl.types import WEIGHT
 
 Message = tuple[bytes, str]
 """Payload and the digest of the result that its sender signed."""
@@ -49,6 +50,8 @@ def why_not(settings: Mapping[str, Any], *, accelerated: bool = False) -> str | 
         )
     if read.staleness:
         return "the run is asynchronous: a delta may be mixed rounds later, which is not replayed"
+    if any(channel.name == WEIGHT for channel in read.rule.channels):
+        return f"the rule is {read.rule.name}: what a light site trains waits in its state, which is not replayed"
     if not read.rule.needs.linear:
         return (
             f"the rule is {read.rule.name}: what a relay holds depends on all the rounds before it, and is not replayed"
@@ -108,12 +111,13 @@ class SiteReplay:
         place: tuple[int, int], *, last: bool,
     ) -> str:  # fmt: skip
         """The digest of what comes out. Raises IllegalStep if something that it needs was not given."""
-        self._exchange.check(tags, edges, taken_back)
+        named = [Edge(*edge) for edge in edges]
+        self._exchange.check(tags, named, taken_back)
         if not last:
-            self._exchange.mix(tags, edges)
+            self._exchange.mix(tags, named)
             return vector_digest(self._exchange.own[self._model])
         assert self._x is not None
-        self._exchange.mix(tags, edges)
+        self._exchange.mix(tags, named)
         pulls = self._exchange.finish(taken_back)
         context = Context(place[0], self._settings.learning_rate, 0)
         self._state, self._x = self._settings.rule.merge(self._state, self._x, context, PeerInbox(pulls))

@@ -28,6 +28,7 @@ from p2pfl.train.relays import Relays, message_size, relay_size, relay_tag
 from p2pfl.train.rules import Context, Messages, State
 from p2pfl.train.sampling import batch_indices, noise_seed
 from p2pfl.train.settings import read_settings
+from p2pfl.types import WEIGHT
 
 
 class Session:
@@ -42,7 +43,8 @@ class Session:
         self._layout = self._settings.layout(self._module)
         self._rule = self._settings.rule
         self._relayed = next((channel.name for channel in self._rule.channels if channel.relayed), None)
-        if self._relayed is not None and self._layout.shared_size != self._layout.size:
+        self._weighed = any(channel.name == WEIGHT for channel in self._rule.channels)
+        if (self._relayed is not None or self._weighed) and self._layout.shared_size != self._layout.size:
             raise ConfigError(f"rule {self._rule.name} shares all parameters; share batch norm too, or use GroupNorm")
         self._data: dict[str, Batch] = {}
         self._x: Tensor | None = None
@@ -80,8 +82,8 @@ class Session:
     def begin(self, initial: bytes, run: bytes, key: bytes, share: float) -> list[dict[str, Any]]:
         """Take the run's initial parameters; the channels with size in bytes and digest of their base.
 
-        ``key`` is the site's secret for this run (16 to 64 bytes). Raises MalformedMessage for a file that
-        does not fit the model.
+        ``key`` is the site's secret for this run (16 to 64 bytes), ``share`` its part of the mean, at most 1. Raises
+        MalformedMessage for a file that does not fit the model.
         """
         noise_seed(key, run, 0, 0)  # refuses a key of a wrong size before anything changes
         self._x = model_files.load(initial, self._module, self._layout)
@@ -94,11 +96,10 @@ class Session:
         self._relays = self._new_relays(run, key)
         self._exchange = Exchange(bases, self._layout.shared_size, self._settings.dtype, self._settings.staleness)
         self._trained, self._encoded = None, None
-        digests = {
-            "model": model_files.vector_digest(base),
-            "zero": model_files.vector_digest(torch.zeros_like(base)),
-        }
-        return [{**channel, "base": digests[channel["base"]]} for channel in self.describe()["channels"]]
+        exchange = self._exchange
+        digests = {name: model_files.vector_digest(exchange.base(name)) for name in bases}
+        zero = model_files.vector_digest(torch.zeros_like(base))  # a relayed channel's, which has no base
+        return [{**channel, "base": digests.get(channel["name"], zero)} for channel in self.describe()["channels"]]
 
     def save(self, path: str) -> str:
         """Write everything that later steps depend on to a file, whole or not at all; SHA-256 of its bytes.
@@ -123,8 +124,8 @@ class Session:
         initial file, and what `begin` raises; nothing has changed then.
         """
         x = self._layout.flatten(self._module)
-        state = self._rule.init(x, PeerGraph(share, dtype=self._settings.dtype))
-        own = {channel.name: self._layout.select_shared(x) for channel in self._rule.channels if not channel.relayed}
+        shared, state = self._layout.select_shared(x), self._rule.init(x, PeerGraph(share, dtype=self._settings.dtype))
+        own = {c.name: x[:1] if c.name == WEIGHT else shared for c in self._rule.channels if not c.relayed}
         like = Checkpoint(self._origin_of(initial, run), x, state, dict(self._module.named_buffers()), own)
         found = checkpoints.read(path, digest, like)
         relays = self._recalled(found, path, run, key)
@@ -183,9 +184,9 @@ class Session:
         """Each channel's name, payload bytes and result digest; the session adopts what receivers rebuild.
 
         Step 0 sends what the rule says; a later step the messages as mixed so far. Closing rounds send the
-        model channel only. ``inertia`` (round, b): of the accelerated closing rounds before this one; those that this
-        site missed are made up for first. Raises IllegalStep for a second encoding of one step, and a second step with
-        relays.
+        model channel only, and its weight if it has one. ``inertia`` (round, b): of the accelerated closing rounds
+        before this one; those that this site missed are made up for first. Raises IllegalStep for a second encoding of
+        one step, and a second step with relays.
         """
         exchange = self._begun()[1]
         if self._encoded == (round, step):
@@ -212,16 +213,17 @@ class Session:
         self._encoded = (round, step)
         return answers
 
-    def receive(self, key: str, channel: str, payload: bytes, result: str) -> None:
-        """Rebuild a partner's message and store it under ``key``.
+    def receive(self, key: str, channel: str, payload: bytes, result: str, share: float | None = None) -> None:
+        """Rebuild a partner's message and store it under ``key``; ``share``: what that partner counts, if known.
 
-        Raises MalformedMessage (size, NaN, infinity) or SignatureRefused (digest); nothing is stored then.
+        Raises MalformedMessage (size, NaN, infinity, a weight that none tells) or SignatureRefused (digest); nothing
+        is stored then.
         """
         _, exchange = self._begun()
         if self._relays is not None and channel == self._relays.channel:
             self._relays.receive(key, payload, result)
         else:
-            exchange.receive(key, channel, payload, result)
+            exchange.receive(key, channel, payload, result, share)
 
     def drop(self, keys: Sequence[str]) -> None:
         """Forget received messages that will not be mixed; mixed ones are gone already."""
@@ -245,7 +247,8 @@ class Session:
     ) -> dict[str, Any]:
         """m_i + sum_j w_ij (m_j - m_i) per channel, over ``edges`` (origin, weight, {channel: key}).
 
-        In asynchronous runs a row may go on with a round and step of its own: both ends' messages are of that one.
+        A row may go on with a round and step of its own, in asynchronous runs: both ends' messages are of that one; and
+        after those with what is given up of the own message, where that is another amount (a directed mixing).
         ``corrections`` (origin, round, step) are taken back with the round's last mixing. On the last one the
         rule merges; in a closing round its state moves by corrections only. ``inertia`` (round, b): of the accelerated
         closing rounds up to this one (`p2pfl.train.inertia`). A mix with corrections alone, and
@@ -269,7 +272,7 @@ class Session:
         totals = {} if relays is None else {relays.channel: relays.take(round, arrived)}
         if last:
             moved = exchange.finish(taken_back, round, read_betas(inertia))
-            pulls = {c: self._layout.spread_shared(pull) for c, pull in moved.items()}
+            pulls = {c: self._spread(c, pull) for c, pull in moved.items()}
             context = self._context(round, closing)
             self._state, self._x = self._rule.merge(self._state, x, context, PeerInbox(pulls, totals))
             self._trained = None
@@ -346,6 +349,9 @@ class Session:
             self._x = x = x + self._layout.spread_shared(moved[self._model_channel])
         return x
 
+    def _spread(self, channel: str, pull: Tensor) -> Tensor:
+        return pull if channel == WEIGHT else self._layout.spread_shared(pull)
+
     def _shared_digest(self, digest: str, last: bool) -> str:
         """Of what a receiver of the next message would see, if nothing was trained; ``digest`` is that of [P]."""
         x, exchange = self._begun()
@@ -396,9 +402,9 @@ class Session:
         return relays
 
     def _first_messages(self, round: int, closing: bool) -> Messages:
-        if closing:
+        if closing and not self._weighed:
             return {self._model_channel: self._layout.select_shared(self._begun()[0])}
-        if self._trained is None or self._trained.round != round:
+        if not closing and (self._trained is None or self._trained.round != round):
             self.train(round, 0)  # a site that did not train takes part without a step
         x = self._begun()[0]
         graph = PeerGraph(1.0, dtype=self._settings.dtype)
@@ -406,7 +412,7 @@ class Session:
             self._state = {**self._state, self._relays.channel: self._relays.total(round)}
         self._state, messages = self._rule.send(self._state, x, self._context(round, closing), graph)
         return {
-            channel: message if channel == self._relayed else self._layout.select_shared(message)
+            channel: message if channel in (self._relayed, WEIGHT) else self._layout.select_shared(message)
             for channel, message in messages.items()
         }
 

@@ -52,9 +52,11 @@ class SparseProduct:
         return torch.from_numpy(self._diagonal).to(dtype).unsqueeze(-1).to(self._device)
 
 
-def displacements(receiver: Any, sender: Any, weight: Any, sites: int, device: str | torch.device) -> SparseProduct:
-    """W - I of these edges, sum_j w_ij (m_j - m_i): the diagonal is what leaves."""
+def displacements(
+    receiver: Any, sender: Any, weight: Any, sites: int, device: str | torch.device, given: Any = None
+) -> SparseProduct:
+    """W - I of these edges, sum_j w_ij (m_j - m_i): the diagonal is what leaves, in all or as ``given``."""
     every = np.arange(sites)
-    leave = -np.bincount(receiver, weight, sites)
+    leave = -np.bincount(receiver, weight if given is None else given, sites)
     entries = (np.concatenate((receiver, every)), np.concatenate((sender, every)), np.concatenate((weight, leave)))
     return SparseProduct(entries, (sites, sites), device)

@@ -65,11 +65,23 @@ def test_show_draws_the_graph(
         (["two_clusters", "--sites", "8", "--bridges", "2"], "sites 8, edges 14"),
         (["tree", "--sites", "7", "--arity", "2"], "sites 7, edges 6"),
         (["double_tree", "--sites", "9"], "exactly nothing after: never"),
+        (["exponential", "--sites", "8"], "disagreement is 1 % after: 3 rounds; exactly nothing after: 3 rounds"),
+        (["exponential", "--sites", "8", "--hops", "all"], "sites 8, edges 20, spectral gap 0.622036 (mean over 100"),
+        (["exponential", "--sites", "6"], "exactly nothing after: never"),
+        (["epidemic", "--sites", "9", "--degree", "2", "--choice", "local"], "gap and rounds are of what the rule sgp"),
     ],
 )
 def test_show_knows_every_kind(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     done = do(capsys, "topology", "show", *arguments)
     assert done.code == 0 and says in done.out
+
+
+def test_show_refuses_unknown_words_of_directed_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    done = do(capsys, "topology", "show", "exponential", "--hops", "two")
+    assert done.code != 0 and "hops is 'two'; give one or all" in done.err
+    value = json.loads(do(capsys, "topology", "show", "exponential", "--sites", "4", "--json").out)
+    assert value["directed"] is True and value["weights"][1] == [0.5, 0.5, 0.0, 0.0]
+    assert json.loads(do(capsys, "topology", "show", "ring", "--json").out)["directed"] is False
 
 
 def test_show_reads_graph_files(

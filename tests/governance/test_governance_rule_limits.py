@@ -12,9 +12,9 @@ from p2pfl.errors import ConfigError, PlanError
 from p2pfl.governance import plan_from_files
 from p2pfl.governance.plan_settings import PlanSettings, parse_settings
 from p2pfl.governance.rule_limits import LIMITS
-from p2pfl.governance.topologies import CHANGING
+from p2pfl.governance.topologies import CHANGING, directed
 from p2pfl.topology import KINDS, Schedule
-from p2pfl.train.rules import RULES
+from p2pfl.train.rules import RULES, check_combination
 from p2pfl.train.settings import read_settings
 from p2pfl.types import PeerId
 
@@ -37,7 +37,7 @@ OPTIONS = {
     "torus": {"rows": 2, "columns": 4}, "regular": {"degree": 3, "seed": 0}, "edges": {"edges": [[k, k + 1] for k in range(7)]},
     "erdos_renyi": {"probability": 0.5, "seed": 0}, "small_world": {"degree": 4, "probability": 0.2, "seed": 0},
     "two_clusters": {"bridges": 1}, "tree": {"arity": 2}, "double_tree": {}, "base": {"k": 1}, "matching": {"seed": 0},
-    "epidemic": {"degree": 2, "seed": 0},
+    "epidemic": {"degree": 2, "seed": 0}, "exponential": {},
 }  # fmt: skip
 
 
@@ -57,7 +57,10 @@ def test_both_rooms_know_the_same_rules_with_the_same_limits() -> None:
         assert bool(limits.by_shares) == needs.by_shares and limits.by_shares == needs.by_shares_reason
         assert bool(limits.tree) == (needs.mixing == "tree")
         assert bool(limits.no_statistics) == (not needs.statistics) and limits.no_statistics == needs.statistics_reason
+        assert bool(limits.balanced) == (needs.mixing != "columns")
+        assert limits.balanced in ("", needs.unweighed_reason)
         assert limits.halved == needs.halved
+        assert (limits.plain_closing == "") == needs.accelerated and limits.plain_closing == needs.closing_reason
         own = {key: (number.low, number.high, number.below) for key, number in limits.numbers.items()}
         assert own == {key: (s.low, s.high, s.below) for key, s in RULES[name].settings.items()}
 
@@ -68,6 +71,58 @@ def test_both_rooms_know_the_same_changing_topologies(kind: str) -> None:
     schedule = Schedule({"kind": kind, **OPTIONS[kind]}, nodes, dict.fromkeys(nodes, 1 / 8), 6, 2)
     mixings = {id(mixing) for t in range(schedule.total) for mixing in schedule.round(t).mixings}
     assert schedule.same_each_round == (kind not in CHANGING) == (len(mixings) == 1)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [*({"kind": kind, **options} for kind, options in OPTIONS.items()),
+     {"kind": "epidemic", "degree": 2, "seed": 0, "choice": "local"},
+     {"kind": "epidemic", "degree": 2, "seed": 0, "choice": "common"}, {"kind": "exponential", "hops": "all"}],
+    ids=str,
+)  # fmt: skip
+def test_both_rooms_know_the_same_directed_topologies(spec: dict[str, Any]) -> None:
+    nodes = [PeerId(f"{number}") for number in range(8)]
+    assert Schedule(spec, nodes, dict.fromkeys(nodes, 1 / 8), 6, 2).directed == directed(spec)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize(
+    "topology", ['kind = "exponential"', 'kind = "epidemic"\ndegree = 2\nseed = 0\nchoice = "local"']
+)
+def test_rules_without_weights_take_no_directed_topology(rule: str, topology: str) -> None:
+    source = plan(rule, f"[topology]\n{topology}")
+    if rule == "sgp":
+        assert parse_settings(source).topology_spec()
+        return
+    with pytest.raises(PlanError, match=f"rule {rule} does not go with a directed topology: .* or the rule sgp"):
+        parse_settings(source)
+    with pytest.raises(ConfigError, match=f"rule {rule} does not go with a directed topology: .* or the rule sgp"):
+        check_combination(rule, "sgd", directed=True, varying=True)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_rules_that_close_plainly_take_no_accelerated_closing_rounds(rule: str) -> None:
+    source = plan(rule, '[topology]\nkind = "chain"\nclosing = "chebyshev"')
+    if rule not in ("sgp", "exact_diffusion"):
+        assert parse_settings(source).topology_spec()["closing"] == "chebyshev"
+        check_combination(rule, "sgd", accelerated=True)
+        return
+    said = f'rule {rule} does not go with accelerated closing rounds: .*; choose closing = "plain", or the rule dpsgd'
+    with pytest.raises(PlanError, match=said):
+        parse_settings(source)
+    with pytest.raises(ConfigError, match=said):
+        check_combination(rule, "sgd", accelerated=True)
+
+
+@pytest.mark.parametrize("more", [{}, {"hops": "all"}], ids=["one peer", "all hops"])
+def test_directed_topologies_close_plainly(more: dict[str, Any]) -> None:
+    """Also the static exponential one: its matrix is not symmetric, and its eigenvalues are no numbers from -1 to 1."""
+    spec, nodes = {"kind": "exponential", **more, "closing": "chebyshev"}, [PeerId(f"{number}") for number in range(8)]
+    lines = "\n".join(f'{key} = "{value}"' for key, value in spec.items())
+    with pytest.raises(PlanError, match=r"closing.*plain"):
+        parse_settings(plan("sgp", f"[topology]\n{lines}"))
+    with pytest.raises(ConfigError, match='give closing = "plain" or another kind'):
+        Schedule(spec, nodes, dict.fromkeys(nodes, 1 / 8), 6, 2)
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))

@@ -31,6 +31,7 @@ SPECS: list[dict[str, Any]] = [
     {"kind": "base", "k": 1},
     {"kind": "matching", "seed": 0},
     {"kind": "epidemic", "degree": 2, "seed": 5},
+    {"kind": "exponential"},
 ]
 
 
@@ -45,7 +46,7 @@ def test_what_is_allowed_is_built(spec: dict[str, Any]) -> None:
 def test_a_spec_comes_back_from_a_plan_as_it_was(spec: dict[str, Any]) -> None:
     table = "\n".join(f"{key} = {json.dumps(value)}" for key, value in spec.items())
     training = (
-        'rule = "dpsgd"\noptimiser = { name = "sgd" }\nlearning_rate = 0.1\nlocal_steps = 1\nbatch_size = 4\nrounds = 9'
+        'rule = "sgp"\noptimiser = { name = "sgd" }\nlearning_rate = 0.1\nlocal_steps = 1\nbatch_size = 4\nrounds = 9'
     )
     toml = f'[plan]\nname = "a"\n[data]\ntag = "a"\n[topology]\n{table}\n[training]\n{training}\n'
     assert plan_from_files(SOURCE, toml.encode()).settings.topology_spec() == spec
@@ -82,6 +83,8 @@ def test_the_kinds_that_change_are_those_of_the_schedules() -> None:
         ({"kind": "small_world", "degree": 2, "probability": "1", "seed": 0}, "probability is '1'; write a number"),
         ({"kind": "base", "k": 0}, "topology k is 0; write a whole number from 1 to 63"),
         ({"kind": "epidemic", "degree": 3}, "write exactly degree, kind, seed"),
+        ({"kind": "exponential", "hops": "two"}, "topology hops is 'two'; write one of one, all"),
+        ({"kind": "epidemic", "degree": 3, "seed": 0, "choice": 1}, "choice is 1; write one of common, local"),
         ({"kind": "hierarchical", "clusters": 2, "period": 0}, "topology period is 0; write a whole number from 1"),
         (
             {"kind": "hierarchical", "clusters": 2, "heads": 1},

@@ -26,6 +26,7 @@ RULE_CASES = {
     "exact_diffusion": {"steps": 1},
     "gradient_tracking": {"steps": 1},
     "relaysgd": {"topology": 'kind = "chain"'},
+    "sgp": {"topology": 'kind = "epidemic"\ndegree = 2\nseed = 1\nchoice = "local"'},
 }
 WEIGHTS = {
     "metropolis": '"metropolis"',
@@ -52,6 +53,8 @@ TOPOLOGIES = {
     "base": 'k = 1\nweights = "metropolis"',
     "matching": "seed = 1",
     "epidemic": "degree = 2\nseed = 1",
+    "exponential": "",
+    "exponential in all hops": 'hops = "all"',
     "hierarchical with a period": "clusters = 2\nperiod = 2",
     "chain with accelerated closing rounds": 'closing = "chebyshev"',
 }
@@ -69,7 +72,10 @@ def test_no_rule_and_no_topology_is_left_out() -> None:
 async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, what: str) -> None:
     """One run after the other in the same four processes."""
     cases = {
-        name: {"rule": "dpsgd", "topology": f'kind = "{name.partition(" ")[0]}"\n{rest}'}
+        name: {
+            "rule": "sgp" if "exponential" in name else "dpsgd",
+            "topology": f'kind = "{name.partition(" ")[0]}"\n{rest}',
+        }
         for name, rest in TOPOLOGIES.items()
     }
     if what == "rules":

@@ -114,10 +114,9 @@ async def test_a_checkpoint_is_taken_before_the_next_training_begins(tmp_path: P
         asked.append("commit")
         return 1
 
-    start: Any = SimpleNamespace(plan="plan", run="00", shares={me.peer_id: 1.0})
-    machine: Any = SimpleNamespace(
-        context=SimpleNamespace(proposal=SimpleNamespace(run=sha256(b"run"))), handle=lambda event: []
-    )
+    start: Any = SimpleNamespace(plan="plan", run="00")
+    context = SimpleNamespace(proposal=SimpleNamespace(run=sha256(b"run")), law={me.peer_id: 1.0})
+    machine: Any = SimpleNamespace(context=context, handle=lambda event: [])
     services: Any = SimpleNamespace(identity=me, journal=SimpleNamespace(commit=commit), approved=lambda plan: True)
     services.cleared, services.witnessed = asyncio.Event(), bytes
     states = States(tmp_path)

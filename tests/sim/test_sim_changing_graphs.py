@@ -25,8 +25,10 @@ SPECS: list[dict[str, Any]] = [
     {"kind": "epidemic", "degree": 2, "seed": 1},
     {"kind": "base", "k": 1},
     {"kind": "hierarchical", "clusters": 2, "period": 3},
+    {"kind": "exponential"},
+    {"kind": "epidemic", "degree": 2, "seed": 1, "choice": "local"},
 ]
-NAMES = [spec["kind"] for spec in SPECS]
+NAMES = ["matching", "epidemic", "base", "hierarchical", "exponential", "local choice"]
 
 
 def consortium(spec: dict[str, Any], sites: int = 7, **options: Any) -> VirtualConsortium:

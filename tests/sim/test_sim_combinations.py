@@ -51,7 +51,7 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
 }
 ROUNDS = 8  # enough for random matchings to join all sites
 OPTIMISERS, STEPS, LATE, UNEQUAL = ("sgd", "momentum", "adam"), (1, 5), (0, 2), (False, True)
-SEVERAL = {"hierarchical", "base", "matching", "epidemic"}  # mixings; of these only the first has a choice of weights
+SEVERAL = {"hierarchical", "base", "matching", "epidemic", "exponential"}  # mixings; the first alone has other weights
 LISTED = [1.0, 3.0, 2.0, 4.0]  # in proportion to what each site counts by listed weights
 
 
@@ -112,7 +112,9 @@ def expected(rule: str, kind: str) -> set[tuple[str, str, int, int, bool]]:
     trees = {"chain", "star", "edges", "tree"}
     if (rule == "relaysgd" and kind not in trees) or (rule == "exact_diffusion" and kind in SEVERAL):
         return set()
-    optimisers = OPTIMISERS if rule in ("dpsgd", "fedprox", "relaysgd") else ("sgd",)
+    if kind == "exponential" and rule != "sgp":
+        return set()
+    optimisers = OPTIMISERS if rule in ("dpsgd", "fedprox", "relaysgd", "sgp") else ("sgd",)
     steps = (1,) if rule in ("exact_diffusion", "gradient_tracking") else STEPS
     late = LATE if rule in ("dpsgd", "fedprox") and kind not in SEVERAL else (0,)
     own = () if rule == "relaysgd" else choices(kind)

@@ -33,7 +33,9 @@ def test_the_edges_are_those_of_the_graph(spec: dict[str, Any]) -> None:
     assert edges_of(spec, 12) == graph.number_of_edges()
 
 
-@pytest.mark.parametrize("kind", ["ring", "star", "chain", "hypercube", "tree", "double_tree", "matching", "base"])
+@pytest.mark.parametrize(
+    "kind", ["ring", "star", "chain", "hypercube", "tree", "double_tree", "matching", "base", "exponential"]
+)
 def test_graphs_with_few_edges_are_never_too_large(kind: str) -> None:
     assert edges_of({"kind": kind}, 10**9) == 0
 

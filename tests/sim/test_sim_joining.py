@@ -95,8 +95,11 @@ def contributed(world: VirtualConsortium, number: int = 4) -> set[int]:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("topology", "sites"),
-    [("ring", 5), ("full", 4), (TWO_CLUSTERS, 6), ("ring", 3), ({"kind": "matching", "seed": 1}, 6)],
-    ids=["ring", "full", "two", "3", "matching"],
+    [
+        *[("ring", 5), ("full", 4), (TWO_CLUSTERS, 6), ("ring", 3), ({"kind": "matching", "seed": 1}, 6)],
+        *[({"kind": "exponential"}, 6), ({"kind": "epidemic", "degree": 2, "seed": 1, "choice": "local"}, 6)],
+    ],
+    ids=["ring", "full", "two", "3", "matching", "exponential", "local choice"],
 )
 def test_it_contributes_from_the_round_it_was_admitted_to(topology: Any, sites: int, seed: int) -> None:
     newcomer = sites - 1 if seed % 2 else 1  # at the end of the charter's order, or between the others

@@ -33,7 +33,7 @@ from p2pfl.crypto import Identity
 from p2pfl.errors import ConfigError
 from p2pfl.gossip import State
 from p2pfl.gossip.events import Direct, Resume
-from p2pfl.sim import Crash, Equivocate, InState, LieAboutEdges, Member, VirtualConsortium
+from p2pfl.sim import At, Crash, Equivocate, InState, LieAboutEdges, Loss, Member, VirtualConsortium
 
 HONEST = [fault for fault in FAULTS if fault not in HOSTILE]
 LOST = "crash-disk-lost"
@@ -135,6 +135,29 @@ def test_other_policies_agree_too(tmp_path: Path, policy: dict[str, Any]) -> Non
     assert outcome.clean, told([Compared(Case("crash", State.TRAINING, "ring", 7), "", 0, outcome)])
     assert outcome.agreed["edges"] > 20
     assert "catch_up_rounds" not in policy or outcome.agreed["states taken"] > 0
+
+
+@pytest.mark.parametrize(
+    "topology", [{"kind": "exponential"}, {"kind": "epidemic", "degree": 2, "seed": 3, "choice": "local"}], ids=str
+)
+def test_what_one_end_takes_is_compared_with_what_the_other_gave(tmp_path: Path, topology: dict[str, Any]) -> None:
+    world = VirtualConsortium(
+        5, topology=topology, rounds=12, seed=3, deadline=10.0, signatures="real", audited=True, folder=tmp_path
+    )
+    world.inject(Loss(0.1), At(1.5))
+    world.begin()
+    assert world.run(world.done, limit_seconds=LIMIT)
+    world.run(limit_seconds=QUIET)
+    logs = logs_of(world)
+    world.close()
+    outcome = reconcile(logs)
+    assert outcome.clean, [(finding.text, finding.round) for finding in outcome.findings]
+    assert outcome.agreed["weights"] >= 2 * outcome.agreed["edges"] * 0.8
+    (facts,) = logs[2].runs.values()
+    key, edge = next((key, edge) for key, edge in facts.mixed.items() if edge.given and key[1] > 4)
+    facts.mixed[key] = replace(edge, given=0.9 * edge.given)
+    found = [finding for finding in reconcile(logs).findings if "does not fit" in finding.text]
+    assert len(found) == 1 and {found[0].peer, found[0].other} == {logs[2].peer, key[0]} and found[0].round == key[1]
 
 
 @pytest.mark.parametrize(
@@ -486,6 +509,35 @@ def test_tampering_is_found_and_named(consortium: Consortium, tmp_path: Path, wh
         "the others' logs agree among themselves"
     )
     assert all(item.run in ("", consortium.run) for item in outcome.findings)
+
+
+def say_given(factor: float, every: bool) -> Callable[[list[Entry]], None]:
+    """As in a directed mixing: a heavier weight, beside as much given as the neighbour took."""
+
+    def change(entries: list[Entry]) -> None:
+        for entry in entries:
+            if entry.kind == "mixed" and (every or entry.body["round"] == 2):
+                for edge in entry.body["edges"]:
+                    edge[1:] = [edge[1] * factor, entry.body["round"], entry.body["step"], edge[1]]
+
+    return change
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["in one round", "in all rounds"])
+@pytest.mark.parametrize("factor", [1.0, 1.9, 37.0])
+def test_an_undirected_run_knows_no_other_amount_given(
+    consortium: Consortium, tmp_path: Path, factor: float, every: bool
+) -> None:
+    """Both neighbours' logs contradict it, whichever of the two is compared with the other; so does its own."""
+    outcome, forger = consortium.forged(1, say_given(factor, every), tmp_path), consortium.peers[1]
+    assert all(forger in (item.peer, item.other) for item in outcome.findings)
+    found = [item for item in outcome.findings if item.sort is Sort.CONTRADICTORY and item.round == 2]
+    says = [item.other for item in found if item.peer == forger and "it was undirected, says" in item.text]
+    assert len(says) == len(set(says)) == 2
+    weights = [{item.peer, item.other} for item in found if "does not fit" in item.text]
+    assert weights == ([] if factor == 1.0 else [{forger, other} for other in says])
+    assert any("of others not" in item.text for item in outcome.findings) is not every
+    assert any("which no mixing has" in item.text for item in outcome.findings) is (factor > 10)
 
 
 def test_a_part_of_the_logs_says_what_it_cannot_judge(consortium: Consortium) -> None:

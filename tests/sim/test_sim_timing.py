@@ -84,7 +84,12 @@ def test_seconds_and_bytes_are_those_of_machines(topology: Any, case: str) -> No
 
 @pytest.mark.parametrize("case", ["links without limit", "equal uplinks", "one slow uplink"])
 @pytest.mark.parametrize(
-    "kind", [{"kind": "matching", "seed": 3}, {"kind": "epidemic", "degree": 2, "seed": 3}], ids=str
+    "kind",
+    [
+        *[{"kind": "matching", "seed": 3}, {"kind": "epidemic", "degree": 2, "seed": 3}, {"kind": "exponential"}],
+        {"kind": "epidemic", "degree": 2, "seed": 3, "choice": "local"},
+    ],
+    ids=str,
 )
 def test_graphs_that_change(kind: dict[str, Any], case: str) -> None:
     """Whoever mixes with a site in some round hears of all its rounds, and is waited for."""

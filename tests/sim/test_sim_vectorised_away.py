@@ -44,7 +44,7 @@ def by_hand(
     initial = sessions[0].initial(seed=9)
     for number, session in enumerate(sessions):
         session.load_data(str(files[number]))
-        session.begin(initial, RUN, KEYS[number], schedule.shares[number])
+        session.begin(initial, RUN, KEYS[number], schedule.shares[number] / sum(schedule.shares))
     for t in range(schedule.total):
         closing = t >= schedule.rounds
         here = [number for number in range(SITES) if t not in AWAY.get(number, ())]

@@ -18,6 +18,7 @@ from p2pfl.train.rules import RULES
 from p2pfl.train.session import Session
 
 SITES = 5
+LOCAL = {"kind": "epidemic", "degree": 2, "seed": 1, "choice": "local"}
 
 
 class Noted(Session):
@@ -43,8 +44,8 @@ class Noted(Session):
             self.places[self.number, answer["channel"], answer["result"]] = (round, step)
         return answers
 
-    def receive(self, key: str, channel: str, payload: bytes, result: str) -> None:
-        super().receive(key, channel, payload, result)
+    def receive(self, key: str, channel: str, payload: bytes, result: str, share: float | None = None) -> None:
+        super().receive(key, channel, payload, result, share)
         self.results[key] = result
 
     def mix(self, round: int, step: int, edges: Any, corrections: Any, last: bool, closing: bool, **more: Any) -> Any:
@@ -60,7 +61,7 @@ class Noted(Session):
 
 def decided(sessions: Sequence[Noted], numbers: Any, mixings: list[int]) -> Decisions:
     """The notes as decisions."""
-    weights: dict[Any, float] = {}
+    amounts: dict[Any, tuple[float, float]] = {}
     rounds = []
     for t, count in enumerate(mixings):
         edges: list[list[Any]] = [[] for _ in range(count)]
@@ -70,12 +71,12 @@ def decided(sessions: Sequence[Noted], numbers: Any, mixings: list[int]) -> Deci
                 if round_ != t:
                     continue
                 for row in taken:
-                    place = tuple(row[3:] or (round_, step))
-                    weights[i, numbers[row[0]], *place] = row[1]
-                    edges[step].append((i, numbers[row[0]], *place, row[1], 1))
+                    place = tuple(row[3:5] or (round_, step))
+                    amounts[i, numbers[row[0]], *place] = share, given = row[1], row[5] if len(row) > 5 else row[1]
+                    edges[step].append((i, numbers[row[0]], *place, share, 1, given))
                 for peer, since, at in back:
                     key = (i, numbers[peer], since, at)
-                    edges[-1].append((*key, weights[key], -1))
+                    edges[-1].append((*key, amounts[key][0], -1, amounts[key][1]))
             for round_, own, states in session.adopted:
                 for peer, weight, keys in states if round_ == t else ():
                     place = session.places[numbers[peer], "x", session.results[keys["x"]]]
@@ -127,7 +128,13 @@ def signs(found: Decisions) -> Any:
 @pytest.mark.parametrize(
     ("rule", "topology"),
     [(rule, kind) for rule in ("dpsgd", "kgt") for kind in ("ring", "full", {"kind": "hierarchical", "clusters": 2})]
-    + [("quasi_global", "full"), ("exact_diffusion", "ring"), ("gradient_tracking", "ring"), ("fedprox", "ring")],
+    + [("quasi_global", "full"), ("exact_diffusion", "ring"), ("gradient_tracking", "ring"), ("fedprox", "ring")]
+    + [
+        ("sgp", "ring"),
+        ("sgp", {"kind": "exponential"}),
+        ("sgp", LOCAL),
+        ("sgp", {"kind": "exponential", "hops": "all"}),
+    ],
 )
 def test_lost_messages_and_what_is_taken_back(tmp_path: Path, rule: str, topology: Any) -> None:
     settings = settings_of(rule, local_steps=RULES[rule].needs.most_steps or 3)
@@ -149,12 +156,12 @@ def test_late_edges_of_asynchronous_runs(tmp_path: Path, topology: Any) -> None:
     assert float((run.x - world.x).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
-def test_states_that_are_taken_in_after_an_absence(tmp_path: Path, rule: str) -> None:
+@pytest.mark.parametrize(("rule", "topology"), [("dpsgd", "ring"), ("kgt", "ring"), ("sgp", "ring"), ("sgp", LOCAL)])
+def test_states_that_are_taken_in_after_an_absence(tmp_path: Path, rule: str, topology: Any) -> None:
     settings = settings_of(rule)
     away = [(Pause(2, 150.0), At(8.0))]
     world, found = deployed(
-        tmp_path, settings, "ring", rounds=40, faults=away, catch_up_rounds=5, compute=ComputeModel(seconds=10.0)
+        tmp_path, settings, topology, rounds=40, faults=away, catch_up_rounds=5, compute=ComputeModel(seconds=10.0)
     )
     adopted = np.concatenate([facts.adopted for facts in found.rounds])
     assert len(adopted) and (adopted["own"] < 1).all(), "or this shows little"

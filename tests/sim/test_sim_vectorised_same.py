@@ -18,6 +18,16 @@ TOPOLOGIES = {
     "star": {"kind": "star"},
     "matching": {"kind": "matching", "seed": 1},
     "epidemic": {"kind": "epidemic", "degree": 2, "seed": 1},
+    "exponential": {"kind": "exponential"},
+    "all hops": {"kind": "exponential", "hops": "all"},
+    "local choice": {"kind": "epidemic", "degree": 2, "seed": 1, "choice": "local"},
+    "local choice, metropolis": {
+        "kind": "epidemic",
+        "degree": 2,
+        "seed": 1,
+        "choice": "local",
+        "weights": "metropolis",
+    },
     "period": {"kind": "hierarchical", "clusters": 2, "period": 3},
     "tree": {"kind": "edges", "edges": [[0, 1], [0, 2], [1, 3], [1, 4], [2, 5], [2, 6]]},
     "metropolis matching": {"kind": "matching", "seed": 1, "weights": "metropolis"},
@@ -47,10 +57,15 @@ def settings_for(rule: str, **more: Any) -> dict[str, Any]:
 
 LINEAR = [(rule, *world) for rule in ("dpsgd", "kgt") for world in (("ring", 8), ("full", 4), ("hierarchical", 6))]
 LINEAR += [(rule, *world) for rule in ANYWHERE[2:] for world in (("ring", 5), ("hierarchical", 4))]
+LINEAR += [("sgp", "ring", 5), ("sgp", "hierarchical", 4)]
 LINEAR += [("exact_diffusion", "full", 4), ("exact_diffusion", "tree", 7)]
 CHANGING = [
     ("dpsgd", "matching", 7), ("kgt", "matching", 6), ("dpsgd", "epidemic", 6), ("kgt", "period", 6),
     ("quasi_global", "matching", 6), ("gradient_tracking", "epidemic", 6),
+]  # fmt: skip
+DIRECTED = [
+    ("sgp", "local choice", 7), ("sgp", "exponential", 6), ("sgp", "all hops", 5), ("sgp", "exponential", 2),
+    ("sgp", "local choice, metropolis", 6), ("sgp", "period", 6),
 ]  # fmt: skip
 WEIGHTED = [
     ("dpsgd", "metropolis star", 5), ("kgt", "uniform tree", 6), ("gradient_tracking", "listed chain", 5),
@@ -63,7 +78,7 @@ def test_every_rule_has_rows() -> None:
     assert {rule for rule, *_ in LINEAR + RELAYED} == set(RULES)
 
 
-@pytest.mark.parametrize(("rule", "kind", "sites"), LINEAR + CHANGING + WEIGHTED + RELAYED)
+@pytest.mark.parametrize(("rule", "kind", "sites"), LINEAR + CHANGING + DIRECTED + WEIGHTED + RELAYED)
 def test_same_as_peers_in_memory(tmp_path: Path, rule: str, kind: str, sites: int) -> None:
     data, settings = tables(sites), settings_for(rule)
     deployed = in_memory(tmp_path, data, settings, TOPOLOGIES[kind], rounds=18, closing=2)
@@ -81,6 +96,8 @@ def test_same_as_peers_in_memory(tmp_path: Path, rule: str, kind: str, sites: in
         *slow([("dpsgd", "ring", 5), ("kgt", "hierarchical", 4), ("dpsgd", "full", 8), ("kgt", "full", 8)]),
         *[("quasi_global", "hierarchical", 4), ("gradient_tracking", "ring", 4), ("exact_diffusion", "star", 4)],
         *WEIGHTED[:3],
+        *DIRECTED[:2],
+        *slow(DIRECTED[2:]),
         *slow(CHANGING[1:] + RELAYED[1:]),
     ],
 )

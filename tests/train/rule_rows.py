@@ -44,6 +44,7 @@ ROWS = {
         exact=("ring", "full", "tree"), zero=lambda state, x: state["tracked"] - state["gradient"], protected=True
     ),
     "relaysgd": Row(exact=("tree",), keeps_sum=False, graphs=("tree",)),
+    "sgp": Row(exact=("full",), biased=("ring", "tree")),
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from train_worlds import QUADRATIC_PLAN
 from p2pfl.errors import DataError, IllegalStep
 from p2pfl.topology import Schedule, chebyshev_factors, spectral_gap
 from p2pfl.topology.chebyshev import MOST_RHO
-from p2pfl.train.exchange import Exchange
+from p2pfl.train.exchange import Edge, Exchange
 from p2pfl.train.inertia import Inertia
 from p2pfl.train.model_files import vector_digest
 from p2pfl.train.session import Session
@@ -64,8 +64,8 @@ class Sites:
                 if j in away or (i, j) in lost:
                     continue
                 self.exchanges[i].receive(peer, "x", sent[j]["payload"], sent[j]["result"])
-                edges.append((peer, weight, {"x": peer}))
-            tags = [(peer, t, 0) for peer, _, _ in edges]
+                edges.append(Edge(peer, weight, {"x": peer}))
+            tags = [(peer, t, 0) for peer, *_ in edges]
             owed, self.owed[i] = self.owed[i], []
             self.exchanges[i].check(tags, edges, owed, 2.0)
             self.exchanges[i].mix(tags, edges)
@@ -184,8 +184,8 @@ def test_heavier_weights_are_for_accelerated_rounds_alone() -> None:
     (message,) = exchange.encode({"x": torch.ones(2, dtype=torch.float64)})
     exchange.receive("k", "x", message["payload"], message["result"])
     with pytest.raises(IllegalStep, match=r"weight 1\.5 for j"):
-        exchange.check([("j", 0, 0)], [("j", 1.5, {"x": "k"})], [])
-    exchange.check([("j", 0, 0)], [("j", 1.5, {"x": "k"})], [], 2.0)
+        exchange.check([("j", 0, 0)], [Edge("j", 1.5, {"x": "k"})], [])
+    exchange.check([("j", 0, 0)], [Edge("j", 1.5, {"x": "k"})], [], 2.0)
 
 
 # --- checkpoints

@@ -12,6 +12,7 @@ from p2pfl.train.rules.exact_diffusion import ExactDiffusion
 from p2pfl.train.rules.fedprox import FedProx
 from p2pfl.train.rules.gradient_tracking import GradientTracking
 from p2pfl.train.rules.interface import (
+    WEIGHT,
     Channel,
     Context,
     Gradient,
@@ -28,11 +29,14 @@ from p2pfl.train.rules.kgt import KGT
 from p2pfl.train.rules.numbers import checked_numbers
 from p2pfl.train.rules.quasi_global import QuasiGlobal
 from p2pfl.train.rules.relaysgd import RelaySGD
+from p2pfl.train.rules.sgp import SGP
 
 __all__ = [
     "DPSGD",
     "KGT",
     "RULES",
+    "SGP",
+    "WEIGHT",
     "Channel",
     "Combination",
     "Context",
@@ -62,6 +66,7 @@ RULES: Mapping[str, type[Rule]] = {
     "exact_diffusion": ExactDiffusion,
     "gradient_tracking": GradientTracking,
     "relaysgd": RelaySGD,
+    "sgp": SGP,
 }
 
 

@@ -18,6 +18,7 @@ class Combination:
     staleness: int = 0  # above 0: an asynchronous run, whose edges may be mixed so many own rounds late
     steps: int = 1  # the most local steps of any site in a round
     varying: bool = False  # several mixings in a round, or others from round to round
+    directed: bool = False  # sites give other amounts over an edge than they take
     weighted: bool = False  # the topology has weights of its own, by which sites count otherwise than by their samples
     accelerated: bool = False  # the topology's closing rounds are
     statistics: bool = False  # running statistics travel as entries of x
@@ -64,15 +65,18 @@ def _refusals(rule: str, needs: Needs, asked: Combination) -> list[tuple[str, st
     if needs.most_steps is not None and asked.steps > needs.most_steps:
         what = f"rule {rule} takes at most {needs.most_steps} local step a round, not {asked.steps}"
         found.append((what, needs.steps_reason, f"local_steps = {needs.most_steps}"))
+    if asked.directed and needs.mixing != "columns":
+        what = f"rule {rule} does not go with a directed topology"
+        found.append((what, needs.unweighed_reason, "a topology that is not, such as ring or matching"))
     if needs.static and asked.varying:
         what = f"rule {rule} needs one and the same mixing in every round"
         found.append((what, needs.static_reason, "a topology that stays the same, such as ring or chain"))
     if needs.by_shares and asked.weighted:
         what = f"rule {rule} does not go with a topology that has weights of its own"
         found.append((what, needs.by_shares_reason, 'weights = "shares"'))
-    if needs.halved and asked.accelerated:
+    if asked.accelerated and not needs.accelerated:
         what = f"rule {rule} does not go with accelerated closing rounds"
-        found.append((what, "it mixes with (I + W) / 2, and their weights are those for W", 'closing = "plain"'))
+        found.append((what, needs.closing_reason, 'closing = "plain"'))
     if asked.statistics and not needs.statistics:
         what = f"rule {rule} does not go with running statistics that travel"
         found.append((what, needs.statistics_reason, 'batch_norm = "private" and buffers = "exclude", or GroupNorm'))

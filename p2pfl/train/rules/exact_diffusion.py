@@ -49,6 +49,8 @@ class ExactDiffusion:
         statistics=False,
         statistics_reason="its correction could push running variances below 0",
         halved=True,
+        accelerated=False,
+        closing_reason="it mixes with (I + W) / 2, and their weights are those for W",
         adds_pulls=True,
     )
     channels: tuple[Channel, ...] = (Channel("x", "model"),)

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 from torch import Tensor
 
 from p2pfl.ranges import Range
+from p2pfl.types import WEIGHT as WEIGHT
 
 State = dict[str, Tensor]
 Messages = dict[str, Tensor]
@@ -27,7 +28,8 @@ class Needs:
     privacy and personal parts ask of a rule are further fields here, once they exist.
     """
 
-    mixing: Literal["doubly", "tree"]  # "doubly": pi_i w_ij = pi_j w_ji; "tree": a graph without cycles
+    mixing: Literal["doubly", "tree", "columns"]
+    """"doubly": pi_i w_ij = pi_j w_ji; "tree": and a graph without cycles; "columns": pi W = pi is enough."""
     optimisers: frozenset[str]
     linear: bool  # ``merge`` adds multiples of pulls to x and the state: a displacement can be taken back later
     delays: bool = False  # whether edges may be mixed late; ``delays_reason``: why not
@@ -42,7 +44,10 @@ class Needs:
     by_shares_reason: str = ""
     statistics: bool = True  # whether running statistics may travel as entries of x; ``statistics_reason``: why not
     statistics_reason: str = ""
+    unweighed_reason: str = "without push-sum's weights its models would lose their scale"  # why not "columns"
     halved: bool = False  # it mixes with (I + W) / 2, also in closing rounds
+    accelerated: bool = True  # whether it goes with accelerated closing rounds; ``closing_reason``: why not
+    closing_reason: str = ""
     adds_pulls: bool = False  # of x to its state, so they must round with the sites' distance and not with x
 
 
@@ -60,6 +65,7 @@ class Channel:
 
     ``relayed``: a message [..., P+1] to all neighbours, from which each takes off what the sender has from itself
     (`p2pfl.train.relays`). The rule's state holds under the channel's name the sum of what was taken in.
+    The name `WEIGHT` is that of a message [..., 1], with which the other ones are multiplied where they are mixed.
     """
 
     name: str
@@ -98,7 +104,7 @@ class Graph(Protocol):
 
     @property
     def share(self) -> Tensor:
-        """Sample share pi of each site, [..., 1]; all shares sum to 1."""
+        """What each site counts in the mean: its sample share, or as the weights say, [..., 1]; all sum to 1."""
         ...
 
 
@@ -106,7 +112,10 @@ class Inbox(Protocol):
     """What arrived in one round."""
 
     def pull(self, channel: str) -> Tensor:
-        """Displacement sum_j w_ij (m_j - m_i), [..., p]."""
+        """Displacement sum_j w_ij (m_j - m_i), [..., p]; in a directed mixing sum_j (w_ij m_j - g_ij m_i).
+
+        Of rules with a `WEIGHT` m is there the message times the weight.
+        """
         ...
 
     def total(self, channel: str) -> Tensor:
