@@ -18,7 +18,7 @@ from torch import Tensor
 from p2pfl.sim.vector_faults import Sending, VectorFault
 from p2pfl.topology import Mixing
 from p2pfl.train.mixing import PeerInbox
-from p2pfl.train.push_weights import quotient, told
+from p2pfl.train.push_weights import most_told, quotient, told
 from p2pfl.train.rules import Context, Graph, Messages, Rule, State
 from p2pfl.train.sparse import displacements
 from p2pfl.train.threads import dealt, on_threads
@@ -66,6 +66,7 @@ class LinearMixing:
         self.model = next(channel.name for channel in rule.channels if channel.base == "model")
         self._flow: Tensor | None = None
         self._places = {channel.name: place for place, channel in enumerate(rule.channels)}
+        self._most = most_told(graph.share) if WEIGHT in self._places else None
 
     def round(
         self,
@@ -145,7 +146,7 @@ class LinearMixing:
                 totals[name] = totals[name] + displacement if step else displacement
                 moved[name] = displacement
             if step < len(pulls) - 1:
-                messages = _as_mixed(messages, moved)
+                messages = _as_mixed(messages, moved, self._most)
         for name in [name for name in self._places if name not in totals]:
             taken_back = more(len(pulls) - 1, name, columns)  # in closing rounds; of entries that travel alone
             totals[name] = torch.zeros_like(x) if taken_back is None else taken_back
@@ -185,13 +186,13 @@ def _of(name: str, columns: slice) -> slice:
     return slice(None) if name == WEIGHT else columns
 
 
-def _as_mixed(messages: Messages, moved: Messages) -> Messages:
-    """The messages of the next mixing of a round."""
+def _as_mixed(messages: Messages, moved: Messages, most: Tensor | None) -> Messages:
+    """The messages of the next mixing of a round; ``most`` [n, 1] is told of weights."""
     if WEIGHT not in messages:
         return {name: own + moved[name] for name, own in messages.items()}
     weight = messages[WEIGHT] + moved[WEIGHT]
     found = {name: quotient(own * messages[WEIGHT] + moved[name], weight, own) for name, own in messages.items()}
-    return {**found, WEIGHT: told(weight)}
+    return {**found, WEIGHT: told(weight, most)}
 
 
 def honest(product: Any) -> Pull:

@@ -16,7 +16,7 @@ from p2pfl.topology import Schedule
 from p2pfl.train import model_files
 from p2pfl.train.layout import Layout
 from p2pfl.train.plan_code import PlanCode
-from p2pfl.train.rules import check_combination
+from p2pfl.train.rules import check_combination, keeps_nothing
 from p2pfl.train.settings import Settings
 from p2pfl.train.stacked_sampling import CounterDraws, DeployedKeys, Draws
 from p2pfl.types import WEIGHT
@@ -45,7 +45,7 @@ def check_run(
         raise ConfigError(f"rule {rule.name} is simulated without losses and faults only; choose another rule")
     alike = not linear or any(channel.name == WEIGHT for channel in rule.channels)
     if alike and layout.shared_size != layout.size:
-        raise ConfigError(f"rule {rule.name} shares all parameters; share batch norm too, or use GroupNorm")
+        raise ConfigError(keeps_nothing(rule.name, rule.needs))
     if decisions is None:
         return schedule.total
     total = len(decisions.rounds)

@@ -67,10 +67,12 @@ class Mixing:
     def entries(self) -> tuple[Any, Any, Any, Any]:
         """Each edge once from each of its ends: receivers i and senders j, int64 [E], w_ij and g_ij, float64 [E].
 
-        Sorted by receiver, then by sender.
+        Directed ones sorted by receiver, then by sender; others as the matrix has them, whose sums depend on it.
         """
-        given = self.matrix if self._given is None else self._given
-        ends = [_off_diagonal(matrix) for matrix in (self.matrix, given)]
+        if self._given is None:
+            rows, columns, weights = _off_diagonal(self.matrix)
+            return rows, columns, weights, weights
+        ends = [_off_diagonal(matrix) for matrix in (self.matrix, self._given)]
         places = np.unique(np.concatenate([row * len(self.nodes) + column for row, column, _ in ends]))
         amounts = np.zeros((2, len(places)))
         for amount, (row, column, values) in zip(amounts, ends, strict=True):

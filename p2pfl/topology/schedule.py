@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import networkx as nx
@@ -37,6 +38,7 @@ from p2pfl.topology.spectral import contraction
 from p2pfl.topology.weighting import by_shares, weighting_of
 from p2pfl.types import PeerId
 
+WEIGHTS_FORGET = 256  # rounds after which push-sum's weights do not depend on the first ones, by far
 MIXINGS_KEPT = 64  # of rounds that differ; the heads of clusters of sizes 7, 8, 9 would have 504
 
 
@@ -179,22 +181,24 @@ class Schedule:
         return self.rounds + self.closing_rounds
 
     def closing_contraction(self, *, halved: bool = False) -> float:
-        """How much of the disagreement the closing rounds leave at most, if nobody is absent: 0 to 1.
+        """How much of the disagreement the closing rounds leave at most, if nobody is absent: 0 to 1, if what they mix
+        keeps the law; above 1 where directed ones bring next to nothing together.
 
         With the law pi, x_bar = sum_i pi_i x_i and D^2 = sum_i pi_i |x_i - x_bar|^2:
 
             D(after) <= closing_contraction * D(before)
 
         ``halved``: of a rule that mixes with (I + W) / 2. Of directed schedules x is what push-sum reads, whose weights
-        are those of a run in which nobody was absent before either.
+        are those of a run in which nobody was absent before either, so many rounds back that they do not know more.
         """
         if self.accelerated and halved:
             raise ConfigError('a rule that mixes with (I + W) / 2 closes plainly; give closing = "plain"')
         if self.accelerated and halved not in self._contraction:
             self._contraction[halved] = accelerated_contraction(self._static.matrix, self._growing, self.law)
         if halved not in self._contraction and self.directed:
-            read = readings(self.round(t).mixings[0].matrix for t in range(self.total))
-            self._contraction[halved] = contraction(list(read)[self.rounds :], self.law, read=True)
+            first = max(0, self.rounds - WEIGHTS_FORGET)
+            read = readings(self.round(t).mixings[0].matrix for t in range(first, self.total))
+            self._contraction[halved] = contraction(list(islice(read, self.rounds - first, None)), self.law, read=True)
         if halved not in self._contraction:
             mixings = [mixing.matrix for t in range(self.rounds, self.total) for mixing in self.round(t).mixings]
             if halved:

@@ -75,10 +75,18 @@ class Exchange:
     """Messages [S] of each channel against their bases (None = zero); of the channel `WEIGHT` they are [1].
 
     ``staleness``: own rounds that an edge may be mixed late; so many own messages besides the newest one are kept.
+    ``most`` [1]: that is told of the own weight, in every step of a round.
     """
 
-    def __init__(self, bases: Mapping[str, Tensor | None], size: int, dtype: torch.dtype, staleness: int = 0) -> None:
-        self._staleness = staleness
+    def __init__(
+        self,
+        bases: Mapping[str, Tensor | None],
+        size: int,
+        dtype: torch.dtype,
+        staleness: int = 0,
+        most: Tensor | None = None,
+    ) -> None:
+        self._staleness, self._most = staleness, most
         self._past: dict[Place, dict[str, Tensor]] = {}
         self._bases = bases
         self._size = size
@@ -265,7 +273,7 @@ class Exchange:
         weight = self._own.get(WEIGHT) if WEIGHT in totals else None
         for channel, displacement in totals.items():
             if channel == WEIGHT:
-                self._own[channel] = told(self._own[channel] + displacement)
+                self._own[channel] = told(self._own[channel] + displacement, self._most)
             elif weight is None:
                 self._own[channel] = self._own[channel] + displacement
             else:

@@ -8,8 +8,9 @@ With pi_i what sites count, the weights w_i mix as the models' numerators do and
 and a site keeps what it does not tell. Whoever tells another weight than one from 0 to 2 / pi_i lies. Where pi_i is
 not known it is taken for the least that a site may count, 1e-9 (`p2pfl.topology.weighting`).
 
-A lie within the bound moves no more than a site with the mass of two consortia could; what models it sends beside it,
-no rule that mixes without a robust merge can judge.
+A lie within the bound adds at most the mass of two consortia, in each round anew; one that always tells 0 takes others'
+weights away round by round, so that their rates lr / w_i rise until they diverge. Neither is told from what losses do,
+and neither are the models sent beside it, by any rule that mixes without a robust merge.
 """
 
 from __future__ import annotations

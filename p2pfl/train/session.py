@@ -24,8 +24,9 @@ from p2pfl.train.inertia import Betas, most_weight, read_betas
 from p2pfl.train.mixing import PeerGraph, PeerInbox
 from p2pfl.train.oracle import ModuleOracle, put
 from p2pfl.train.plan_code import Batch, PlanCode
+from p2pfl.train.push_weights import most_told
 from p2pfl.train.relays import Relays, message_size, relay_size, relay_tag
-from p2pfl.train.rules import Context, Messages, State
+from p2pfl.train.rules import Context, Messages, State, keeps_nothing
 from p2pfl.train.sampling import batch_indices, noise_seed
 from p2pfl.train.settings import read_settings
 from p2pfl.types import WEIGHT
@@ -45,7 +46,7 @@ class Session:
         self._relayed = next((channel.name for channel in self._rule.channels if channel.relayed), None)
         self._weighed = any(channel.name == WEIGHT for channel in self._rule.channels)
         if (self._relayed is not None or self._weighed) and self._layout.shared_size != self._layout.size:
-            raise ConfigError(f"rule {self._rule.name} shares all parameters; share batch norm too, or use GroupNorm")
+            raise ConfigError(keeps_nothing(self._rule.name, self._rule.needs))
         self._data: dict[str, Batch] = {}
         self._x: Tensor | None = None
         self._state: State = {}
@@ -94,7 +95,9 @@ class Session:
         base = self._layout.select_shared(self._x)
         bases = {c.name: base if c.base == "model" else None for c in self._rule.channels if not c.relayed}
         self._relays = self._new_relays(run, key)
-        self._exchange = Exchange(bases, self._layout.shared_size, self._settings.dtype, self._settings.staleness)
+        most = most_told(share).to(self._x).reshape(1) if self._weighed else None
+        shared = self._layout.shared_size
+        self._exchange = Exchange(bases, shared, self._settings.dtype, self._settings.staleness, most)
         self._trained, self._encoded = None, None
         exchange = self._exchange
         digests = {name: model_files.vector_digest(exchange.base(name)) for name in bases}

@@ -29,11 +29,12 @@ HIERARCHICAL = {"kind": "hierarchical", "clusters": 2}
 class Site(Session):
     """Notes what its local steps put into its numerators."""
 
-    def __init__(self, number: int, lie: float | None) -> None:
+    def __init__(self, number: int, lie: float | None, share: float = 1 / SITES) -> None:
         super().__init__(QUADRATIC_PLAN, settings_of("sgp"))
         self.load_data(f"{number}")
-        self.begin(self.initial(seed=5), RUN, key_of(number), 1 / SITES)
-        self.first, self.put, self.lie = self.vector, torch.zeros(1, dtype=torch.float64), lie
+        self.begin(self.initial(seed=5), RUN, key_of(number), share)
+        self.first, self.put = self.vector, torch.zeros(1, dtype=torch.float64)
+        self.lie, self.share = lie, share
 
     @property
     def numerator(self) -> Tensor:
@@ -57,7 +58,7 @@ class Site(Session):
 def played(sites: list[Site], spec: dict[str, Any], rounds: int) -> int:
     """How many messages were refused; who refuses one mixes without its sender, who mixes with nobody then."""
     nodes = [PeerId(str(number)) for number in range(SITES)]
-    schedule = Schedule(spec, nodes, dict.fromkeys(nodes, 1 / SITES), rounds, 0)
+    schedule = Schedule(spec, nodes, {node: site.share for node, site in zip(nodes, sites, strict=True)}, rounds, 0)
     refused = 0
     for t in range(rounds):
         for site in sites:
@@ -70,7 +71,9 @@ def played(sites: list[Site], spec: dict[str, Any], rounds: int) -> int:
                     keys = {m["channel"]: f"{other}/{m['channel']}" for m in sent[int(other)]}
                     try:
                         for m in sent[int(other)]:
-                            site.receive(keys[m["channel"]], m["channel"], m["payload"], m["result"], 1 / SITES)
+                            site.receive(
+                                keys[m["channel"]], m["channel"], m["payload"], m["result"], sites[int(other)].share
+                            )
                     except MalformedMessage:
                         refused += 1
                         continue
@@ -92,6 +95,14 @@ def test_honest_sites_train_on_beside_a_liar(spec: dict[str, Any], lie: float) -
     assert refused > 5 and float(weights.sum()) == pytest.approx(3.0, abs=1e-13)
     assert float((numerators.sum(0) - 3 * honest[0].first).abs().max()) < 1e-12
     assert max(float(site.vector.abs().max()) for site in honest) < 20.0
+
+
+def test_nobody_makes_an_honest_site_tell_a_weight_that_is_refused() -> None:
+    """The most that a light site may tell, told in each round: what a heavy one tells in the round's second mixing."""
+    shares = [100 / 103, 1 / 103, 1 / 103, 1 / 103]
+    sites = [Site(number, 2 / share if number == 1 else None, share) for number, share in enumerate(shares)]
+    assert played(sites, HIERARCHICAL, 12) == 0
+    assert float(sites[0].state["weight"]) > 2 / shares[0], "or nothing was held back"
 
 
 def exchange(dtype: torch.dtype = torch.float64) -> Exchange:

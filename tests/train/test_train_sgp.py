@@ -128,8 +128,22 @@ def test_a_light_site_waits_and_keeps_what_it_misses() -> None:
     mixed(-0.49, -0.4)
     assert 0.0 < float(state["weight"]) < LIGHT and bool(state["rest"].any()), "in training rounds z waits"
     left, context = numerator(), replace(context, closing=True)
-    mixed(0.0, 0.0)
-    assert float((z - left / 0.01).abs().max()) < 1e-13 and not bool(state["rest"].any())
+    mixed(0.02, 0.0)
+    assert float((z - left / 0.03).abs().max()) < 1e-13 and not bool(state["rest"].any()), (
+        "in closing rounds it is read"
+    )
+
+
+def test_the_last_reading_is_not_what_is_left_of_sums_that_cancelled() -> None:
+    """All models lie between 1 and 1.01; an edge over which more came than is left is taken back after the last round."""
+    rule, z = made("sgp"), torch.ones(1, dtype=torch.float64)
+    state = rule.init(z, PeerGraph(0.25))
+    pulls = {
+        "x": torch.tensor([-(1.5 * 1.01 - 0.501)], dtype=torch.float64),
+        WEIGHT: torch.tensor([-0.999], dtype=torch.float64),
+    }
+    state, after = rule.merge(state, z, Context(0, 0.05, 0, closing=True), PeerInbox(pulls))
+    assert torch.equal(after, z) and float(state["weight"] * z + state["rest"]) == pytest.approx(1 - 1.014, abs=1e-12)
 
 
 @pytest.mark.parametrize("share", [0.75, 1 / 6])
@@ -216,7 +230,7 @@ def test_a_session_knows_what_does_not_go_with_weights() -> None:
     plan = QUADRATIC_PLAN.replace(
         b"def model():", b"def model():\n    return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))\n\ndef plain():"
     )
-    with pytest.raises(ConfigError, match="rule sgp shares all parameters; share batch norm too, or use GroupNorm"):
+    with pytest.raises(ConfigError, match="rule sgp shares all parameters; use GroupNorm, or a rule such as dpsgd"):
         Session(plan, settings_of("sgp", batch_norm="private"))
     with pytest.raises(ConfigError, match="rule sgp does not go with running statistics that travel: a light weight"):
         Session(plan, settings_of("sgp", batch_norm="shared"))

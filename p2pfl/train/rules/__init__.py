@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from p2pfl.errors import ConfigError
 from p2pfl.train.optimisers import Optimiser
-from p2pfl.train.rules.combinations import Combination, choice, problem_of
+from p2pfl.train.rules.combinations import Combination, choice, keeps_nothing, problem_of
 from p2pfl.train.rules.dpsgd import DPSGD
 from p2pfl.train.rules.exact_diffusion import ExactDiffusion
 from p2pfl.train.rules.fedprox import FedProx
@@ -55,6 +55,7 @@ __all__ = [
     "Setting",
     "State",
     "check_combination",
+    "keeps_nothing",
     "rule_named",
 ]
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from p2pfl.train.rules.interface import Needs
 
+PRIVATE_NORM = 'batch_norm = "private" and buffers = "exclude", or GroupNorm'
+WITHOUT_NORM = 'GroupNorm in place of batch norm and buffers = "exclude"'
+
 
 @dataclass(frozen=True, slots=True)
 class Combination:
@@ -45,6 +48,12 @@ def choice(problem: Problem, others: Sequence[str]) -> str:
     return f"{problem.why}; choose {problem.remedy}{rules}"
 
 
+def keeps_nothing(rule: str, needs: Needs) -> str:
+    """Why a rule refuses models of which something stays with its site."""
+    fits = "share batch norm too, or use GroupNorm" if needs.statistics else "use GroupNorm, or a rule such as dpsgd"
+    return f"rule {rule} shares all parameters; {fits}"
+
+
 def _refusals(rule: str, needs: Needs, asked: Combination) -> list[tuple[str, str, str]]:
     found = []
     if asked.optimiser not in needs.optimisers:
@@ -79,7 +88,8 @@ def _refusals(rule: str, needs: Needs, asked: Combination) -> list[tuple[str, st
         found.append((what, needs.closing_reason, 'closing = "plain"'))
     if asked.statistics and not needs.statistics:
         what = f"rule {rule} does not go with running statistics that travel"
-        found.append((what, needs.statistics_reason, 'batch_norm = "private" and buffers = "exclude", or GroupNorm'))
+        whole = needs.mixing == "columns"  # nothing stays with its site, so neither may batch norm
+        found.append((what, needs.statistics_reason, WITHOUT_NORM if whole else PRIVATE_NORM))
     return found
 
 

@@ -13,6 +13,9 @@ from p2pfl.train.rules.interface import WEIGHT, Channel, Context, Graph, Inbox, 
 from p2pfl.train.rules.local_steps import local_steps, optimiser_state
 
 LIGHT = 1.0 / 8  # of the site's usual weight: at a lighter one local steps would be so much longer than its rate bears
+CLOSING_LIGHT = (
+    1.0 / 32
+)  # of it: lighter ones are what is left of sums that cancelled, more often than what mixing gave
 MEMORY = 3.0 / 4  # of the usual weight, per round; a site with many samples halves its weight for the first few rounds
 
 
@@ -34,7 +37,8 @@ class SGP:
     Differs: sites of unlike size weigh P by their shares, so that the mean is the weighted one; z travels beside w, and
     the receiver multiplies; over each edge both ends exchange messages, which is how a lost one is settled. In training
     rounds with less than 1/8 of a site's usual weight, as in 1 % of the rounds of EL-Local with one neighbour, or where
-    much is taken back at once, z stays, local steps have the rate lr, and what z misses is read later.
+    much is taken back at once, z stays, local steps have the rate lr, and what z misses is read later, from 1/32 on in
+    closing rounds. A site that lies about its weight can make others diverge (decision 0025).
     Verified: the weighted optimum of quadratics for K = 1 on the full graph, and as near to it as the learning rate is
     small on directed graphs, also for K = 16 and a site with 3/4 of all samples; sum_i pi_i w_i = 1 and
     sum_i pi_i x_i are kept by the merge, also with 5 % of all messages lost at one end.
@@ -84,21 +88,21 @@ class SGP:
         """(w z + rest + pull(x)) / (w + pull(weight)), where it can be read.
 
         What was taken back leaves sums of unlike signs, and their quotients by light weights are far from all models:
-        gradients there would spoil the mean. In closing rounds none follows, and the models are alike.
+        gradients there would spoil the mean. In closing rounds none follows, and lighter ones are read; but the last
+        reading is the site's model, so not by weights that are next to nothing.
         """
         weight = state["weight"] + inbox.pull(WEIGHT)
-        readable = weight > LEAST
-        usual = torch.where(readable, state["usual"].lerp(weight, 1.0 - MEMORY), state["usual"])
-        read = readable if ctx.closing else _steady(weight, usual)
+        usual = torch.where(weight > LEAST, state["usual"].lerp(weight, 1.0 - MEMORY), state["usual"])
+        read = _steady(weight, usual, CLOSING_LIGHT if ctx.closing else LIGHT)
         total = state["weight"] * x + state["rest"] + inbox.pull("x")
         z = torch.where(read, quotient(total, weight, x), x)
         rest = torch.where(read, torch.zeros_like(total), total - weight * x)
         return {**state, "weight": weight, "usual": usual, "rest": rest}, z
 
 
-def _steady(weight: Tensor, usual: Tensor) -> Tensor:
-    """Whether training goes on at models that are divided by these weights, [..., 1] bool."""
-    return (weight > LEAST) & (weight > LIGHT * usual)
+def _steady(weight: Tensor, usual: Tensor, light: float = LIGHT) -> Tensor:
+    """Whether models are divided by these weights, [..., 1] bool."""
+    return (weight > LEAST) & (weight > light * usual)
 
 
 class _Divided:
