@@ -70,7 +70,7 @@ class Case:
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("who", ["newcomer", "proposer", "neighbour"])
 @pytest.mark.parametrize(
-    "moment", [pytest.param(number, marks=pytest.mark.slow if number % 4 else ()) for number in range(20)]
+    "moment", [pytest.param(number, marks=pytest.mark.slow if number % 9 else ()) for number in range(20)]
 )
 def test_killed_at_any_moment(topology: str, who: str, moment: int) -> None:
     """From before the approval to some rounds after it came in; back after 3 to 11 seconds."""
@@ -116,7 +116,7 @@ def test_stopped_for_a_while_and_gone_on(who: str, moment: int) -> None:
 
 @pytest.mark.parametrize("word", ["stop", "pause", "change"])
 @pytest.mark.parametrize(
-    "moment", [pytest.param(number, marks=pytest.mark.slow if number % 5 else ()) for number in range(15)]
+    "moment", [pytest.param(number, marks=pytest.mark.slow if number % 7 else ()) for number in range(15)]
 )
 def test_the_proposer_has_more_to_say(word: str, moment: int) -> None:
     """At the very time of the approval, and before and after the newcomer has come in."""

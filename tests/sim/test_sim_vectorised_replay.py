@@ -129,12 +129,8 @@ def signs(found: Decisions) -> Any:
     ("rule", "topology"),
     [(rule, kind) for rule in ("dpsgd", "kgt") for kind in ("ring", "full", {"kind": "hierarchical", "clusters": 2})]
     + [("quasi_global", "full"), ("exact_diffusion", "ring"), ("gradient_tracking", "ring"), ("fedprox", "ring")]
-    + [
-        ("sgp", "ring"),
-        ("sgp", {"kind": "exponential"}),
-        ("sgp", LOCAL),
-        ("sgp", {"kind": "exponential", "hops": "all"}),
-    ],
+    + [("sgp", {"kind": "exponential"}), ("sgp", LOCAL)]
+    + [pytest.param("sgp", spec, marks=pytest.mark.slow) for spec in ("ring", {"kind": "exponential", "hops": "all"})],
 )
 def test_lost_messages_and_what_is_taken_back(tmp_path: Path, rule: str, topology: Any) -> None:
     settings = settings_of(rule, local_steps=RULES[rule].needs.most_steps or 3)

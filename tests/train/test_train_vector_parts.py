@@ -89,7 +89,12 @@ def test_the_same_value_with_fewer_joined(function: Callable[[Tensor], Tensor], 
 
 @pytest.mark.parametrize(
     ("rule", "optimiser"),
-    [(rule, name) for rule in RULES if RULES[rule].needs.linear for name in sorted(RULES[rule].needs.optimisers)],
+    [
+        pytest.param(rule, name, marks=pytest.mark.slow if rule != "dpsgd" and name != "sgd" else ())
+        for rule in RULES
+        if RULES[rule].needs.linear
+        for name in sorted(RULES[rule].needs.optimisers)
+    ],
 )
 def test_rules_have_the_same_bits_with_whole_vectors(
     rule: str, optimiser: str, monkeypatch: pytest.MonkeyPatch
