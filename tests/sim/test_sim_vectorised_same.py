@@ -87,7 +87,7 @@ def test_every_rule_has_rows() -> None:
         *WEIGHTED[:2],
         *RELAYED[2:],
         *slow(CHANGING[2:] + DIRECTED[2:] + WEIGHTED[2:] + RELAYED[:2]),
-    ],  # fmt: skip
+    ],
 )
 def test_same_as_peers_in_memory(tmp_path: Path, rule: str, kind: str, sites: int) -> None:
     data, settings = tables(sites), settings_for(rule)
