@@ -161,13 +161,13 @@ class LabelsPerPeer:
         wanted = peers * self.labels
         if wanted < len(sizes):
             raise ConfigError(
-                f"{peers} peers with {self.labels} labels each cannot hold all {len(sizes)} classes; "
+                f"{peers} peers of {self.labels} label(s) each cannot hold all {len(sizes)} classes; "
                 "take more peers or more labels per peer"
             )
         most = [min(peers, size) for size in sizes]
         if sum(most) < wanted:
             raise ConfigError(
-                f"{peers} peers with {self.labels} labels each need {wanted} shards, the classes allow {sum(most)}; "
+                f"{peers} peers of {self.labels} label(s) each need {wanted} shards, the classes allow {sum(most)}; "
                 "take fewer peers or fewer labels per peer"
             )
         shards = [1] * len(sizes)

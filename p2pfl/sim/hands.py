@@ -175,7 +175,7 @@ def _fetch(site: Site, effect: effects.Fetch) -> None:
     def read() -> int | None:
         held = origin.serve(site.number, effect.digest)
         chunks.extend(held or ())
-        return (site.world.content_bytes or sum(map(len, chunks))) if held is not None else None
+        return (site.world.bytes_of(effect.core.round) or sum(map(len, chunks))) if held is not None else None
 
     def done(problem: str | None) -> None:
         if problem is None:

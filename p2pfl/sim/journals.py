@@ -33,6 +33,7 @@ class Note(NamedTuple):
     last: bool = False
     amount: float = 0.0  # local steps, or the weight of the own parameters
     flooded: int = 0  # of ``sent``: in heartbeats and other statements that everybody sends on
+    pulled: int = 0  # of ``sent``: in deltas that others fetched
 
 
 class Page(NamedTuple):
@@ -77,7 +78,7 @@ class Sheet:
         self.edges: list[list[list[tuple[Any, ...]]]] = [[[] for _ in range(count)] for count in mixings]
         self.adopted: list[list[tuple[Any, ...]]] = [[] for _ in range(total)]
         self.before = self.sent = journal.before or 0
-        self.flooded = journal.flooded_before
+        self.flooded, self.pulled = journal.flooded_before, 0
         self._amounts: dict[Tag, Took] = {}
         self._open: list[tuple[int, Took]] = []  # (step, edge) of the round in work
         self._carried: list[Took] = []  # mixed in rounds that were left, and not in the parameters yet
@@ -116,7 +117,7 @@ class Sheet:
         self._open, self._carried = [], []
         self.bytes[t] += note.sent - self.sent
         self.floods[t] += note.flooded - self.flooded
-        self.sent, self.flooded = note.sent, note.flooded
+        self.sent, self.flooded, self.pulled = note.sent, note.flooded, note.pulled
 
     def _leave(self, round_: int) -> None:
         """Another round begins: what was mixed in one that was never ended counts with the next that is."""

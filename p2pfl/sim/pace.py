@@ -20,6 +20,7 @@ from p2pfl.sim.timing import Timing
 from p2pfl.sim.unequal_steps import with_steps
 from p2pfl.topology import Mixing, Schedule
 from p2pfl.train.relays import message_size
+from p2pfl.types import WEIGHT
 
 if TYPE_CHECKING:
     from p2pfl.sim.preparing import Simulation
@@ -96,7 +97,8 @@ def pace_of(simulation: Simulation) -> Pace:
     counts = [len(rows) for rows in simulation.parts.rows]
     recording = record(
         peers, topology=simulation.spec, rounds=schedule.rounds, closing_rounds=schedule.closing_rounds,
-        content_bytes=content_bytes(simulation), seed=simulation.seed, links=links, compute=compute,
+        content_bytes=content_bytes(simulation), closing_bytes=content_bytes(simulation, closing=True),
+        seed=simulation.seed, links=links, compute=compute,
         samples=counts if simulation.weights == "samples" else [1] * peers,
         local_steps=simulation.each.tolist(), staleness=time.staleness,
         deadline=simulation.plan.settings.training.deadline, faults=pauses(absences, schedule),
@@ -111,20 +113,23 @@ def _longest(simulation: Simulation, links: LinkModel, compute: ComputeModel, ab
     """Virtual seconds after which a run with absences has lost its way: a user's pause may have come after its end."""
     deadline, schedule = simulation.plan.settings.training.deadline, simulation.schedule
     timing = Timing(
-        schedule, links, compute, content_bytes(simulation), simulation.seed, heartbeats=False, absences=absences
-    )
+        schedule, links, compute, content_bytes(simulation), simulation.seed, heartbeats=False, absences=absences,
+        closing_bytes=content_bytes(simulation, closing=True),
+    )  # fmt: skip
     return 10.0 * max(float(row.seconds.max()) for row in timing) + 2.0 * schedule.total * deadline
 
 
 def _recorded(recording: Recording, absences: Absences) -> Iterator[Step]:
+    last = min(recording.schedule.total, len(recording.decisions.rounds)) - 1
     for t, row in enumerate(recording.decisions.rounds):
+        late = recording.late if t == last else 0.0  # what others fetch after an earlier round counts in the next one
         floods = np.zeros(len(row.bytes)) if row.floods is None else row.floods
         mixed = sum(int(edges["sign"].sum()) for edges in row.edges)
         wanted = 0
         if t < recording.schedule.total:
             mixings = recording.schedule.round(t).mixings
             wanted = sum(_edges_between(mixing, absences.of(t)) for mixing in mixings)
-        yield Step(row.seconds, row.bytes - floods, floods, mixed=mixed, wanted=wanted)
+        yield Step(row.seconds, row.bytes - floods + late, floods, mixed=mixed, wanted=wanted)
 
 
 def _edges_between(mixing: Mixing, away: np.ndarray) -> int:
@@ -149,10 +154,14 @@ def check_time(time: TimeTable, peers: int, seed: int) -> tuple[LinkModel, Compu
     return with_profiles(time.profiles, peers, seed, links, compute)
 
 
-def content_bytes(simulation: Simulation) -> int:
-    """What one site's message of one mixing weighs, all channels."""
+def content_bytes(simulation: Simulation, *, closing: bool = False) -> int:
+    """What one site's message of one mixing weighs, all channels; in ``closing`` rounds the model's and weight's."""
     width, shared = simulation.settings.dtype.itemsize, simulation.layout.shared_size
-    return sum(message_size(channel, shared, width) for channel in simulation.settings.rule.channels)
+    channels = simulation.settings.rule.channels
+    if closing:
+        model = next(channel.name for channel in channels if channel.base == "model")
+        channels = tuple(channel for channel in channels if channel.name in (model, WEIGHT))
+    return sum(message_size(channel, shared, width) for channel in channels)
 
 
 def _modelled(simulation: Simulation, links: Any, compute: Any) -> Pace:
@@ -160,7 +169,7 @@ def _modelled(simulation: Simulation, links: Any, compute: Any) -> Pace:
     timing = Timing(
         simulation.schedule, links, compute, content_bytes(simulation), simulation.seed,
         deadline=simulation.plan.settings.training.deadline, heartbeats=few,
-        absences=simulation.absences,
+        absences=simulation.absences, closing_bytes=content_bytes(simulation, closing=True),
     )  # fmt: skip
     nothing = np.full(simulation.parts.peers, np.nan)
     steps = (

@@ -128,7 +128,8 @@ class RecordedTraining(StubTraining):
     def _note(self, kind: str, round_: int, step: int, **facts: Any) -> None:
         world = self._recorder.world
         flooded = world_flooded(world, self.site)
-        self._journal.add(Note(kind, round_, step, world.now, world_sent(world, self.site), flooded=flooded, **facts))
+        sent, pulled = world_sent(world, self.site), world.network.sent_bytes[self.site, "content"]
+        self._journal.add(Note(kind, round_, step, world.now, sent, flooded=flooded, pulled=pulled, **facts))
 
     def save_bytes(self) -> bytes:
         """Mark the place in the notes."""
@@ -156,6 +157,7 @@ class Recording:
     began: float  # virtual seconds from the proposal to the first site's round 0
     before: np.ndarray  # float64 [n]: bytes that each site sent until its run began
     after: np.ndarray  # float64 [n]: bytes sent after the last round
+    late: np.ndarray  # float64 [n]: of them, in deltas of the run that slower neighbours fetched then
     sent: Mapping[str, np.ndarray]  # by kind of message, float64 [n]: bytes of the whole run
     world: VirtualConsortium
 
@@ -166,6 +168,7 @@ def record(
     topology: str | Mapping[str, Any] = "ring",
     rounds: int = 8,
     content_bytes: int = 0,
+    closing_bytes: int | None = None,
     faults: Sequence[tuple[Fault, When]] = (),
     linked: str = "graph",
     limit_seconds: float | None = None,
@@ -175,7 +178,8 @@ def record(
     """Play one run of real machines with stub training, and write down what they decided.
 
     ``content_bytes``: of one site's message in one mixing, all channels, which travel as one; up to 32 KiB are inside
-    the announcement, as deployed. ``linked`` "graph": the links that deployed peers keep. ``watch`` is told the first
+    the announcement, as deployed. ``closing_bytes``: the same in closing rounds; where training's are inside, so are
+    these, and of their size. ``linked`` "graph": the links that deployed peers keep. ``watch`` is told the first
     round that some site has not ended, whenever it rises. ``options`` are those of `VirtualConsortium`. ConfigError for
     what cannot be recorded, and for a run that never begins or has not ended after ``limit_seconds`` of virtual time.
     """
@@ -193,6 +197,7 @@ def record(
         rounds=rounds,
         linked=linked,
         content_bytes=content_bytes if pulled else 0,
+        closing_bytes=closing_bytes if pulled else None,
         training=lambda number: RecordedTraining(seed, number, size, staleness, recorder),
         **options,
     )
@@ -252,6 +257,9 @@ def _recording(recorder: _Recorder) -> Recording:
         began=began,
         before=np.array([sheet.before for sheet in sheets]),
         after=total - [sheet.sent for sheet in sheets],
+        late=np.array(
+            [world.network.sent_bytes[sheet.number, "content"] - sheet.pulled for sheet in sheets], dtype=np.float64
+        ),
         sent={
             kind: np.array([world.network.sent_bytes[number, kind] for number in _all(world)], dtype=np.float64)
             for kind in KINDS

@@ -132,6 +132,11 @@ def warnings_of(groups: Groups) -> list[str]:
                 f"{name}: only {100 * min(shares):.0f} % of the deltas between sites that were there were mixed: where "
                 "users pause, neighbours may go on without the last delta, or wait for one that does not come."
             )
+        elif shares and min(shares) < MIXED_ENOUGH and any((r.facts["time"] or {}).get("staleness") for r in results):
+            said.append(
+                f"{name}: only {100 * min(shares):.0f} % of the graph's deltas were mixed: in asynchronous runs a "
+                "message that a newer one has overtaken is not; rounds that wait (staleness = 0) mix all of them."
+            )
         elif shares and min(shares) < MIXED_ENOUGH:
             said.append(
                 f"{name}: only {100 * min(shares):.0f} % of the graph's deltas were mixed: rounds take longer than the "

@@ -71,8 +71,8 @@ def stored(cells: Sequence[Cell], folder: Path, resume: bool) -> dict[str, SimRe
     others = there - {cell.key for cell in cells}
     if others:
         raise ConfigError(
-            f"{folder} holds {len(others)} results of other runs (another scenario, plan, data or fewer seeds now); "
-            "give another --out"
+            f"{folder} holds {len(others)} results of other runs (another scenario, plan, data, other values or fewer "
+            "seeds now); give another --out"
         )
     found = {}
     for key in there:

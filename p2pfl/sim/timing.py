@@ -78,7 +78,8 @@ class _Edges:
 
 @dataclass
 class Timing:
-    """A run's rounds one after the other. ``content_bytes``: of one site's message in one mixing, all channels.
+    """A run's rounds one after the other. ``content_bytes``: of one site's message in one mixing, all channels;
+    ``closing_bytes``: the same in closing rounds, where it is less.
 
     ``linked`` "graph" or "all", as in `VirtualConsortium`. ``heartbeats``: whether they take their part of the uplinks.
     Everybody waits for everybody here; ``deadline`` is what the plan says, so that `RoundTimes.missed` can tell when
@@ -95,6 +96,7 @@ class Timing:
     deadline: float = np.inf
     heartbeats: bool = True
     absences: Absences = field(default_factory=Absences)
+    closing_bytes: int | None = None
     _known: dict[tuple[int, int, bytes], tuple[Mixing, _Edges]] = field(default_factory=dict, repr=False)
     _watch: Watch | None = field(default=None, init=False, repr=False)
 
@@ -104,7 +106,6 @@ class Timing:
         n, links, compute = len(self.schedule.nodes), self.links, self.compute
         self._rates = np.array([links.rate(site) or np.inf for site in range(n)])
         self._factors = np.array([compute.factors.get(site, 1.0) for site in range(n)])
-        self._inline = self.content_bytes <= INLINE_LIMIT
         self._free = np.zeros(n)  # when each site begins its next position
         self._log = np.zeros(n)  # when its log has nothing more to commit
         self._round, self._cores = 0, 0.0  # messages of a site so far
@@ -112,7 +113,7 @@ class Timing:
             self._watch = Watch(self.schedule)
         self._links_of = np.full(n, n - 1.0) if self.linked == "all" else self.schedule.degrees.astype(np.float64)
         mixings = max(len(self.schedule.round(t).mixings) for t in (0, self.schedule.total - 1))
-        self._uplinks = Uplinks(self._rates, float(self.content_bytes), kept=mixings)
+        self._uplinks = Uplinks(self._rates, kept=mixings)
         self._patience = Patience(self.deadline)
         self._slow_down(MAX_CORES_TOLD)  # ConfigError if that is too much
         self._work = self._seconds_of_work(0)
@@ -138,7 +139,8 @@ class Timing:
         waited, announced, missed = np.zeros(n), np.zeros(n), 0
         for step, item in enumerate(edges):
             then = self._then(edges[step + 1 :], following)
-            sent, mixed, arrived = self._mix(step, item, ready, then, present)
+            sizes = self._content(self._round), self._content(self._round + (item is edges[-1]))
+            sent, mixed, arrived = self._mix(step, item, ready, then, present, sizes)
             here = mixes[step]
             waited = np.maximum(waited, np.where(here, mixed - self.compute.handling - sent, 0.0))
             times = {"started": ready if step else began, "sent": sent}
@@ -156,7 +158,7 @@ class Timing:
             round=self._round - 1,
             seconds=ready,
             waited=waited,
-            content=sum(item.degree for item in edges) * self.content_bytes,
+            content=sum(item.degree for item in edges) * self._content(self._round - 1),
             announcements=announced,
             floods=(ready - left_off) * self._beats(told),
             missed=missed,
@@ -177,17 +179,21 @@ class Timing:
         return work, degree
 
     def _mix(
-        self, step: int, edges: _Edges, ready: Array, then: tuple[Array, Array] | None, present: Array
-    ) -> tuple[Array, Array, Array]:
+        self, step: int, edges: _Edges, ready: Array, then: tuple[Array, Array] | None, present: Array,
+        sizes: tuple[float, float],
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
         """When each message was committed, when a site had mixed those of its neighbours, and when each was there."""
-        sent, shift = self._sent(step, ready, self._log, edges.degree)
+        size, next_size = sizes
+        sent, shift = self._sent(step, ready, self._log, edges.degree, size)
         heard = -np.inf  # since when all are known to have come as far who mix with a site in other rounds
         if self._watch is not None and step == 0:
-            heard = self._watch.heard(np.where(present, sent + shift / 2 + self.links.latency * self._inline, -np.inf))
+            heard = self._watch.heard(
+                np.where(present, sent + shift / 2 + self.links.latency * (size <= INLINE_LIMIT), -np.inf)
+            )
         begins, arrive = sent + shift, self._delays(step, edges)
         mixed, next_begins, next_flows = sent, np.full(len(sent), np.inf), edges.degree
         for _ in range(TURNS):
-            left = self._uplinks.leave(begins, edges.degree, next_begins, next_flows)
+            left = self._uplinks.leave(begins, edges.degree, next_begins, next_flows, size, next_size)
             there = np.maximum(heard, edges.latest(left, arrive))
             before, mixed = mixed, np.maximum(sent, there) + self.compute.handling
             if then is None:
@@ -195,11 +201,11 @@ class Timing:
             # who is done before its own content has left may begin to send its next one beside it
             work, next_flows = then
             log = np.maximum(mixed, sent) + self.compute.commit
-            after, next_shift = self._sent(0, self._worked(mixed, work), log, next_flows)
+            after, next_shift = self._sent(0, self._worked(mixed, work), log, next_flows, next_size)
             next_begins = np.where(next_flows > 0, after + next_shift, np.inf)
             if np.abs(mixed - before).max() < CLOSE:
                 break
-        self._uplinks.begun(begins, edges.degree, left)
+        self._uplinks.begun(begins, edges.degree, size, left)
         there = np.maximum(
             left[edges.senders] + arrive, ready[edges.receivers]
         )  # a worker that trains takes in nothing
@@ -209,13 +215,19 @@ class Timing:
         """To how many others each site announces its message of this mixing."""
         return degree if self._watch is None or step else np.maximum(degree, self._watch.partners)
 
-    def _sent(self, step: int, ready: Array, log: Array, degree: Array) -> tuple[Array, Array]:
+    def _content(self, round_: int) -> float:
+        """Bytes of one site's message in a mixing of this round."""
+        if self.closing_bytes is None or round_ < self.schedule.rounds:
+            return float(self.content_bytes)
+        return float(self.closing_bytes)
+
+    def _sent(self, step: int, ready: Array, log: Array, degree: Array, size: float) -> tuple[Array, Array]:
         """When a message is committed that may be encoded at ``ready``; and how much later its content begins to leave:
 
         its announcements have left, have come, and the neighbours' questions are back.
         """
         committed = np.maximum(ready + self.compute.handling, log) + self.compute.commit
-        if self._inline:
+        if size <= INLINE_LIMIT:
             return committed, np.zeros(len(ready))
         told = self._told(step, degree)
         return committed, told * _announcement(degree, told) / self._uplinks.rates + 2 * self.links.latency

@@ -39,7 +39,8 @@ class VirtualConsortium:
     The same arguments give the same run, byte for byte (with real signatures: event for event, since content keys are
     random). ``training`` is "stub" or makes a loaded trainer for a site number. ``linked``: "all" pairs keep links, or
     only those of the "graph". ``staleness`` above 0: an asynchronous run. ``content_bytes``: simulated size of each
-    delta, which is then pulled; 0 sends the real bytes, inside announcements where they fit. ``argument_problem`` and
+    delta, which is then pulled; 0 sends the real bytes, inside announcements where they fit. ``closing_bytes``: of
+    those of closing rounds, where it is another. ``argument_problem`` and
     ``tolerance`` are what the plan says about a change of arguments (by default: all is allowed) and about distances at
     the end. ``local_steps``: of all sites, or of each. ``folder`` takes audit logs (``audited``) and real sessions'
     files.
@@ -66,6 +67,7 @@ class VirtualConsortium:
         local_steps: int | Sequence[int] = 1,
         staleness: int = 0,
         content_bytes: int = 0,
+        closing_bytes: int | None = None,
         minimum_contributors: int = 1,
         argument_problem: ArgumentProblem = lambda arguments: None,
         tolerance: float | None = None,
@@ -78,6 +80,7 @@ class VirtualConsortium:
         if len(self.local_steps) != sites:
             raise ConfigError(f"local steps of {len(self.local_steps)} sites for {sites}; give one number, or one each")
         self.content_bytes, self.audited, self.staleness = content_bytes, audited, staleness
+        self._rounds, self._closing_bytes = rounds, closing_bytes
         self.argument_problem, self.tolerance = argument_problem, tolerance
         self.compute, self.clock = compute or ComputeModel(), Clock()
         self.kit: Kit = KITS[signatures]()
@@ -96,6 +99,11 @@ class VirtualConsortium:
         self.proposal, self.initial = self._propose(spec, rounds, closing_rounds, deadline, patience, catch_up_rounds)
         self.sites = self._sites(samples, folder)
         self._wire(spec if linked == "graph" else {"kind": "full"}, rounds + closing_rounds)
+
+    def bytes_of(self, round_: int) -> int:
+        """Simulated size of a delta of this round, of the rounds as they were planned; 0: that of its real bytes."""
+        closing = self._closing_bytes is not None and round_ >= self._rounds
+        return self._closing_bytes or 0 if closing else self.content_bytes
 
     def _propose(
         self,

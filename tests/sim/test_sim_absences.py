@@ -7,6 +7,7 @@ docs/simulated-time.md.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,12 @@ def test_machines_decide_beside_liars(plan: Path) -> None:
     assert one.facts["clock"] == "machines" and 0.9 < one.facts["edges_mixed"] <= 1
     one.facts["edges_mixed"] = 0.5
     assert ["users pause" in said for said in warnings_of({"away": [one]})] == [True], "not the plan's deadline"
+    alone = replace(one, facts={**one.facts, "faults": []})
+    assert ["raise the plan's deadline" in said for said in warnings_of({"late": [alone]})] == [True]
+    alone.facts["time"] = {**alone.facts["time"], "staleness": 2}
+    assert ["overtaken" in said for said in warnings_of({"late": [alone]})] == [True], (
+        "nobody waits for a deadline there"
+    )
     assert one.sites["seconds"].tolist() == two.sites["seconds"].tolist()
     assert not np.array_equal(one.parameters, two.parameters)
     assert one.sites["seconds"][4] < 0.9 * np.delete(one.sites["seconds"], 4).min()

@@ -7,14 +7,16 @@ tolerances where the test says so.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import pytest
+from sim_worlds import blobs, write_plan
 
 from p2pfl.errors import ConfigError, IllegalStep
-from p2pfl.sim import ComputeModel, LinkModel
+from p2pfl.sim import ComputeModel, LinkModel, simulate
 from p2pfl.sim.draws import uniform
 from p2pfl.sim.recording import Recording, record
 from p2pfl.sim.timing import RoundTimes, Timing, _shares
@@ -28,6 +30,11 @@ NAMES = ["ring", "full", "hierarchical"]
 DEADLINE = 1e6
 
 LONG = ComputeModel(seconds=24.0)
+WIDE = """
+
+def model():
+    return nn.Sequential(nn.Linear(2, 2000), nn.ReLU(), nn.Linear(2000, 3))
+"""
 CASES: dict[str, tuple[int, LinkModel, ComputeModel]] = {
     "links without limit": (100_000, LinkModel(), ComputeModel()),
     "equal uplinks": (2_000_000, LinkModel(bandwidth=1.25e6), ComputeModel(seconds=10.0)),
@@ -154,9 +161,14 @@ def test_groups_share_an_uplink_as_flows_do() -> None:
     np.testing.assert_allclose(apart[:, 0], [20.0, 60.0])
     never = ends(np.array([[0.0], [np.inf]]), np.array([[2.0], [1.0]]), 100.0, np.array([10.0]))
     assert never[0, 0] == 20.0 and np.isinf(never[1, 0])
-    uplinks = Uplinks(np.array([10.0, np.inf]), 100.0, kept=1)
+    uplinks = Uplinks(np.array([10.0, np.inf]), kept=1)
     one = np.array([1.0, 1.0])
-    assert uplinks.leave(5 * one, 2 * one, np.inf * one, one).tolist() == [25.0, 5.0]
+    assert uplinks.leave(5 * one, 2 * one, np.inf * one, one, 100.0, 100.0).tolist() == [25.0, 5.0]
+    sizes = np.array([[100.0], [10.0]])
+    less = ends(np.array([[0.0], [10.0]]), np.array([[1.0], [1.0]]), sizes, np.array([10.0]))
+    np.testing.assert_allclose(less[:, 0], [10.0, 11.0])
+    behind = ends(np.array([[0.0], [5.0]]), np.array([[1.0], [1.0]]), sizes, np.array([10.0]))
+    assert behind[1, 0] >= behind[0, 0] == 15.0, "a smaller one behind a larger one waits for it"
 
 
 def test_a_calm_uplink_ends_as_the_closed_form_says() -> None:
@@ -206,3 +218,45 @@ def test_what_only_machines_can_say_is_refused() -> None:
     timing.step()
     with pytest.raises(IllegalStep):
         timing.step()
+
+
+CLOSING: dict[str, tuple[int, int]] = {"pulled": (2_000_000, 1_000_000), "closing inside": (200_000, 20_000)}
+
+
+@pytest.mark.parametrize("content", list(CLOSING.values()), ids=list(CLOSING))
+def test_closing_rounds_of_several_channels_send_the_model_alone(content: tuple[int, int]) -> None:
+    """As the sizes say, per edge; at machines what slower neighbours fetch after the last round is told apart."""
+    training, closing = content
+    links, compute = LinkModel(bandwidth=1.25e6), ComputeModel(seconds=5.0)
+    recorded = record(
+        6, rounds=4, closing_rounds=3, seed=1, content_bytes=training, closing_bytes=closing, links=links,
+        compute=compute, deadline=DEADLINE,
+    )  # fmt: skip
+    timed = list(Timing(recorded.schedule, links, compute, training, seed=1, deadline=DEADLINE, closing_bytes=closing))
+    assert [facts.content.tolist() for facts in timed] == [[2.0 * training] * 6] * 4 + [[2.0 * closing] * 6] * 3
+    assert recorded.sent["content"].tolist() == [2.0 * (4 * training + 3 * closing)] * 6
+    assert (recorded.late >= 0).all() and (recorded.late <= recorded.after).all() and recorded.late.sum() % closing == 0
+    machines, estimated = seconds_of(recorded, timed)
+    np.testing.assert_allclose(estimated[:4], machines[:4], rtol=0.03)
+    np.testing.assert_allclose(estimated, machines, rtol=0.03)
+
+
+def test_all_that_is_fetched_is_in_the_bytes_of_a_simulation(tmp_path: Path) -> None:
+    """Also what slower neighbours fetch when a site has ended its last round; closing rounds of K-GT send one channel."""
+    plan = write_plan(tmp_path / "plan")
+    (plan / "plan.py").write_text((plan / "plan.py").read_text() + WIDE)
+    found = {}
+    for rule in ("dpsgd", "kgt"):
+        for clock in ("model", "machines"):
+            result = simulate(
+                plan, blobs(), peers=4, rounds=4, closing_rounds=3, topology="ring", rule=rule, execution="loop",
+                time={"clock": clock, "seconds": 5.0, "bandwidth": 1e6}, evaluate={"sites": "none", "every": 100},
+                training={"dtype": "float64"},
+            )  # fmt: skip
+            found[rule, clock] = np.diff(result.frame["bytes"].to_numpy())
+            parameters = result.facts["parameters"]
+    for rule in ("dpsgd", "kgt"):
+        np.testing.assert_allclose(found[rule, "model"].sum(), found[rule, "machines"].sum(), rtol=0.03)
+    more = found["kgt", "model"] - found["dpsgd", "model"]
+    np.testing.assert_allclose(more[:4], 4 * 2 * parameters * 8, rtol=0.01)
+    np.testing.assert_allclose(more[4:], 0.0, atol=1e-3 * more[0])
