@@ -30,7 +30,7 @@ from p2pfl.sim.simulation import Progress
 from p2pfl.sim.tensors import tensors
 from p2pfl.sim.trial import check_evaluation, check_smallest
 from p2pfl.sim.unequal_steps import steps_of_sites
-from p2pfl.sim.vector_setup import drawn_model
+from p2pfl.sim.vector_setup import check_run, drawn_model
 from p2pfl.topology import Schedule
 from p2pfl.train.layout import Layout
 from p2pfl.train.padding_check import EXAMPLES
@@ -135,6 +135,10 @@ def prepare(
     if time is not None:
         check_time(time, peers, seed)
         check_absences(absences, time, peers, schedule.total)
+    # what stays with its site, or travels as statistics, before advice on ways of execution that would not help
+    check_run(
+        settings, settings.layout(drawn_model(code, settings.dtype, seed)), schedule, None, (), most=int(each.max())
+    )
     check_smallest(code, settings, examples, parts, each > 0)
     remarks = check_plan(code, settings, examples, parts, execution)
     check_evaluation(code, settings.dtype, examples)

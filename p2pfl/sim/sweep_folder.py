@@ -85,6 +85,15 @@ def stored(cells: Sequence[Cell], folder: Path, resume: bool) -> dict[str, SimRe
     return found
 
 
+def longer(folder: Path, key: str, result: SimResult) -> SimResult:
+    """The longer part of one run: this one, or what an earlier interrupted attempt left there."""
+    try:
+        before = SimResult.load(folder / CELLS / key)
+    except ConfigError:
+        return result
+    return before if before.interrupted and before.rounds["round"][-1] > result.rounds["round"][-1] else result
+
+
 def mark_begun(folder: Path, key: str) -> None:
     """A run begins: whoever finds the mark later without a whole result knows that it was cut off. StoreError."""
     try:

@@ -29,6 +29,7 @@ from p2pfl.sim.sweep_folder import (
     Groups,
     check_usable,
     locked,
+    longer,
     mark_begun,
     mark_ended,
     stored,
@@ -194,6 +195,7 @@ class _State:
             mark_ended(self._folder, cell.key)
             return
         outcome.facts["setting"] = cell.setting
+        outcome = longer(self._folder, cell.key, outcome) if outcome.interrupted else outcome
         outcome.save(self._folder / CELLS / cell.key)
         mark_ended(self._folder, cell.key)
         outcome.parameters = None  # not saved; a sweep of large runs would fill the memory with them

@@ -98,3 +98,17 @@ def test_what_was_said_before_the_run_stays_with_the_result(tmp_path: Path) -> N
     assert any("the sites train one after the other" in said for said in result.facts["remarks"])
     page = write_report({"few": [result]}, tmp_path / "page.html").read_text()
     assert "few: the loss of an example depends on the others" in page
+
+
+@pytest.mark.parametrize("kept", ["private", "shared"])
+def test_what_the_rule_refuses_comes_before_advice_that_would_not_help(tmp_path: Path, kept: str) -> None:
+    """Few examples and batch norm: "loop" would do, but not with this rule."""
+    folder = write_plan(tmp_path / "plan")
+    source = (folder / "plan.py").read_text()
+    (folder / "plan.py").write_text(source.replace("nn.Tanh()", "nn.BatchNorm1d(8)"))
+    own: dict[str, Any] = {"peers": 4, "rounds": 1, "partition": quantity(2.0), "seed": 1, "execution": "eager"}
+    training = {"batch_norm": kept, "batch_size": 44}
+    with pytest.raises(ConfigError, match=r"rule sgp .*GroupNorm"):
+        simulate(folder, blobs(), rule="sgp", training=training, **own)
+    with pytest.raises(ConfigError, match='or execution = "loop"'):
+        simulate(folder, blobs(), rule="dpsgd", training=training, **own)

@@ -129,6 +129,29 @@ def test_a_refused_sweep_leaves_a_folder_that_can_be_used(cells: tuple[list[Cell
     assert sweep(cells[0][:1], tmp_path / "out", Counted(cells[1]), resume=False).waiting == 0
 
 
+def test_a_longer_part_is_kept_until_more_is_there(cells: tuple[list[Cell], Inputs], tmp_path: Path) -> None:
+    """Begun anew and interrupted sooner: what the first attempt left is not replaced by less."""
+    out = tmp_path / "out"
+
+    class Cut(Counted):
+        def __init__(self, rounds: int) -> None:
+            super().__init__(cells[1], stop_after=0)
+            self._rounds = rounds
+
+        def run(self, waiting: Sequence[Cell], watch: object) -> Iterator[tuple[Cell, SimResult]]:
+            for cell, result in super().run(waiting, watch):
+                result.rounds = {name: column[: self._rounds] for name, column in result.rounds.items()}
+                yield cell, result
+
+    lengths = []
+    for rounds in (4, 2, 6):
+        (result,) = sweep(cells[0][:1], out, Cut(rounds), resume=True).groups["topology=ring"]
+        (stored,) = load_groups(out)["topology=ring"]
+        assert len(stored.rounds["round"]) == len(result.rounds["round"]) and stored.interrupted
+        lengths.append(len(stored.rounds["round"]))
+    assert lengths == [4, 4, 6]
+
+
 def test_an_interrupted_run_is_said_to_begin_again(cells: tuple[list[Cell], Inputs], tmp_path: Path) -> None:
     said: list[str] = []
     sweep(cells[0], tmp_path / "out", Counted(cells[1], stop_after=2), resume=False, tell=said.append)
