@@ -132,7 +132,13 @@ def rival_tables(found: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> l
     if not rivals:
         return []
     speeds = [
-        [rival["name"], rival["peers"], rival.get("peer_rounds", "-"), rival.get("way") or f"failed: {rival['failed']}"]
+        [
+            rival["name"],
+            rival["peers"],
+            rival.get("peer_rounds", "-"),
+            rival.get("way") or f"failed: {rival['failed']}",
+            other_ways(rival),
+        ]
         for rival in rivals
     ]
     times = [
@@ -145,11 +151,19 @@ def rival_tables(found: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> l
     notes = [f"- {rival['name']} {rival['note']}." for rival in rivals if rival["note"]]
     return [
         figures.table(
-            "rivals, MLP, the quickest of the ways tried", ["rival", "peers", "peer-rounds/s", "quickest way"], speeds
+            "rivals, MLP, the quickest of the ways tried",
+            ["rival", "peers", "peer-rounds/s", "quickest way", "other ways"],
+            speeds,
         ),
         *(["\n".join(notes)] if notes else []),
         figures.table(f"ratios at {rival_rounds.PEERS} peers", ["ways", "times"], times),
     ]
+
+
+def other_ways(rival: dict[str, Any]) -> str:
+    """What the ways of running a rival that were not the quickest made, per second."""
+    slower = [run for run in rival["runs"] if run["way"] != rival.get("way") and "failed" not in run]
+    return ", ".join(f"{run['way']}: {run['peer_rounds_per_second']:.3g}" for run in slower) or "-"
 
 
 def measure(model: str, peers: int, way: str, rounds: int | None, device: str, rule: str = "dpsgd") -> dict[str, Any]:
