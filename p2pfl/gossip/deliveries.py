@@ -26,6 +26,7 @@ from p2pfl.gossip.messages import (
     Announcement,
     Core,
     Position,
+    closing_channels,
     decode_announcement,
     open_core,
     open_cover,
@@ -34,7 +35,7 @@ from p2pfl.gossip.messages import (
 from p2pfl.gossip.open_edges import OpenEdges
 from p2pfl.gossip.statements import MAX_STALENESS
 from p2pfl.gossip.table import State
-from p2pfl.types import WEIGHT, Digest, PeerId
+from p2pfl.types import Digest, PeerId
 
 LOOK_AHEAD = 1  # rounds for which content is fetched before its round has begun
 OUTSIDE_WINDOW = "outside the window"
@@ -474,10 +475,9 @@ class Deliveries:
     def channels(self, position: Position) -> tuple[str, ...]:
         """The channels in use at a position: all in training rounds, while closing the model's and its weight's."""
         names = tuple(channel.name for channel in self.context.running.channels)
-        closing = names[:1] + tuple(name for name in names[1:] if name == WEIGHT)
         if position[0] >= self.context.running_schedule.total:
-            return closing
-        return names if self.context.running_schedule.round(position[0]).training else closing
+            return closing_channels(names)
+        return names if self.context.running_schedule.round(position[0]).training else closing_channels(names)
 
     def has_reached(self, origin: PeerId, round_: int) -> bool:
         """Whether a core of this round or of a later one was heard."""

@@ -23,7 +23,7 @@ from p2pfl.crypto import (
     verify_signature,
 )
 from p2pfl.errors import LimitExceeded, MalformedMessage
-from p2pfl.types import Digest, PeerId, RunId
+from p2pfl.types import WEIGHT, Digest, PeerId, RunId
 
 Position = tuple[int, int]
 """(round, step): step counts the mixings inside one round, from 0."""
@@ -269,6 +269,11 @@ def open_cover(data: bytes, verify: Verify = verify_signature) -> tuple[Envelope
     """Verify and decode a cover envelope."""
     envelope = open_envelope(data, kinds=("cover",), limit=ANNOUNCEMENT_LIMIT, verify=verify)
     return envelope, decode_cover(envelope.payload)
+
+
+def closing_channels(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of a rule's channels, the model's first, that travel in closing rounds: the model's and its weight's."""
+    return (*names[:1], *(name for name in names[1:] if name == WEIGHT))
 
 
 def sealing_context(run: str, origin: str, position: Position, channel: str, recipient: str) -> bytes:

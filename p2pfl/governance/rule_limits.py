@@ -140,9 +140,9 @@ def statistics_problem(rule: str) -> str | None:
     """Why a rule does not go with running statistics that travel; None if it does."""
     reason = LIMITS[rule].no_statistics
     what = f"rule {rule} does not go with running statistics that travel: {reason}"
-    whole = not LIMITS[rule].balanced  # weights go with whole models
     remedy = 'batch_norm = "private" and buffers = "exclude", or GroupNorm'
-    remedy = 'GroupNorm in place of batch norm and buffers = "exclude"' if whole else remedy
+    if not LIMITS[rule].balanced:  # weights go with whole models
+        remedy = 'GroupNorm in place of batch norm and buffers = "exclude"'
     return _sentence(what, remedy, lambda other: not other.no_statistics) if reason else None
 
 

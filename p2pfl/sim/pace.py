@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from p2pfl.errors import ConfigError
+from p2pfl.gossip.messages import closing_channels
 from p2pfl.sim.absences import Absences, check_kept, pauses
 from p2pfl.sim.compute import ComputeModel
 from p2pfl.sim.decisions import Decisions
@@ -20,7 +21,6 @@ from p2pfl.sim.timing import Timing
 from p2pfl.sim.unequal_steps import with_steps
 from p2pfl.topology import Mixing, Schedule
 from p2pfl.train.relays import message_size
-from p2pfl.types import WEIGHT
 
 if TYPE_CHECKING:
     from p2pfl.sim.preparing import Simulation
@@ -157,11 +157,9 @@ def check_time(time: TimeTable, peers: int, seed: int) -> tuple[LinkModel, Compu
 def content_bytes(simulation: Simulation, *, closing: bool = False) -> int:
     """What one site's message of one mixing weighs, all channels; in ``closing`` rounds the model's and weight's."""
     width, shared = simulation.settings.dtype.itemsize, simulation.layout.shared_size
-    channels = simulation.settings.rule.channels
-    if closing:
-        model = next(channel.name for channel in channels if channel.base == "model")
-        channels = tuple(channel for channel in channels if channel.name in (model, WEIGHT))
-    return sum(message_size(channel, shared, width) for channel in channels)
+    channels = {channel.name: channel for channel in simulation.settings.rule.channels}
+    names = closing_channels(tuple(channels)) if closing else channels
+    return sum(message_size(channels[name], shared, width) for name in names)
 
 
 def _modelled(simulation: Simulation, links: Any, compute: Any) -> Pace:

@@ -35,7 +35,6 @@ from p2pfl.topology import Schedule
 from p2pfl.train.layout import Layout
 from p2pfl.train.padding_check import EXAMPLES
 from p2pfl.train.plan_code import PlanCode
-from p2pfl.train.rules import check_combination
 from p2pfl.train.settings import Settings, read_settings
 from p2pfl.train.stacking_check import stacking_problem
 from p2pfl.types import PeerId
@@ -123,22 +122,15 @@ def prepare(
         told.closing_rounds if closing_rounds is None else closing_rounds, staleness,
     )  # fmt: skip
     each = steps_of_sites(steps, peers, seed, settings.local_steps)
-    same = schedule.same_each_round
-    check_combination(
-        settings.rule.name, settings.optimiser.name, sites=peers, staleness=staleness, steps=int(each.max()),
-        edges=schedule.graph.number_of_edges() if same else None, varying=not same,
-        directed=schedule.directed, weighted=not schedule.by_shares, accelerated=schedule.accelerated,
-    )  # fmt: skip
+    layout = settings.layout(drawn_model(code, settings.dtype, seed))
+    # before advice on ways of execution, which would not help where the rule refuses
+    check_run(settings, layout, schedule, None, (), most=int(each.max()))
     check_fault_times(faults, peers, seed, schedule.total)
     absences = absences_of(faults, peers, seed)
     alone = check_trained(absences, each > 0, schedule.rounds)
     if time is not None:
         check_time(time, peers, seed)
         check_absences(absences, time, peers, schedule.total)
-    # what stays with its site, or travels as statistics, before advice on ways of execution that would not help
-    check_run(
-        settings, settings.layout(drawn_model(code, settings.dtype, seed)), schedule, None, (), most=int(each.max())
-    )
     check_smallest(code, settings, examples, parts, each > 0)
     remarks = check_plan(code, settings, examples, parts, execution)
     check_evaluation(code, settings.dtype, examples)

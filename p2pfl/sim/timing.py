@@ -125,7 +125,7 @@ class Timing:
 
     def step(self) -> RoundTimes:
         """The next round. IllegalStep after the last one."""
-        n, edges = len(self._free), self._edges_of_round(self._round)
+        n, edges, size = len(self._free), self._edges_of_round(self._round), self._content(self._round)
         left_off, here = self._free, ~np.isin(np.arange(n), self.absences.of(self._round))
         present = here
         mixes = [item.degree > 0 for item in edges]
@@ -139,8 +139,8 @@ class Timing:
         waited, announced, missed = np.zeros(n), np.zeros(n), 0
         for step, item in enumerate(edges):
             then = self._then(edges[step + 1 :], following)
-            sizes = self._content(self._round), self._content(self._round + (item is edges[-1]))
-            sent, mixed, arrived = self._mix(step, item, ready, then, present, sizes)
+            next_size = self._content(self._round + 1) if item is edges[-1] else size
+            sent, mixed, arrived = self._mix(step, item, ready, then, present, (size, next_size))
             here = mixes[step]
             waited = np.maximum(waited, np.where(here, mixed - self.compute.handling - sent, 0.0))
             times = {"started": ready if step else began, "sent": sent}
@@ -148,8 +148,8 @@ class Timing:
             missed += int(late.sum())
             messages = item.degree + np.bincount(item.receivers[again], minlength=n)
             hear = self._told(step, item.degree)
-            size = _announcement(item.degree, hear)
-            announced += (messages + hear - item.degree) * size + ACKNOWLEDGEMENT * hear
+            each = _announcement(item.degree, hear)
+            announced += (messages + hear - item.degree) * each + ACKNOWLEDGEMENT * hear
             self._log = np.where(here, np.maximum(mixed, sent) + self.compute.commit, self._log)
             ready = np.where(here, mixed, ready)
         self._free, self._work, self._cores = ready, following, self._cores + own
@@ -158,7 +158,7 @@ class Timing:
             round=self._round - 1,
             seconds=ready,
             waited=waited,
-            content=sum(item.degree for item in edges) * self._content(self._round - 1),
+            content=sum(item.degree for item in edges) * size,
             announcements=announced,
             floods=(ready - left_off) * self._beats(told),
             missed=missed,

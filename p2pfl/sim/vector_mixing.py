@@ -133,8 +133,8 @@ class LinearMixing:
                 if step in keep:
                     keep[step].channels[name][:, _of(name, columns)] = sent[keep[step].rows]
                 if WEIGHT in messages and name != WEIGHT:
-                    told, own = sent, own * messages[WEIGHT]
-                    sent = own if told is messages[name] else told * messages[WEIGHT]
+                    lies, own = sent is not own, own * messages[WEIGHT]
+                    sent = sent * messages[WEIGHT] if lies else own
                 displacement = self._displacement(pull, name, sent, own)
                 if inertia is not None:
                     displacement = self._flowing(displacement, inertia, lost(step, name, columns), columns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from typing import Any
 
 import torch
 from train_worlds import QUADRATIC_PLAN, stationary_edges, weighted_optimum
@@ -27,6 +28,24 @@ def settings_of(rule: str = "dpsgd", **more) -> dict:
 
 def key_of(site: int) -> bytes:
     return hashlib.sha256(bytes([site])).digest()
+
+
+class Pushing(Session):
+    """A session of push-sum that adds up what its local steps put into its numerators."""
+
+    def __init__(self) -> None:
+        super().__init__(QUADRATIC_PLAN, settings_of("sgp"))
+        self.put = torch.zeros(1, dtype=torch.float64)
+
+    @property
+    def numerator(self) -> torch.Tensor:
+        return self.state["weight"] * self.vector + self.state["rest"]
+
+    def train(self, *args: Any, **named: Any) -> Any:
+        before = self.numerator
+        answer = super().train(*args, **named)
+        self.put = self.put + self.numerator - before
+        return answer
 
 
 class Consortium:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from session_worlds import RUN, key_of, settings_of
+from session_worlds import RUN, Pushing, key_of, settings_of
 from torch import Tensor
 from train_worlds import QUADRATIC_PLAN
 
@@ -26,25 +26,14 @@ LIES = [-50.0, -1e-9, 8.1, 1e6, 1e308]  # of a site that counts 1/4: at most 8 i
 HIERARCHICAL = {"kind": "hierarchical", "clusters": 2}
 
 
-class Site(Session):
-    """Notes what its local steps put into its numerators."""
+class Site(Pushing):
+    """Begins as one of four, and may lie about its weight."""
 
     def __init__(self, number: int, lie: float | None, share: float = 1 / SITES) -> None:
-        super().__init__(QUADRATIC_PLAN, settings_of("sgp"))
+        super().__init__()
         self.load_data(f"{number}")
         self.begin(self.initial(seed=5), RUN, key_of(number), share)
-        self.first, self.put = self.vector, torch.zeros(1, dtype=torch.float64)
-        self.lie, self.share = lie, share
-
-    @property
-    def numerator(self) -> Tensor:
-        return self.state["weight"] * self.vector + self.state["rest"]
-
-    def train(self, *args: Any, **named: Any) -> Any:
-        before = self.numerator
-        answer = super().train(*args, **named)
-        self.put = self.put + self.numerator - before
-        return answer
+        self.first, self.lie, self.share = self.vector, lie, share
 
     def encode(self, *args: Any, **named: Any) -> Any:
         answers = super().encode(*args, **named)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from rule_rows import made
-from session_worlds import RUN, key_of, settings_of
+from session_worlds import RUN, Pushing, key_of, settings_of
 from torch import Tensor
 from train_worlds import QUADRATIC_PLAN, Quadratic, run_stacked, stationary_edges
 
@@ -154,27 +154,9 @@ def test_more_weight_than_two_consortia_have_stays_at_home(share: float) -> None
     assert float(rule.send(state, z, Context(0, 0.05, 1), graph)[1][WEIGHT]) == pytest.approx(2 / share)
 
 
-class Noting(Session):
-    """Adds up what its local steps put into the numerators."""
-
-    def __init__(self) -> None:
-        super().__init__(QUADRATIC_PLAN, settings_of("sgp"))
-        self.put = torch.zeros(1, dtype=torch.float64)
-
-    @property
-    def numerator(self) -> Tensor:
-        return self.state["weight"] * self.vector + self.state["rest"]
-
-    def train(self, *args: Any, **named: Any) -> Any:
-        before = self.numerator
-        answer = super().train(*args, **named)
-        self.put = self.put + self.numerator - before
-        return answer
-
-
-def consortium(sites: int) -> tuple[list[Noting], Tensor]:
+def consortium(sites: int) -> tuple[list[Pushing], Tensor]:
     shares = 1.0 + torch.arange(sites, dtype=torch.float64)
-    sessions = [Noting() for _ in range(sites)]
+    sessions = [Pushing() for _ in range(sites)]
     initial = sessions[0].initial(seed=5)
     for site, session in enumerate(sessions):
         session.load_data(f"{site}")
