@@ -165,8 +165,9 @@ class Site:
                     whole = Announcement(announcement.run, announcement.core, announcement.cover, chunks[0])
                     bottle.carry("announcement", self, bottle.sites[peer], whole.encode())
             case effects.Begin(start=start):
-                share = self.machine.context.law[self.peer_id]
-                self.session.begin(bottle.initial, bytes.fromhex(start.run), self.key, share)
+                context = self.machine.context
+                share, first = context.law[self.peer_id], context.first_weight
+                self.session.begin(bottle.initial, bytes.fromhex(start.run), self.key, share, first)
             case effects.Train(round=round_):
                 if not self.hold_training:
                     bottle.after(1.0, self, lambda: self.train(round_))
@@ -216,7 +217,8 @@ class Site:
             self.post(events.TimerFired(self.bottle.now, name))
 
     def train(self, round_: int) -> None:
-        value = self.session.train(round=round_, steps=self.bottle.settings["local_steps"])
+        schedule, usual = self.machine.context.running_schedule, self.bottle.settings["local_steps"]
+        value = self.session.train(round=round_, steps=schedule.steps_of(self.peer_id, usual))
         self.post(events.Trained(self.bottle.now, round_, value["loss"]))
 
     def encode(self, effect: effects.Encode) -> None:

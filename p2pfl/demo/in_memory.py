@@ -80,8 +80,8 @@ class _Sites:
 
     def begin(self, schedule: Schedule) -> None:
         """All sites start from the same parameters."""
-        for name, counts in zip(schedule.nodes, schedule.law, strict=True):
-            self.sessions[name].begin(self.initial, self.run, self.key(name), counts)
+        for name, counts, first in zip(schedule.nodes, schedule.law, schedule.weights_before(0), strict=True):
+            self.sessions[name].begin(self.initial, self.run, self.key(name), counts, first)
 
     def key(self, name: str) -> bytes:
         """A sampling key that everybody knows: right for a study, wrong for a deployment."""
@@ -91,8 +91,8 @@ class _Sites:
         """Train (unless closing), then each mixing; the distance to neighbours before the last one."""
         plan = schedule.round(round_)
         if plan.training:
-            for session in self.sessions.values():
-                session.train(round_, steps)
+            for name in plan.active:
+                self.sessions[name].train(round_, schedule.steps_of(name, steps))
         squares = 0.0
         inertia = schedule.inertias(round_ + 1)
         for step, mixing in enumerate(plan.mixings):

@@ -118,6 +118,12 @@ class Context:
         schedule = self.running_schedule
         return dict(zip(schedule.nodes, schedule.law, strict=True))
 
+    @property
+    def first_weight(self) -> float:
+        """Push-sum's weight that this peer begins with; where one model walks 0, but at the site that begins."""
+        first = self.schedules[0]
+        return dict(zip(first.nodes, first.weights_before(0), strict=True)).get(self.me, 0.0 if first.walks else 1.0)
+
     def counting(self, origin: PeerId, channel: str) -> dict[str, float]:
         """What the sender of a weight counts, under the name that the worker has for it; nothing of other channels."""
         law = self.law if channel == WEIGHT else {}

@@ -218,6 +218,8 @@ class Rounds:
         """Until when whoever is awaited is waited for, from now."""
         context = self.context
         now, upper, watched = context.now, context.running.deadline, context.watched(context.position[0])
+        if context.running_schedule.walks:  # how long others' rounds took says nothing of the one that trains now
+            return dict.fromkeys(self.awaited(), now + upper)
         return {
             peer: self.pace.due(peer, context.position, now, upper, word=peer in watched) for peer in self.awaited()
         }
@@ -301,7 +303,8 @@ class Rounds:
         """A neighbour's message of this position goes into the mixing: it is there, and it contributed."""
         context = self.context
         self.last_mixed[peer] = max(self.last_mixed.get(peer, -1), position[0])
-        if context.running_schedule.round(position[0]).training:
+        plan = context.running_schedule.round(position[0])
+        if plan.training and peer in plan.active:
             self.contributed[peer].add(position[0])
         self.attendance.mixed(peer, position[0])
 
@@ -363,7 +366,8 @@ class Rounds:
         self.rounds_done += last
         self.moved_until = round_ + 1
         self.finished = round_ if last else self.finished
-        if last and context.running_schedule.round(round_).training:
+        plan = context.running_schedule.round(round_)
+        if last and plan.training and context.me in plan.active:
             self.contributed[context.me].add(round_)
         context.commit(f"mixed:{round_}:{step}", stage="mixed")
         if last:

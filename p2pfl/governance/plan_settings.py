@@ -18,9 +18,18 @@ from p2pfl.governance.rule_limits import (
     statistics_problem,
     steps_problem,
     varying_problem,
+    walking_problem,
     weights_problem,
 )
-from p2pfl.governance.topologies import CHANGING, DEFAULT_TOPOLOGY, accelerated, by_shares, directed, topology_problem
+from p2pfl.governance.topologies import (
+    CHANGING,
+    DEFAULT_TOPOLOGY,
+    accelerated,
+    by_shares,
+    directed,
+    topology_problem,
+    walks,
+)
 from p2pfl.settings_files import SHOWN, Table, parse_tables
 from p2pfl.types import CATCH_UP_ROUNDS
 
@@ -88,7 +97,9 @@ class OptimiserTable(Table):
 class TrainingTable(Table):
     """``[training]``: the update rule, the local steps, how many rounds and how long one may take."""
 
-    rule: Literal["dpsgd", "fedprox", "kgt", "quasi_global", "exact_diffusion", "gradient_tracking", "relaysgd", "sgp"]
+    rule: Literal[
+        "dpsgd", "fedprox", "kgt", "quasi_global", "exact_diffusion", "gradient_tracking", "relaysgd", "sgp", "cyclic"
+    ]
     rule_settings: dict[str, float] = Field(default={}, max_length=8)  # the rule's own numbers
     optimiser: OptimiserTable = OptimiserTable()
     learning_rate: float = Field(gt=0)
@@ -248,7 +259,8 @@ class PlanSettings(Table):
 
     def _mixing_problem(self, spec: Mapping[str, Any]) -> str | None:
         rule = self.training.rule
-        problem = directed_problem(rule) if directed(spec) else None
+        problem = walking_problem(rule, walks=walks(spec))
+        problem = problem or (directed_problem(rule) if directed(spec) else None)
         problem = problem or (varying_problem(rule) if spec.get("kind") in CHANGING else None)
         problem = problem or (None if by_shares(spec) else weights_problem(rule))
         if problem or not accelerated(spec):

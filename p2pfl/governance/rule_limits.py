@@ -27,10 +27,14 @@ class Limits:
     no_statistics: str = ""  # running statistics that travel
     halved: bool = False  # it mixes with (I + W) / 2, also in closing rounds
     plain_closing: str = ""  # accelerated closing rounds
+    walks: bool = False  # it goes with one model that walks from site to site, and with nothing else
 
 
 UNWEIGHED = "without push-sum's weights its models would lose their scale"
 """Why rules that mix models alone take no directed mixing."""
+
+WALKS = "one site at a time has the model there, and trains it"
+NO_WALK = "on all other topologies no site would ever have all of it"
 
 LIMITS: Mapping[str, Limits] = {
     "dpsgd": Limits(balanced=UNWEIGHED),
@@ -74,6 +78,13 @@ LIMITS: Mapping[str, Limits] = {
         no_delays="how its weights react to displacements that come late is neither proven nor measured",
         no_statistics="a light weight could push running variances below 0",
         plain_closing="how its weights take a momentum of their own is neither proven nor measured",
+    ),
+    "cyclic": Limits(
+        no_delays="one model is at one site at a time, so that there is nothing to mix late",
+        no_newcomers="whose turn it is follows from who has begun",
+        no_statistics="what two sites add at once after a loss could push running variances below 0",
+        plain_closing="one closing round brings the model to all sites",
+        walks=True,
     ),
 }
 
@@ -122,6 +133,17 @@ def directed_problem(rule: str) -> str | None:
     return _sentence(what, "the topology ring or matching", lambda other: not other.balanced) if reason else None
 
 
+def walking_problem(rule: str, *, walks: bool) -> str | None:
+    """Why a rule does not go with a topology on which one model walks, or on which none does; None if it does."""
+    if LIMITS[rule].walks == walks:
+        return None
+    if walks:
+        what = f"rule {rule} does not go with the topology cyclic: {WALKS}"
+        return _sentence(what, "another topology, such as ring", lambda other: True, walks=True)
+    what = f"rule {rule} needs a model that walks: {NO_WALK}"
+    return _sentence(what, "the topology cyclic", lambda other: True)
+
+
 def weights_problem(rule: str) -> str | None:
     """Why a rule does not go with weights other than by sample shares; None if it does."""
     reason = LIMITS[rule].by_shares
@@ -146,6 +168,6 @@ def statistics_problem(rule: str) -> str | None:
     return _sentence(what, remedy, lambda other: not other.no_statistics) if reason else None
 
 
-def _sentence(what: str, remedy: str, fits: Callable[[Limits], bool]) -> str:
-    others = [name for name, limits in LIMITS.items() if fits(limits)]
+def _sentence(what: str, remedy: str, fits: Callable[[Limits], bool], *, walks: bool = False) -> str:
+    others = [name for name, limits in LIMITS.items() if fits(limits) and limits.walks == walks]
     return f"{what}; choose {remedy}, or the rule {' or '.join(filter(None, (', '.join(others[:-1]), others[-1])))}"

@@ -23,7 +23,7 @@ DEFAULT_TOPOLOGY: Mapping[str, Any] = {"kind": "ring"}
 MAX_EDGES = 2016  # of a full graph of 64 sites
 MAX_SITES = 64
 MAX_PERIOD = 1000  # rounds; heads that meet more seldom hardly mix
-CHANGING = frozenset({"hierarchical", "base", "matching", "epidemic", "exponential"})
+CHANGING = frozenset({"hierarchical", "base", "matching", "epidemic", "exponential", "cyclic"})
 """The kinds that have not one mixing on the same graph in all rounds."""
 
 
@@ -63,7 +63,12 @@ def closing_in_words(spec: Mapping[str, Any]) -> str:
 
 def directed(spec: Mapping[str, Any]) -> bool:
     """Whether sites give other amounts over an edge than they take, which push-sum alone goes with."""
-    return bool(spec.get("kind") == "exponential" or spec.get("choice", "common") == "local")
+    return bool(spec.get("kind") in ("cyclic", "exponential") or spec.get("choice", "common") == "local")
+
+
+def walks(spec: Mapping[str, Any]) -> bool:
+    """Whether one model walks from site to site, which the rule cyclic alone goes with."""
+    return bool(spec.get("kind") == "cyclic")
 
 
 def weights_in_words(spec: Mapping[str, Any]) -> str:
@@ -162,6 +167,7 @@ _KINDS: Mapping[str, Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "matching": {"seed": _whole(0, 2**32)},
     "epidemic": {"degree": _whole(1, MAX_SITES), "seed": _whole(0, 2**32)},
     "exponential": {},
+    "cyclic": {},
 }
 _NAMES = ", ".join(WEIGHTS)
 _PLAIN = {"closing": (_plain, "plain: chebyshev is for graphs on which all rounds mix by one matrix")}

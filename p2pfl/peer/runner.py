@@ -286,7 +286,8 @@ class Runner:
             "key": self.keys.sampling,
         }
         if checkpoint == NO_CHECKPOINT:
-            await self._call("begin", **beginning, share=share)
+            first = self.machine.context.first_weight
+            await self._call("begin", **beginning, share=share, first_weight=first)
         else:
             path = str(self.states.checkpoint(checkpoint))
             await self._call("restore", path=path, digest=checkpoint, **beginning, share=share)
@@ -298,7 +299,8 @@ class Runner:
     async def _train(self, effect: effects.Train) -> None:
         started, round_ = self.now(), effect.round
         changed = dict(effect.arguments)
-        steps = changed.pop("local_steps", self.keys.local_steps)
+        steps = int(changed.pop("local_steps", self.keys.local_steps))
+        steps = self.machine.context.running_schedule.steps_of(self._services.identity.peer_id, steps)
         try:
             value = await self._call("train", TRAIN_LIMIT, round=round_, steps=steps, **changed)
         except P2PFLError as error:

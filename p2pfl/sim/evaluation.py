@@ -168,7 +168,10 @@ class Evaluator:
 
 
 def mean_model(run: VectorisedRun) -> Tensor:
-    """x_bar = sum_i pi_i x_i, [P]."""
+    """x_bar = sum_i pi_i x_i, [P]; of a model that walks x_i = w_i z_i + rest_i, which is that model."""
+    if run.schedule.walks:
+        law = torch.tensor(run.schedule.law, dtype=run.x.dtype, device=run.x.device)
+        return (law / law.sum()) @ (run.state["weight"] * run.x + run.state["rest"])
     share = run.shares.to(run.x.dtype)
     return share @ run.x
 

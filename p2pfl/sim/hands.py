@@ -97,8 +97,9 @@ def _worker(site: Site, seconds: float, action: Callable[[], None]) -> None:
 
 
 def _begin(site: Site, start: StartRecord) -> None:
-    share = site.running.context.law[site.peer_id]
-    site.trainer.begin(site.world.initial, bytes.fromhex(start.run), site.key, share)
+    context = site.running.context
+    share, first = context.law[site.peer_id], context.first_weight
+    site.trainer.begin(site.world.initial, bytes.fromhex(start.run), site.key, share, first)
     site.begun = True
 
 
@@ -117,6 +118,7 @@ def _train(site: Site, effect: effects.Train) -> None:
         site.post(events.TrainingFailed(site.now, round_, "the test wants it to fail"))
         return
     try:
+        steps = site.running.context.running_schedule.steps_of(site.peer_id, steps)
         value = site.trainer.train(round=round_, steps=steps, **changed)
     except P2PFLError as error:
         site.problems.append(f"{error}")

@@ -19,6 +19,7 @@ from p2pfl.sim.results import Columns
 from p2pfl.sim.scenario import TimeTable
 from p2pfl.sim.timing import Timing
 from p2pfl.sim.unequal_steps import with_steps
+from p2pfl.sim.vector_setup import own_steps
 from p2pfl.topology import Mixing, Schedule
 from p2pfl.train.relays import message_size
 
@@ -90,9 +91,11 @@ def pace_of(simulation: Simulation) -> Pace:
     if time is None:
         return Pace("none", schedule)
     links, compute = check_time(time, peers, simulation.seed)
-    compute = with_steps(compute, simulation.each, simulation.settings.local_steps)
+    usual = simulation.settings.local_steps
     if time.clock == "model":
+        compute = with_steps(compute, own_steps(simulation.each.tolist(), schedule, usual), usual)
         return _modelled(simulation, links, compute)
+    compute = with_steps(compute, simulation.each, usual)
     absences = simulation.absences
     counts = [len(rows) for rows in simulation.parts.rows]
     recording = record(

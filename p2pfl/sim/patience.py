@@ -16,10 +16,11 @@ Array = Any  # float64 or int64, one number per site [n] or per edge [E]
 
 
 class Patience:
-    """What every site has learnt of each of its neighbours, by mixing step. ``deadline``: the plan's, in seconds."""
+    """What every site has learnt of each of its neighbours, by mixing step. ``deadline``: the plan's, in seconds, which
+    alone holds where sites do not learn."""
 
-    def __init__(self, deadline: float) -> None:
-        self._deadline = deadline
+    def __init__(self, deadline: float, *, learns: bool = True) -> None:
+        self._deadline, self._least = deadline, LEARNT if learns else np.inf
         self._places: dict[tuple[int, int, int], int] = {}  # (receiver, sender, step) -> place in the arrays
         self._mean, self._deviation, self._count = np.zeros(0), np.zeros(0), np.zeros(0)
 
@@ -48,7 +49,7 @@ class Patience:
         np.maximum.at(usual, receivers, mean)
         limit = np.minimum(np.maximum(mean + 4 * deviation, PATIENT * usual[receivers]), MOST * usual[receivers])
         upper = sent + self._deadline
-        due = np.where(count < LEARNT, upper, np.minimum(np.maximum(started + limit, sent + FLOOR), upper))
+        due = np.where(count < self._least, upper, np.minimum(np.maximum(started + limit, sent + FLOOR), upper))
         awaited = arrived > sent
         first = np.full(len(times["sent"]), np.inf)
         np.minimum.at(first, receivers[awaited], due[awaited])

@@ -65,13 +65,15 @@ class RecordedTraining(StubTraining):
         self._recorder, self._journal = recorder, recorder.journals[site]
         self._results: dict[str, str] = {}  # key of a received message -> digest of what it rebuilds
 
-    def begin(self, initial: bytes, run: bytes, key: bytes, share: float) -> list[dict[str, Any]]:
+    def begin(
+        self, initial: bytes, run: bytes, key: bytes, share: float, first_weight: float = 1.0
+    ) -> list[dict[str, Any]]:
         """A new history."""
         self._journal.newest = None
         if any(run) and self._journal.before is None:
             self._journal.before = world_sent(self._recorder.world, self.site)
             self._journal.flooded_before = world_flooded(self._recorder.world, self.site)
-        return super().begin(initial, run, key, share)
+        return super().begin(initial, run, key, share, first_weight)
 
     def train(
         self, round: int, steps: int, learning_rate: float | None = None, batch_size: int | None = None

@@ -100,7 +100,9 @@ class Site(Process):
     def training_time(self, round_: int) -> float:
         """Seconds of the local steps of a round that begin now."""
         compute = self.world.compute
-        seconds = compute.training(self.world.seed, self.number, round_) * self.slow
+        usual = self.world.local_steps[self.number]
+        longer = self.running.context.running_schedule.steps_of(self.peer_id, usual) / max(1, usual)
+        seconds = compute.training(self.world.seed, self.number, round_) * self.slow * longer
         return compute.lasting(self.number, self.world.now, seconds)
 
     # --- the process

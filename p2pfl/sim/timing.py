@@ -114,7 +114,7 @@ class Timing:
         self._links_of = np.full(n, n - 1.0) if self.linked == "all" else self.schedule.degrees.astype(np.float64)
         mixings = max(len(self.schedule.round(t).mixings) for t in (0, self.schedule.total - 1))
         self._uplinks = Uplinks(self._rates, kept=mixings)
-        self._patience = Patience(self.deadline)
+        self._patience = Patience(self.deadline, learns=not self.schedule.walks)
         self._slow_down(MAX_CORES_TOLD)  # ConfigError if that is too much
         self._work = self._seconds_of_work(0)
 
@@ -248,10 +248,15 @@ class Timing:
             return None
         if not self.schedule.round(round_).training:
             return np.zeros(n)
-        seconds = compute.seconds * self._factors
+        seconds = compute.seconds * self._factors * self._active(round_)
         if not compute.spread:
             return seconds
         return seconds * (1.0 - compute.spread + 2.0 * compute.spread * _shares(self.seed, n, round_))
+
+    def _active(self, round_: int) -> Array | float:
+        """1 for sites that train in this round, 0 for others, [n] or one number for all."""
+        active, nodes = self.schedule.round(round_).active, self.schedule.nodes
+        return 1.0 if len(active) == len(nodes) else np.array([float(node in active) for node in nodes])
 
     def _worked(self, begins: Array, work: Array) -> Array:
         ended = begins + work

@@ -38,7 +38,9 @@ class Trainer(Protocol):
         """The first parameters of a run."""
         ...
 
-    def begin(self, initial: bytes, run: bytes, key: bytes, share: float) -> list[dict[str, Any]]:
+    def begin(
+        self, initial: bytes, run: bytes, key: bytes, share: float, first_weight: float = 1.0
+    ) -> list[dict[str, Any]]:
         """Take them; the channels."""
         ...
 
@@ -157,7 +159,9 @@ class StubTraining:
         """The common start."""
         return _doubles(self.size, seed, "start").numpy().tobytes()
 
-    def begin(self, initial: bytes, run: bytes, key: bytes, share: float) -> list[dict[str, Any]]:
+    def begin(
+        self, initial: bytes, run: bytes, key: bytes, share: float, first_weight: float = 1.0
+    ) -> list[dict[str, Any]]:
         """Take the run's start."""
         if len(initial) != 8 * self.size:
             raise MalformedMessage(f"initial vector of {len(initial)} bytes where {8 * self.size} were agreed")

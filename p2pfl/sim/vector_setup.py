@@ -35,7 +35,7 @@ def check_run(
     same = schedule.same_each_round
     check_combination(
         rule.name, settings.optimiser.name, sites=sites, edges=schedule.graph.number_of_edges() if same else None,
-        staleness=settings.staleness, steps=most, varying=not same, directed=schedule.directed,
+        staleness=settings.staleness, steps=most, varying=not same, directed=schedule.directed, walks=schedule.walks,
         statistics=layout.buffer_size > 0,
         weighted=not schedule.by_shares,
         accelerated=schedule.accelerated,
@@ -56,14 +56,13 @@ def check_run(
     return total
 
 
-def own_steps(steps: Sequence[int] | None, sites: int, usual: int) -> Any:
-    """Local steps of each site, int64 [n]. ConfigError."""
-    if steps is None:
-        return np.full(sites, usual, dtype=np.int64)
-    each = np.asarray(steps, dtype=np.int64)
+def own_steps(steps: Sequence[int] | None, schedule: Schedule, usual: int) -> Any:
+    """Local steps of each site, int64 [n], where the schedule changes them as well. ConfigError."""
+    sites = len(schedule.nodes)
+    each = np.full(sites, usual, dtype=np.int64) if steps is None else np.asarray(steps, dtype=np.int64)
     if each.shape != (sites,) or (each < 0).any() or not each.any():
-        raise ConfigError(f"local steps {list(steps)[:8]} for {sites} sites; give a number of 0 or more each")
-    return each
+        raise ConfigError(f"local steps {each.tolist()[:8]} for {sites} sites; give a number of 0 or more each")
+    return np.array([schedule.steps_of(node, int(own)) for node, own in zip(schedule.nodes, each, strict=True)])
 
 
 def no_oracle(x: Tensor, k: int) -> Any:

@@ -25,6 +25,7 @@ from p2pfl.sim.vector_mixing import LinearMixing, ScheduledPulls
 from p2pfl.sim.vector_replay import Replay
 from p2pfl.sim.vector_setup import check_run, drawn_model, draws_of, first_vectors, no_oracle, own_steps
 from p2pfl.topology import Schedule
+from p2pfl.train.adopting import keep_walking
 from p2pfl.train.local_phase import Execution, LocalPhase
 from p2pfl.train.mixing import VectorGraph, VectorInbox, VectorRelays
 from p2pfl.train.plan_code import PlanCode
@@ -86,7 +87,7 @@ class VectorisedRun:
         holdings = Holdings(rows, len(self.data[0]), self._device)
         draws: Draws = draws_of(sampling, seed)
         self._faults = tuple(faults)
-        self._each = own_steps(steps, self.sites, settings.local_steps)
+        self._each = own_steps(steps, schedule, settings.local_steps)
         self._most = int(max((int(r.steps.max()) for r in decisions.rounds), default=0)) if decisions else 0
         self._most = self._most or int(self._each.max())
         self._total = check_run(settings, self.layout, schedule, decisions, self._faults, most=self._most)
@@ -217,6 +218,10 @@ class VectorisedRun:
         own, x = float(states["own"][0]), self.x
         mean = sum(float(row["weight"]) * self._replay.state_of(row, x, t, self._linear.model) for row in states)
         moved = own * x[site] + (1.0 - own) * mean
+        if self._rule.needs.mixing == "walk":
+            state = {name: value[site] for name, value in self.state.items() if len(value) == self.sites}
+            after, moved = keep_walking(state, x[site], moved)
+            self.state["rest"][site] = after["rest"]
         x[site] = moved if self._shared is None else torch.where(self._shared > 0, moved, x[site])
 
     # --- mixing
@@ -280,7 +285,10 @@ class VectorisedRun:
         law = torch.tensor(self.schedule.law, dtype=torch.float64)
         law = (law / law.sum()).to(self.settings.dtype)
         if mixing.directed:  # rules see what sites count alone of it; edges are for relays
-            return VectorGraph(self.sites, [], law, self._device)
+            graph = VectorGraph(self.sites, [], law, self._device)
+            first = torch.tensor(self.schedule.weights_before(0), dtype=law.dtype)
+            graph.first_weight = first.reshape(-1, 1).to(self._device)
+            return graph
         return VectorGraph.from_matrix(mixing.matrix, law, self._device)
 
     def _linear_mixing(self) -> LinearMixing:

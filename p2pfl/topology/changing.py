@@ -1,7 +1,8 @@
-"""Kinds whose graph is another one in each round, one mixing each: base, matching, epidemic, exponential.
+"""Kinds whose graph is another one in each round, one mixing each: base, matching, epidemic, exponential, cyclic.
 
 A round may leave sites alone or apart; over a run all must hear of all, so it is the union of the rounds that is
-connected. Random rounds are drawn from keyed integers, so every peer computes the same ones on every machine.
+connected. Random rounds are drawn from keyed integers, so every peer computes the same ones on every machine. In
+cyclic ones a single model walks from site to site.
 Exponential graphs, and epidemic ones in which each site chooses for itself, are directed: push-sum alone mixes on them
 (pushing.py).
 """
@@ -9,7 +10,7 @@ Exponential graphs, and epidemic ones in which each site chooses for itself, are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +21,13 @@ from scipy.sparse.csgraph import connected_components
 from p2pfl.errors import ConfigError
 from p2pfl.keyed_stream import KeyedStream
 from p2pfl.topology.base import BaseGraph, check_equal
-from p2pfl.topology.directed import exponential_hops, one_peer_exponential, push_sum, static_exponential
+from p2pfl.topology.directed import (
+    exponential_hops,
+    handed_on,
+    one_peer_exponential,
+    push_sum,
+    static_exponential,
+)
 from p2pfl.topology.mixing import weights_on_pairs
 from p2pfl.topology.pushing import given_up, weighed
 from p2pfl.topology.regular import check_degree, drawn_regular
@@ -38,10 +45,11 @@ class Changing:
     pairs: Callable[[int], Pairs]  # the edges of round t
     matrix: Callable[[int, list[float]], Any]  # the mixing of round t for these shares, the csr array [n, n]
     given: Callable[[int], Any] | None = None  # of directed kinds: what sites give up in round t, the csr array [n, n]
+    walks: bool = False  # one model walks: in round t it is at site t modulo n, which alone trains; all are partners
 
     def union(self, rounds: int | None) -> Pairs:
         """The edges of the first so many rounds, each once, sorted; None: of all rounds that there can be."""
-        if self.cycle is None and rounds is None:
+        if self.walks or (self.cycle is None and rounds is None):
             return np.stack(np.triu_indices(self.sites, 1), axis=1).astype(np.int64)
         most, every = self._rounds(rounds), self.sites * (self.sites - 1) // 2
         found, waiting, count = np.empty(0, dtype=np.int64), list[Pairs](), 0
@@ -58,6 +66,9 @@ class Changing:
 
     def check_connected(self, rounds: int) -> None:
         """ConfigError unless so many rounds together join all sites."""
+        if self.walks:
+            self._check_visited(rounds)
+            return
         parts = np.arange(self.sites)
         for t in range(self._rounds(rounds)):
             ends = parts[self.pairs(t)]
@@ -70,6 +81,13 @@ class Changing:
             raise ConfigError(
                 f"in {rounds} rounds of this topology some of the {self.sites} sites never hear of each other; take "
                 "more rounds, or another topology"
+            )
+
+    def _check_visited(self, rounds: int) -> None:
+        if rounds < self.sites:
+            raise ConfigError(
+                f"in {rounds} rounds the model does not come to all of the {self.sites} sites; take at least "
+                f"{self.sites} rounds, or another topology"
             )
 
     def _rounds(self, rounds: int | None) -> int:
@@ -86,7 +104,7 @@ def changing_of(spec: Mapping[str, Any], sites: int) -> Changing | None:
 
 def is_directed(spec: Mapping[str, Any]) -> bool:
     """Whether sites give other amounts over an edge than they take, so that only push-sum reads a mean."""
-    return bool(spec["kind"] == "exponential" or spec.get("choice", "common") == "local")
+    return bool(spec["kind"] in ("cyclic", "exponential") or spec.get("choice", "common") == "local")
 
 
 def _base(spec: Mapping[str, Any], sites: int) -> Changing:
@@ -144,6 +162,16 @@ def _exponential(spec: Mapping[str, Any], sites: int) -> Changing:
     return _directed(sites, max(1, exponential_hops(sites)), lambda t: one_peer_exponential(sites, t))
 
 
+def _cyclic(spec: Mapping[str, Any], sites: int) -> Changing:
+    """In round t site t modulo n gives the next one all that it has: cyclic weight transfer.
+
+    All are partners, though they do not all mix: who waits for its turn hears how far the others are, and closing
+    rounds go from all to all (schedule.py).
+    """
+    found = _directed(sites, sites, lambda t: handed_on(sites, t))
+    return replace(found, walks=True)
+
+
 def _directed(sites: int, cycle: int | None, pushed: Callable[[int], Any]) -> Changing:
     """The rounds of column-stochastic matrices [n, n], both ends of an edge exchanging messages."""
     push = lru_cache(maxsize=2)(pushed if sites > 1 else lambda t: sparse.eye_array(1, format="csr"))
@@ -177,5 +205,6 @@ CHANGING: Mapping[str, Callable[[Mapping[str, Any], int], Changing]] = {
     "matching": _matching,
     "epidemic": _epidemic,
     "exponential": _exponential,
+    "cyclic": _cyclic,
 }
 """The kinds that change; a new one is a new row here, and in KINDS and KEYS."""

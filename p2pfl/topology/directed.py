@@ -58,6 +58,18 @@ def push_sum(sites: int, degree: int, seed: int, t: int) -> Any:
     return sparse.csr_array((epidemic_local(sites, degree, seed, t) > 0).astype(np.float64) / (degree + 1))
 
 
+def handed_on(sites: int, t: int) -> Any:
+    """Round ``t`` of a walk: site t modulo n gives all to the next one, and all others keep what they have.
+
+    The csr array [n, n]; columns sum to 1. Source of the walk: Chang, Balachandar, Lam, Yi, Brown, Beers, Rosen, Rubin,
+    Kalpathy-Cramer, "Distributed deep learning networks among institutions for medical imaging", JAMIA 2018.
+    """
+    _check(sites)
+    to = np.arange(sites)
+    to[t % sites] = (t + 1) % sites
+    return sparse.csr_array(sparse.coo_array((np.ones(sites), (to, np.arange(sites))), shape=(sites, sites)))
+
+
 def _targets(sites: int, degree: int, seed: int, t: int) -> list[list[int]]:
     _check(sites)
     if not 1 <= degree < sites:

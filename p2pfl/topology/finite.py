@@ -50,7 +50,8 @@ def _matrices(schedule: Schedule) -> list[Any]:
     if schedule.same_each_round:
         return [schedule.round(0).mixings[0].matrix]
     if schedule.directed:
-        return list(readings(schedule.round(t).mixings[0].matrix for t in range(min(schedule.total, MOST_ROUNDS))))
+        pushed = (schedule.round(t).mixings[0].matrix for t in range(min(schedule.total, MOST_ROUNDS)))
+        return list(readings(pushed, schedule.weights_before(0)))
     return [
         _one(mixing.matrix for mixing in schedule.round(t).mixings) for t in range(min(schedule.total, MOST_ROUNDS))
     ]

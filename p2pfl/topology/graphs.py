@@ -268,6 +268,7 @@ KEYS: Mapping[str, frozenset[str]] = {
     "matching": frozenset({"seed"}),
     "epidemic": frozenset({"degree", "seed"}),
     "exponential": frozenset(),
+    "cyclic": frozenset(),
 }
 """The keys each kind has beside ``kind``."""
 

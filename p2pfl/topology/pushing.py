@@ -32,11 +32,21 @@ def given_up(push: Any) -> Any:
     return sparse.csr_array((coo.data[real], (coo.col[real], coo.row[real])), shape=push.shape)
 
 
-def readings(matrices: Iterable[Any]) -> Iterator[Any]:
-    """R_t = diag(W_t w_t)^-1 W_t diag(w_t) with w_0 = 1: each mixing as the models x / w see it; its rows sum to 1."""
-    weight: Any = None
+def to_all(law: Sequence[float]) -> Any:
+    """w_ij = pi_j, the csr array [n, n]: one mixing after which all have the same weight and the same model."""
+    pi = np.array(law, dtype=np.float64) / sum(law)
+    return sparse.csr_array(np.tile(pi, (len(pi), 1)))
+
+
+def readings(matrices: Iterable[Any], weights: Sequence[float]) -> Iterator[Any]:
+    """R_t = diag(W_t w_t)^-1 W_t diag(w_t) with w_0 = ``weights`` [n]: each mixing as the models x / w see it.
+
+    Its rows sum to 1; a site without weight keeps the model that it read last.
+    """
+    weight: Any = np.array(weights, dtype=np.float64)
     for matrix in matrices:
-        weight = np.ones(matrix.shape[0]) if weight is None else weight
         after = matrix @ weight
-        yield sparse.csr_array(sparse.diags_array(1 / after) @ matrix @ sparse.diags_array(weight))
+        empty = (after == 0.0).astype(np.float64)
+        read = sparse.diags_array(1 / (after + empty)) @ matrix @ sparse.diags_array(weight)
+        yield sparse.csr_array(read + sparse.diags_array(empty))
         weight = after

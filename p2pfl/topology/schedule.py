@@ -33,7 +33,7 @@ from p2pfl.topology.graphs import (
     ring_pairs,
 )
 from p2pfl.topology.mixing import Mixing, law_of, stretched
-from p2pfl.topology.pushing import readings
+from p2pfl.topology.pushing import given_up, readings, to_all
 from p2pfl.topology.spectral import contraction
 from p2pfl.topology.weighting import by_shares, weighting_of
 from p2pfl.types import PeerId
@@ -63,6 +63,9 @@ class Schedule:
     divides, the heads of the clusters on a ring; when they mix for the t-th time the head of a cluster of size a is its
     member t mod a.
 
+    Of the kind cyclic one model walks: in training round t site t modulo n is active, and gives all to the next one; in
+    closing rounds each site takes pi_j of each other one, so that one round brings the model to all.
+
     With ``closing = "chebyshev"`` in the spec closing round k mixes with I + w_k (W - I) and has the inertia w_k - 1
     (chebyshev.py): W is that of the training rounds, its rho is rounded up to a grid.
     """
@@ -91,8 +94,9 @@ class Schedule:
         self.nodes = tuple(nodes)
         self.rounds = rounds
         self.closing_rounds = closing_rounds
-        self._linked_over = self.total if linked_over is None else linked_over
         self._changing = check_sites(spec, self.nodes)
+        met_in = rounds if self.walks else self.total
+        self._linked_over = met_in if linked_over is None else linked_over
         hierarchical = spec["kind"] == "hierarchical"
         self.same_each_round = self._changing is None and not hierarchical  # one mixing, on one graph
         self.changes = self._changing is not None or (hierarchical and period_of(spec) > 1)  # some meet seldom
@@ -108,7 +112,7 @@ class Schedule:
                 '"plain", or the synchronous policy'
             )
         self._shares = law_of(self.nodes, shares)
-        self._active = frozenset(self.nodes)
+        self._everybody = frozenset(self.nodes)
         self._kept: OrderedDict[Hashable, Mixing] = OrderedDict()
         self._rounds: dict[tuple[bool, Hashable], Round] = {}
         self._contraction: dict[bool, float] = {}
@@ -158,6 +162,31 @@ class Schedule:
         return self._changing is not None and self._changing.given is not None
 
     @property
+    def walks(self) -> bool:
+        """Whether one model walks from site to site, so that in each round one of them alone has it and trains."""
+        return self._changing is not None and self._changing.walks
+
+    def weights_before(self, t: int) -> tuple[float, ...]:
+        """Push-sum's weight that each site begins with if round ``t`` is the first one, in the order of ``nodes``.
+
+        1, or where one model walks 1 / pi_i at the site that has it, and 0 at all others: sum_i pi_i w_i = 1.
+        """
+        if not self.walks:
+            return (1.0,) * len(self.nodes)
+        place = min(t, self.rounds) % len(self.nodes)
+        return tuple(sum(self.law) / pi if site == place else 0.0 for site, pi in enumerate(self.law))
+
+    def steps_of(self, peer: PeerId, usual: int) -> int:
+        """Local steps of a site in a round in which it trains, at least 1, where ``usual`` are the plan's (0 stays 0).
+
+        The same of all; of a model that walks n pi_i times as many, since it is as often at each site, and the steps
+        decide what each one counts.
+        """
+        if not self.walks or peer not in self._everybody or not usual:
+            return usual
+        return max(1, round(usual * len(self.nodes) * self.law[self.nodes.index(peer)] / sum(self.law)))
+
+    @property
     def shares(self) -> tuple[float, ...]:
         """Sample share of each site, in the order of ``nodes``."""
         return tuple(self._shares)
@@ -197,7 +226,8 @@ class Schedule:
             self._contraction[halved] = accelerated_contraction(self._static.matrix, self._growing, self.law)
         if halved not in self._contraction and self.directed:
             first = max(0, self.rounds - WEIGHTS_FORGET)
-            read = readings(self.round(t).mixings[0].matrix for t in range(first, self.total))
+            pushed = (self.round(t).mixings[0].matrix for t in range(first, self.total))
+            read = readings(pushed, self.weights_before(first))
             self._contraction[halved] = contraction(list(islice(read, self.rounds - first, None)), self.law, read=True)
         if halved not in self._contraction:
             mixings = [mixing.matrix for t in range(self.rounds, self.total) for mixing in self.round(t).mixings]
@@ -229,11 +259,18 @@ class Schedule:
             if len(self._rounds) >= 2 * MIXINGS_KEPT:
                 self._rounds.clear()
             inertia = None if training or not self.accelerated else self._growing[t - self.rounds] - 1.0
-            self._rounds[key] = Round(self._active, self._mixings(t, training), training, inertia)
+            self._rounds[key] = Round(self._active(t), self._mixings(t, training), training, inertia)
         return self._rounds[key]
+
+    def _active(self, t: int) -> frozenset[PeerId]:
+        if self.walks and t < self.rounds:
+            return frozenset({self.nodes[t % len(self.nodes)]})
+        return self._everybody
 
     def _kind_of_round(self, t: int) -> Hashable:
         """Equal for equal rounds."""
+        if self.walks and t >= self.rounds:
+            return "closing"
         if self._changing is not None:
             return t % self._changing.cycle if self._changing.cycle else t
         if self.accelerated and t >= self.rounds:
@@ -261,7 +298,10 @@ class Schedule:
         if kind not in self._kept:
             if len(self._kept) >= MIXINGS_KEPT:
                 self._kept.popitem(last=False)
-            if self._changing is not None:
+            if self.walks and t >= self.rounds:
+                everywhere = to_all(self._weighting.law)
+                self._kept[kind] = Mixing(self.nodes, everywhere, given_up(everywhere.T))
+            elif self._changing is not None:
                 given = self._changing.given(t) if self._changing.given is not None else None
                 self._kept[kind] = Mixing(self.nodes, self._changing.matrix(t, self._weighting.law), given)
             else:

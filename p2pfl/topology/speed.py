@@ -71,7 +71,7 @@ def _until(schedule: Schedule, root: Any, factor: float) -> int | None:
 def _rounds(schedule: Schedule, root: Any) -> Iterator[Any]:
     """D^1/2 W_t D^-1/2 of each round, its mixings one after the other."""
     products: Iterator[Any] = (_round(schedule, t) for t in range(schedule.total))
-    for product in readings(products) if schedule.directed else products:
+    for product in readings(products, schedule.weights_before(0)) if schedule.directed else products:
         yield sparse.csr_array(sparse.diags_array(root) @ product @ sparse.diags_array(1 / root))
 
 

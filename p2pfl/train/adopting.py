@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from p2pfl.errors import IllegalStep
+from p2pfl.train.rules import State
+from p2pfl.train.rules.cyclic import holds
 
 WEIGHT_ERROR = 1e-9  # of weights that sum to 1: rounding of as many doubles as a consortium has members
 
@@ -36,6 +39,16 @@ def read_states(rows: Sequence[Sequence[Any]], own: float, channel: str) -> list
     if not all(state.weight > 0.0 for state in states) or abs(sum(s.weight for s in states) - 1.0) > WEIGHT_ERROR:
         raise IllegalStep("weights of states must be above 0 and sum to 1")
     return states
+
+
+def keep_walking(state: State, before: Tensor, moved: Tensor) -> tuple[State, Tensor]:
+    """Of the rule `cyclic`, where a site takes others' parameters in: state and parameters [..., P] afterwards.
+
+    The site that has the model keeps it. At others x = w z + rest stays, or the sum over all sites would change.
+    """
+    here = holds(state)
+    rest = state["rest"] + state["weight"] * (before - moved)
+    return {**state, "rest": torch.where(here, state["rest"], rest)}, torch.where(here, before, moved)
 
 
 def adopt(x: Tensor, own: float, states: Sequence[tuple[float, Tensor]]) -> Tensor:

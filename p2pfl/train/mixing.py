@@ -18,8 +18,9 @@ from p2pfl.types import WEIGHT
 class PeerGraph:
     """What one site knows of the graph; tensors are [P]."""
 
-    def __init__(self, share: float, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, share: float, dtype: torch.dtype = torch.float64, *, first_weight: float = 1.0) -> None:
         self.share = torch.tensor([share], dtype=dtype)
+        self.first_weight = torch.tensor([first_weight], dtype=dtype)
 
 
 class PeerInbox:
@@ -86,6 +87,7 @@ class VectorGraph:
         self.sites = sites
         share = shares if isinstance(shares, Tensor) else torch.as_tensor(shares, dtype=torch.float64)
         self.share = share.to(device).reshape(sites, 1)
+        self.first_weight = torch.ones_like(self.share)
         self.receiver, self.sender = (torch.from_numpy(ends).to(device) for ends in (receiver, sender))
         self.weight = torch.from_numpy(weight).to(device)
         self._opposite = torch.from_numpy(opposite).to(device)

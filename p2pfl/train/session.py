@@ -16,7 +16,7 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError, DataError, IllegalStep, MalformedMessage, PlanError
 from p2pfl.train import checkpoints, model_files
-from p2pfl.train.adopting import adopt, read_states
+from p2pfl.train.adopting import adopt, keep_walking, read_states
 from p2pfl.train.checkpoints import Checkpoint
 from p2pfl.train.checks import plan_problems
 from p2pfl.train.exchange import Exchange, read_edges, relayed_edges, tag_of
@@ -80,17 +80,20 @@ class Session:
         parts = {part: self._data[part] for part in self._data}
         return plan_problems(self._plan, self._new_module(seed=0), self._layout, parts, self._settings.batch_size)
 
-    def begin(self, initial: bytes, run: bytes, key: bytes, share: float) -> list[dict[str, Any]]:
+    def begin(
+        self, initial: bytes, run: bytes, key: bytes, share: float, first_weight: float = 1.0
+    ) -> list[dict[str, Any]]:
         """Take the run's initial parameters; the channels with size in bytes and digest of their base.
 
-        ``key`` is the site's secret for this run (16 to 64 bytes), ``share`` its part of the mean, at most 1. Raises
-        MalformedMessage for a file that does not fit the model.
+        ``key`` is the site's secret for this run (16 to 64 bytes), ``share`` its part of the mean, at most 1,
+        ``first_weight`` push-sum's weight that it begins with. Raises MalformedMessage for a file that does not fit the
+        model.
         """
         noise_seed(key, run, 0, 0)  # refuses a key of a wrong size before anything changes
         self._x = model_files.load(initial, self._module, self._layout)
         self._run, self._key = run, key
         self._origin = self._origin_of(initial, run)
-        graph = PeerGraph(share, dtype=self._settings.dtype)
+        graph = PeerGraph(share, dtype=self._settings.dtype, first_weight=first_weight)
         self._state = self._rule.init(self._x, graph)
         base = self._layout.select_shared(self._x)
         bases = {c.name: base if c.base == "model" else None for c in self._rule.channels if not c.relayed}
@@ -301,6 +304,8 @@ class Session:
         x = self._coast(read_betas(inertia), round)
         before = self._layout.select_shared(x)
         moved = adopt(before, float(own), [(state.weight, m) for state, m in zip(named, found, strict=True)])
+        if self._rule.needs.mixing == "walk":
+            self._state, moved = keep_walking(self._state, before, moved)
         self._x = self._layout.replace_shared(x, moved)
         exchange.start_round()
         self._trained = None

@@ -27,6 +27,7 @@ RULE_CASES = {
     "gradient_tracking": {"steps": 1},
     "relaysgd": {"topology": 'kind = "chain"'},
     "sgp": {"topology": 'kind = "epidemic"\ndegree = 2\nseed = 1\nchoice = "local"'},
+    "cyclic": {"topology": 'kind = "cyclic"'},
 }
 WEIGHTS = {
     "metropolis": '"metropolis"',
@@ -55,6 +56,7 @@ TOPOLOGIES = {
     "epidemic": "degree = 2\nseed = 1",
     "exponential": "",
     "exponential in all hops": 'hops = "all"',
+    "cyclic": "",
     "hierarchical with a period": "clusters = 2\nperiod = 2",
     "chain with accelerated closing rounds": 'closing = "chebyshev"',
 }
@@ -73,7 +75,7 @@ async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, what:
     """One run after the other in the same four processes."""
     cases = {
         name: {
-            "rule": "sgp" if "exponential" in name else "dpsgd",
+            "rule": {"exponential": "sgp", "cyclic": "cyclic"}.get(name.partition(" ")[0], "dpsgd"),
             "topology": f'kind = "{name.partition(" ")[0]}"\n{rest}',
         }
         for name, rest in TOPOLOGIES.items()

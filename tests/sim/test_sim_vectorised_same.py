@@ -19,6 +19,8 @@ TOPOLOGIES = {
     "matching": {"kind": "matching", "seed": 1},
     "epidemic": {"kind": "epidemic", "degree": 2, "seed": 1},
     "exponential": {"kind": "exponential"},
+    "cyclic": {"kind": "cyclic"},
+    "cyclic, metropolis": {"kind": "cyclic", "weights": "metropolis"},
     "all hops": {"kind": "exponential", "hops": "all"},
     "local choice": {"kind": "epidemic", "degree": 2, "seed": 1, "choice": "local"},
     "local choice, metropolis": {
@@ -67,6 +69,7 @@ DIRECTED = [
     ("sgp", "local choice", 7), ("sgp", "exponential", 6), ("sgp", "all hops", 5), ("sgp", "exponential", 2),
     ("sgp", "local choice, metropolis", 6), ("sgp", "period", 6),
 ]  # fmt: skip
+WALKING = [("cyclic", "cyclic", 5), ("cyclic", "cyclic, metropolis", 4), ("cyclic", "cyclic", 2)]
 WEIGHTED = [
     ("dpsgd", "metropolis star", 5), ("kgt", "uniform tree", 6), ("gradient_tracking", "listed chain", 5),
     ("exact_diffusion", "uniform tree", 4), ("kgt", "metropolis matching", 6),
@@ -75,7 +78,7 @@ RELAYED = [("relaysgd", "chain", 5), ("relaysgd", "star", 6), ("relaysgd", "tree
 
 
 def test_every_rule_has_rows() -> None:
-    assert {rule for rule, *_ in LINEAR + RELAYED} == set(RULES)
+    assert {rule for rule, *_ in LINEAR + RELAYED + WALKING} == set(RULES)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,7 @@ def test_every_rule_has_rows() -> None:
         *LINEAR,
         *CHANGING[:2],
         *DIRECTED[:2],
+        *WALKING,
         *WEIGHTED[:2],
         *RELAYED[2:],
         *slow(CHANGING[2:] + DIRECTED[2:] + WEIGHTED[2:] + RELAYED[:2]),
@@ -107,6 +111,7 @@ def test_same_as_peers_in_memory(tmp_path: Path, rule: str, kind: str, sites: in
         *[("quasi_global", "hierarchical", 4), ("gradient_tracking", "ring", 4), ("exact_diffusion", "star", 4)],
         *WEIGHTED[:3],
         *DIRECTED[:2],
+        *WALKING[:2],
         *slow(DIRECTED[2:]),
         *slow(CHANGING[1:] + RELAYED[1:]),
     ],

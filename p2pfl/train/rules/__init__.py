@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from p2pfl.errors import ConfigError
 from p2pfl.train.optimisers import Optimiser
 from p2pfl.train.rules.combinations import Combination, choice, keeps_nothing, problem_of
+from p2pfl.train.rules.cyclic import Cyclic
 from p2pfl.train.rules.dpsgd import DPSGD
 from p2pfl.train.rules.exact_diffusion import ExactDiffusion
 from p2pfl.train.rules.fedprox import FedProx
@@ -40,6 +41,7 @@ __all__ = [
     "Channel",
     "Combination",
     "Context",
+    "Cyclic",
     "ExactDiffusion",
     "FedProx",
     "Gradient",
@@ -68,6 +70,7 @@ RULES: Mapping[str, type[Rule]] = {
     "gradient_tracking": GradientTracking,
     "relaysgd": RelaySGD,
     "sgp": SGP,
+    "cyclic": Cyclic,
 }
 
 
@@ -90,7 +93,9 @@ def check_combination(rule: str, optimiser: str, **facts: int | bool | None) -> 
     asked = Combination(optimiser, **facts)  # type: ignore[arg-type]  # the names are the fields'
     problem = problem_of(rule, _known(rule).needs, asked)
     if problem is not None:
-        raise ConfigError(choice(problem, [name for name in RULES if not problem_of(name, RULES[name].needs, asked)]))
+        # a walk is another way of training altogether, and no remedy for what a rule does not go with
+        others = [name for name, known in RULES.items() if asked.walks or known.needs.mixing != "walk"]
+        raise ConfigError(choice(problem, [name for name in others if not problem_of(name, RULES[name].needs, asked)]))
 
 
 def _known(name: str) -> type[Rule]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from p2pfl.train.rules.interface import Needs
 
+WALKS = "one site at a time has the model there, and trains it"
+NO_WALK = "on all other topologies no site would ever have all of it"
 PRIVATE_NORM = 'batch_norm = "private" and buffers = "exclude", or GroupNorm'
 WITHOUT_NORM = 'GroupNorm in place of batch norm and buffers = "exclude"'
 
@@ -22,6 +24,7 @@ class Combination:
     steps: int = 1  # the most local steps of any site in a round
     varying: bool = False  # several mixings in a round, or others from round to round
     directed: bool = False  # sites give other amounts over an edge than they take
+    walks: bool | None = None  # one model walks from site to site; None: not known
     weighted: bool = False  # the topology has weights of its own, by which sites count otherwise than by their samples
     accelerated: bool = False  # the topology's closing rounds are
     statistics: bool = False  # running statistics travel as entries of x
@@ -74,7 +77,12 @@ def _refusals(rule: str, needs: Needs, asked: Combination) -> list[tuple[str, st
     if needs.most_steps is not None and asked.steps > needs.most_steps:
         what = f"rule {rule} takes at most {needs.most_steps} local step a round, not {asked.steps}"
         found.append((what, needs.steps_reason, f"local_steps = {needs.most_steps}"))
-    if asked.directed and needs.mixing != "columns":
+    if asked.walks is False and needs.mixing == "walk":
+        found.append((f"rule {rule} needs a model that walks", NO_WALK, "the topology cyclic"))
+    if asked.walks and needs.mixing != "walk":
+        what = f"rule {rule} does not go with the topology cyclic"
+        found.append((what, WALKS, "another topology, such as ring"))
+    elif asked.directed and needs.mixing not in ("columns", "walk"):
         what = f"rule {rule} does not go with a directed topology"
         found.append((what, needs.unweighed_reason, "a topology that is not, such as ring or matching"))
     if needs.static and asked.varying:
@@ -88,7 +96,7 @@ def _refusals(rule: str, needs: Needs, asked: Combination) -> list[tuple[str, st
         found.append((what, needs.closing_reason, 'closing = "plain"'))
     if asked.statistics and not needs.statistics:
         what = f"rule {rule} does not go with running statistics that travel"
-        whole = needs.mixing == "columns"  # nothing stays with its site, so neither may batch norm
+        whole = needs.mixing in ("columns", "walk")  # nothing stays with its site, so neither may batch norm
         found.append((what, needs.statistics_reason, WITHOUT_NORM if whole else PRIVATE_NORM))
     return found
 

@@ -28,8 +28,9 @@ class Needs:
     privacy and personal parts ask of a rule are further fields here, once they exist.
     """
 
-    mixing: Literal["doubly", "tree", "columns"]
-    """"doubly": pi_i w_ij = pi_j w_ji; "tree": and a graph without cycles; "columns": pi W = pi is enough."""
+    mixing: Literal["doubly", "tree", "columns", "walk"]
+    """"doubly": pi_i w_ij = pi_j w_ji; "tree": and a graph without cycles; "columns": pi W = pi is enough; "walk": a
+    schedule in which one model walks from site to site."""
     optimisers: frozenset[str]
     linear: bool  # ``merge`` adds multiples of pulls to x and the state: a displacement can be taken back later
     delays: bool = False  # whether edges may be mixed late; ``delays_reason``: why not
@@ -105,6 +106,11 @@ class Graph(Protocol):
     @property
     def share(self) -> Tensor:
         """What each site counts in the mean: its sample share, or as the weights say, [..., 1]; all sum to 1."""
+        ...
+
+    @property
+    def first_weight(self) -> Tensor:
+        """The `WEIGHT` that each site begins with, [..., 1]: 1, but where one model walks."""
         ...
 
 
