@@ -1,7 +1,8 @@
 """How long a simulated round of each update rule takes, beside one of D-PSGD with as many steps on the same graph.
 
 The work: the MLP 64-64-10, 200 sites, 5 local steps of batch 20 (1 where a rule takes no more), float32, a random
-8-regular graph, and a binary tree for the rule that needs one. Rounds of the rule and of D-PSGD take turns in one
+8-regular graph, a binary tree for the rule that needs one, and for the one that walks its own rounds, in each of which
+one site trains. Rounds of the rule and of D-PSGD take turns in one
 process, so that other work on the machine slows both; the ratio is that of the medians, and "per channel" divides it
 by the vectors that the rule gossips. The aim is at most 3 per channel. "mixing ratio" is the same of what a round is
 beside its local steps: sending, the sparse products and the merge.
@@ -54,8 +55,9 @@ def measure(name: str, sites: int, rounds: int, way: str) -> dict[str, Any]:
     """One rule and D-PSGD in turns."""
     needs, channels = RULES[name].needs, RULES[name].channels
     steps = min(STEPS, needs.most_steps or STEPS)
-    graph = "tree" if needs.mixing == "tree" else "regular"
-    runs = [engine(rule, sites, rounds, steps, graph, way) for rule in (name, "dpsgd")]
+    graph = {"tree": "tree", "walk": "cyclic"}.get(needs.mixing, "regular")
+    beside = "regular" if graph == "cyclic" else graph
+    runs = [engine(name, sites, rounds, steps, graph, way), engine("dpsgd", sites, rounds, steps, beside, way)]
     spent: tuple[list[float], list[float]] = ([], [])
     mixing: tuple[list[float], list[float]] = ([], [])
     for round_ in range(rounds + WARM):
@@ -84,8 +86,12 @@ def engine(rule: str, sites: int, rounds: int, steps: int, graph: str, way: str)
     rows = [np.arange(number * EXAMPLES, (number + 1) * EXAMPLES) for number in range(sites)]
     nodes = [PeerId(f"{number:06d}") for number in range(sites)]
     edges = [list(edge) for edge in nx.random_regular_graph(DEGREE, sites, seed=0).edges]
-    spec = {"kind": "tree", "arity": 2} if graph == "tree" else {"kind": "edges", "edges": edges}
-    schedule = Schedule(spec, nodes, dict.fromkeys(nodes, 1.0), rounds + WARM, 0)
+    specs = {
+        "tree": {"kind": "tree", "arity": 2},
+        "cyclic": {"kind": "cyclic"},
+        "regular": {"kind": "edges", "edges": edges},
+    }
+    schedule = Schedule(specs[graph], nodes, dict.fromkeys(nodes, 1.0), max(rounds + WARM, sites), 0)
     settings = {"rule": rule, "learning_rate": 0.05, "local_steps": steps, "batch_size": BATCH}
     return VectorisedRun(
         PlanCode((HEAD + body).encode()), read_settings(settings), data, rows, schedule, seed=0, execution=way

@@ -100,7 +100,7 @@ BAD = [
     ("clusters = 2", "clusters = [[0, 1], [true]]", ["topology clusters"]),
     ("clusters = 2", "size = 3", ["the keys kind, size", "exactly clusters, kind"]),
     ('kind = "hierarchical"\nclusters = 2', 'kind = "edges"\nedges = [[0]]', ["edges is [[0]]", "pairs"]),
-    ('rule = "kgt"', 'rule = "fedavg"', ["training.rule is 'fedavg'", "'dpsgd', 'fedprox'", "'relaysgd' or 'sgp'"]),
+    ('rule = "kgt"', 'rule = "fedavg"', ["training.rule is 'fedavg'", "'dpsgd', 'fedprox'", "'sgp' or 'cyclic'"]),
     ('rule = "kgt"', "", ["training.rule is missing"]),
     ('{ name = "sgd" }', '"sgd"', ["training.optimiser is 'sgd'", "a table"]),
     ('{ name = "sgd" }', '{ name = "lion" }', ["training.optimiser.name is 'lion'", "'adam'"]),

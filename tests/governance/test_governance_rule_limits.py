@@ -12,7 +12,7 @@ from p2pfl.errors import ConfigError, PlanError
 from p2pfl.governance import plan_from_files
 from p2pfl.governance.plan_settings import PlanSettings, parse_settings
 from p2pfl.governance.rule_limits import LIMITS
-from p2pfl.governance.topologies import CHANGING, directed
+from p2pfl.governance.topologies import CHANGING, directed, walks
 from p2pfl.topology import KINDS, Schedule
 from p2pfl.train.rules import RULES, check_combination
 from p2pfl.train.settings import read_settings
@@ -37,8 +37,12 @@ OPTIONS = {
     "torus": {"rows": 2, "columns": 4}, "regular": {"degree": 3, "seed": 0}, "edges": {"edges": [[k, k + 1] for k in range(7)]},
     "erdos_renyi": {"probability": 0.5, "seed": 0}, "small_world": {"degree": 4, "probability": 0.2, "seed": 0},
     "two_clusters": {"bridges": 1}, "tree": {"arity": 2}, "double_tree": {}, "base": {"k": 1}, "matching": {"seed": 0},
-    "epidemic": {"degree": 2, "seed": 0}, "exponential": {},
+    "epidemic": {"degree": 2, "seed": 0}, "exponential": {}, "cyclic": {},
 }  # fmt: skip
+
+
+WALK = '[topology]\nkind = "cyclic"'
+MIXING = set(RULES) - {"cyclic"}  # all others
 
 
 def plan(rule: str, more: str = "", optimiser: str = "sgd", steps: int = 1) -> bytes:
@@ -57,7 +61,8 @@ def test_both_rooms_know_the_same_rules_with_the_same_limits() -> None:
         assert bool(limits.by_shares) == needs.by_shares and limits.by_shares == needs.by_shares_reason
         assert bool(limits.tree) == (needs.mixing == "tree")
         assert bool(limits.no_statistics) == (not needs.statistics) and limits.no_statistics == needs.statistics_reason
-        assert bool(limits.balanced) == (needs.mixing != "columns")
+        assert limits.walks == (needs.mixing == "walk")
+        assert bool(limits.balanced) == (needs.mixing not in ("columns", "walk"))
         assert limits.balanced in ("", needs.unweighed_reason)
         assert limits.halved == needs.halved
         assert (limits.plain_closing == "") == needs.accelerated and limits.plain_closing == needs.closing_reason
@@ -68,7 +73,7 @@ def test_both_rooms_know_the_same_rules_with_the_same_limits() -> None:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_both_rooms_know_the_same_changing_topologies(kind: str) -> None:
     nodes = [PeerId(f"{number}") for number in range(8)]
-    schedule = Schedule({"kind": kind, **OPTIONS[kind]}, nodes, dict.fromkeys(nodes, 1 / 8), 6, 2)
+    schedule = Schedule({"kind": kind, **OPTIONS[kind]}, nodes, dict.fromkeys(nodes, 1 / 8), 8, 2)
     mixings = {id(mixing) for t in range(schedule.total) for mixing in schedule.round(t).mixings}
     assert schedule.same_each_round == (kind not in CHANGING) == (len(mixings) == 1)
 
@@ -82,10 +87,11 @@ def test_both_rooms_know_the_same_changing_topologies(kind: str) -> None:
 )  # fmt: skip
 def test_both_rooms_know_the_same_directed_topologies(spec: dict[str, Any]) -> None:
     nodes = [PeerId(f"{number}") for number in range(8)]
-    assert Schedule(spec, nodes, dict.fromkeys(nodes, 1 / 8), 6, 2).directed == directed(spec)
+    schedule = Schedule(spec, nodes, dict.fromkeys(nodes, 1 / 8), 8, 2)
+    assert schedule.directed == directed(spec) and schedule.walks == walks(spec)
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(MIXING))
 @pytest.mark.parametrize(
     "topology", ['kind = "exponential"', 'kind = "epidemic"\ndegree = 2\nseed = 0\nchoice = "local"']
 )
@@ -101,6 +107,30 @@ def test_rules_without_weights_take_no_directed_topology(rule: str, topology: st
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("topology", ["", '[topology]\nkind = "chain"', '[topology]\nkind = "exponential"', WALK])
+def test_one_rule_walks_and_no_other(rule: str, topology: str) -> None:
+    if rule == "cyclic" and topology == WALK:
+        parse_settings(plan(rule, topology))
+        check_combination(rule, "sgd", directed=True, varying=True, walks=True)
+    elif topology == WALK:
+        said = f"rule {rule} does not go with the topology cyclic: .*; choose another topology, .*, or the rule cyclic$"
+        with pytest.raises(PlanError, match=said):
+            parse_settings(plan(rule, topology))
+        with pytest.raises(ConfigError, match=said):
+            check_combination(rule, "sgd", directed=True, varying=True, walks=True)
+    elif rule == "cyclic":
+        said = "rule cyclic needs a model that walks: .*; choose the topology cyclic, or the rule (dpsgd|sgp)"
+        with pytest.raises(PlanError, match=said):
+            parse_settings(plan(rule, topology))
+        with pytest.raises(ConfigError, match=said):
+            check_combination(rule, "sgd", directed="exponential" in topology, walks=False)
+
+
+def test_nobody_joins_a_walk_later() -> None:
+    assert "rule cyclic takes nobody in later: whose turn" in str(parse_settings(plan("cyclic", WALK)).newcomer_problem)
+
+
+@pytest.mark.parametrize("rule", sorted(MIXING))
 def test_rules_that_close_plainly_take_no_accelerated_closing_rounds(rule: str) -> None:
     source = plan(rule, '[topology]\nkind = "chain"\nclosing = "chebyshev"')
     if rule not in ("sgp", "exact_diffusion"):
@@ -135,7 +165,8 @@ def test_plans_and_sessions_refuse_the_same(rule: str) -> None:
         }  # fmt: skip
         if more:
             asked[more.split()[0]] = more.split('"')[1]
-        lines = more + ('\npolicy = "asynchronous"' if policy else "")
+        walk = WALK if rule == "cyclic" else ""
+        lines = more + ('\npolicy = "asynchronous"\n' if policy else "\n") + walk
         if policy:
             asked["staleness"] = 2
         found = []

@@ -32,6 +32,7 @@ SPECS: list[dict[str, Any]] = [
     {"kind": "matching", "seed": 0},
     {"kind": "epidemic", "degree": 2, "seed": 5},
     {"kind": "exponential"},
+    {"kind": "cyclic"},
 ]
 
 
@@ -45,9 +46,8 @@ def test_what_is_allowed_is_built(spec: dict[str, Any]) -> None:
 @pytest.mark.parametrize("spec", SPECS, ids=[spec["kind"] for spec in SPECS])
 def test_a_spec_comes_back_from_a_plan_as_it_was(spec: dict[str, Any]) -> None:
     table = "\n".join(f"{key} = {json.dumps(value)}" for key, value in spec.items())
-    training = (
-        'rule = "sgp"\noptimiser = { name = "sgd" }\nlearning_rate = 0.1\nlocal_steps = 1\nbatch_size = 4\nrounds = 9'
-    )
+    rule = "cyclic" if spec["kind"] == "cyclic" else "sgp"
+    training = f'rule = "{rule}"\noptimiser = {{ name = "sgd" }}\nlearning_rate = 0.1\nlocal_steps = 1\nbatch_size = 4\nrounds = 9'
     toml = f'[plan]\nname = "a"\n[data]\ntag = "a"\n[topology]\n{table}\n[training]\n{training}\n'
     assert plan_from_files(SOURCE, toml.encode()).settings.topology_spec() == spec
 

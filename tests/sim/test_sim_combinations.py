@@ -51,7 +51,14 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
 }
 ROUNDS = 8  # enough for random matchings to join all sites
 OPTIMISERS, STEPS, LATE, UNEQUAL = ("sgd", "momentum", "adam"), (1, 5), (0, 2), (False, True)
-SEVERAL = {"hierarchical", "base", "matching", "epidemic", "exponential"}  # mixings; the first alone has other weights
+SEVERAL = {
+    "hierarchical",
+    "base",
+    "matching",
+    "epidemic",
+    "exponential",
+    "cyclic",
+}  # mixings; the first alone has other weights
 LISTED = [1.0, 3.0, 2.0, 4.0]  # in proportion to what each site counts by listed weights
 
 
@@ -112,9 +119,9 @@ def expected(rule: str, kind: str) -> set[tuple[str, str, int, int, bool]]:
     trees = {"chain", "star", "edges", "tree"}
     if (rule == "relaysgd" and kind not in trees) or (rule == "exact_diffusion" and kind in SEVERAL):
         return set()
-    if kind == "exponential" and rule != "sgp":
+    if (kind == "exponential" and rule != "sgp") or (kind == "cyclic") != (rule == "cyclic"):
         return set()
-    optimisers = OPTIMISERS if rule in ("dpsgd", "fedprox", "relaysgd", "sgp") else ("sgd",)
+    optimisers = OPTIMISERS if rule in ("dpsgd", "fedprox", "relaysgd", "sgp", "cyclic") else ("sgd",)
     steps = (1,) if rule in ("exact_diffusion", "gradient_tracking") else STEPS
     late = LATE if rule in ("dpsgd", "fedprox") and kind not in SEVERAL else (0,)
     own = () if rule == "relaysgd" else choices(kind)
@@ -195,7 +202,9 @@ def test_the_ways_of_execution_agree(plan: Path, rule: str) -> None:
     """Also where some have no step in a round; recorded local steps know none of the round's numbers."""
     most = RULES[rule].needs.most_steps or 3
     training = {"rule": rule, "local_steps": most, "dtype": "float64"}
-    asked = {"peers": 5, "rounds": 4, "training": training, "steps": [{"sites": 2, "local_steps": 0}]}
+    topology = {"kind": "cyclic" if rule == "cyclic" else "ring"}
+    steps = [{"sites": 2, "local_steps": 0}]
+    asked = {"peers": 5, "rounds": 5, "training": training, "steps": steps, "topology": topology}
     loop, eager, traced = (simulate(plan, blobs(), execution=way, **asked) for way in ("loop", "eager", "traced"))
     assert loop.parameters is not None
     np.testing.assert_allclose(eager.parameters, loop.parameters, rtol=0, atol=1e-12)

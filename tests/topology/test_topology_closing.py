@@ -23,7 +23,7 @@ SHARES = {node: 1.0 + k % 5 for k, node in enumerate(NODES)}
 FAST = {"kind": "ring", "closing": "chebyshev"}
 CHANGING_SPECS: list[dict[str, Any]] = [
     {"kind": "hierarchical", "clusters": 2}, {"kind": "base", "k": 1}, {"kind": "matching", "seed": 0},
-    {"kind": "epidemic", "degree": 2, "seed": 0}, {"kind": "exponential"},
+    {"kind": "epidemic", "degree": 2, "seed": 0}, {"kind": "exponential"}, {"kind": "cyclic"},
 ]  # fmt: skip
 PLAN = """
 [plan]

@@ -11,7 +11,12 @@ from p2pfl.train.rules import RULES, Needs, Rule
 PAGE = Path(__file__).parents[2] / "docs" / "algorithms.md"
 BEGIN, END = "<!-- rules: generated -->\n", "<!-- end of rules -->"
 LABELS = ("Sends", "Keeps", "Use", "Source", "Differs", "Verified")
-GRAPHS = {"doubly": "any connected one", "tree": "a tree", "columns": "any connected one, also directed"}
+GRAPHS = {
+    "doubly": "any connected one",
+    "tree": "a tree",
+    "columns": "any connected one, also directed",
+    "walk": "cyclic",
+}
 
 
 def parts(name: str) -> dict[str, str]:

@@ -45,7 +45,10 @@ ROWS = {
     ),
     "relaysgd": Row(exact=("tree",), keeps_sum=False, graphs=("tree",)),
     "sgp": Row(exact=("full",), biased=("ring", "tree")),
+    "cyclic": Row(exact=(), graphs=()),
 }  # fmt: skip
+ON_GRAPHS = [name for name, row in ROWS.items() if row.graphs]
+"""All but the one that walks, whose rows are in test_train_cyclic.py."""
 
 
 def made(name: str, optimiser: str = "sgd") -> Rule:

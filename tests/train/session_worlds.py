@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from train_worlds import QUADRATIC_PLAN, stationary_edges, weighted_optimum
 
+from p2pfl.topology import Schedule
 from p2pfl.train.plan_code import PlanCode
 from p2pfl.train.session import Session
 
@@ -33,8 +35,8 @@ def key_of(site: int) -> bytes:
 class Pushing(Session):
     """A session of push-sum that adds up what its local steps put into its numerators."""
 
-    def __init__(self) -> None:
-        super().__init__(QUADRATIC_PLAN, settings_of("sgp"))
+    def __init__(self, rule: str = "sgp") -> None:
+        super().__init__(QUADRATIC_PLAN, settings_of(rule))
         self.put = torch.zeros(1, dtype=torch.float64)
 
     @property
@@ -46,6 +48,60 @@ class Pushing(Session):
         answer = super().train(*args, **named)
         self.put = self.put + self.numerator - before
         return answer
+
+
+def pushing(schedule: Schedule, rule: str = "sgp") -> list[Pushing]:
+    """Sessions that have begun, in the order of the schedule's sites."""
+    sessions = [Pushing(rule) for _ in schedule.nodes]
+    initial = sessions[0].initial(seed=5)
+    for site, (session, first) in enumerate(zip(sessions, schedule.weights_before(0), strict=True)):
+        session.load_data(f"{site}")
+        session.begin(initial, RUN, key_of(site), schedule.law[site], first)
+    return sessions
+
+
+@dataclass
+class Pushed:
+    """What happened in rounds of push-sum."""
+
+    one_sided: int = 0  # edges that one end alone counted, at first
+    furthest: float = 0.0  # the largest entry that any model had
+    light: bool = False  # whether any site kept what it could not read
+
+
+def push_rounds(
+    sessions: list[Pushing], schedule: Schedule, lossy: int, loss: float, seed: int = 6, *, steps: int = 3
+) -> Pushed:
+    """All rounds; in the first ``lossy`` ones messages are lost at one end, and taken back 1 to 4 rounds later."""
+    chance, told, owed = random.Random(seed), Pushed(), dict[int, list[list[Any]]]()
+    for t in range(schedule.total):
+        plan = schedule.round(t)
+        mixing, places = plan.mixings[0], {node: place for place, node in enumerate(schedule.nodes)}
+        for site in plan.active if plan.training else ():
+            sessions[places[site]].train(t, steps)
+        sent = [session.encode(t, 0, closing=not plan.training) for session in sessions]
+        near = [[(places[other], weight) for other, weight in mixing.neighbours(node)] for node in schedule.nodes]
+        lost = {(i, j) for i, others in enumerate(near) for j, _ in others if t < lossy and chance.random() < loss}
+        back = owed.pop(t, [[] for _ in sessions])
+        for i, session in enumerate(sessions):
+            given, rows = mixing.given(schedule.nodes[i]), []
+            for j, weight in near[i]:
+                if (i, j) in lost:
+                    continue
+                keys = {m["channel"]: f"{j}/{m['channel']}" for m in sent[j]}
+                for m in sent[j]:
+                    session.receive(keys[m["channel"]], m["channel"], m["payload"], m["result"], schedule.law[j])
+                rows.append((f"{j}", weight, keys, t, 0, given[schedule.nodes[j]]))
+                if (j, i) in lost:
+                    told.one_sided += 1
+                    owed.setdefault(t + chance.randint(1, 4), [[] for _ in sessions])[i].append((f"{j}", t, 0))
+                else:
+                    session.forget([(f"{j}", t, 0)])
+            if rows or back[i]:
+                session.mix(t, 0, rows, back[i], True, not plan.training)
+            told.light |= bool(session.state["rest"].any())
+            told.furthest = max(told.furthest, float(session.vector.abs().max()))
+    return told
 
 
 class Consortium:

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from rule_rows import ROWS, made
+from rule_rows import ON_GRAPHS, ROWS, made
 from session_worlds import Consortium, lossy_rounds
 from torch import Tensor
 from train_worlds import QUADRATIC_PLAN, Quadratic, run_joined, run_stacked, stationary_edges
@@ -129,7 +129,7 @@ def test_sums_are_conserved(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.parametrize("name", ON_GRAPHS)
 def test_both_forms_agree(name: str, steps: int) -> None:
     world, rule = Quadratic(6), made(name)
     graph, taken = graph_of(ROWS[name].graphs[0], world), min(steps, rule.needs.most_steps or steps)
@@ -137,7 +137,7 @@ def test_both_forms_agree(name: str, steps: int) -> None:
     assert float((stacked - run_joined(rule, world, graph, 20, 0.03, taken)).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.parametrize("name", ON_GRAPHS)
 def test_the_order_of_the_sites_decides_nothing(name: str) -> None:
     world, other, order = Quadratic(6), Quadratic(6), torch.tensor([3, 0, 5, 1, 4, 2])
     other.curvature, other.centre, other.shares = (t[order] for t in (world.curvature, world.centre, world.shares))
@@ -180,7 +180,7 @@ def lossy(name: str, loss: float, settle: bool = True) -> Consortium:
     return world
 
 
-@pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.parametrize("name", ON_GRAPHS)
 def test_settled_losses_change_nothing(name: str) -> None:
     """5 % of the messages lost for 30 rounds, taken back within 4; then the same end as without losses."""
     quiet, after = lossy(name, 0.0), lossy(name, 0.05)
@@ -197,7 +197,7 @@ def test_losses_that_are_not_taken_back_cost_the_optimum(name: str) -> None:
     assert float((quiet.stacked - after.stacked).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.parametrize("name", ON_GRAPHS)
 def test_closing_rounds_leave_the_state(name: str) -> None:
     """They mix the model; what a rule remembers of training stays, and so does sum pi x."""
     world = Consortium(QUADRATIC_PLAN, 4, ROWS[name].graphs[0], rule=name, local_steps=1)

@@ -20,7 +20,7 @@ finally:
 
 
 @pytest.mark.parametrize(("name", "steps", "graph"), [
-    ("kgt", 5, "regular"), ("exact_diffusion", 1, "regular"), ("relaysgd", 5, "tree"),
+    ("kgt", 5, "regular"), ("exact_diffusion", 1, "regular"), ("relaysgd", 5, "tree"), ("cyclic", 5, "cyclic"),
 ])  # fmt: skip
 def test_a_rule_has_its_row(name: str, steps: int, graph: str) -> None:
     row, channels = speed.measure(name, 10, 2, "eager"), len(RULES[name].channels)

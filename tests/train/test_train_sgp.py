@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from rule_rows import made
-from session_worlds import RUN, Pushing, key_of, settings_of
+from session_worlds import RUN, Pushing, key_of, push_rounds, pushing, settings_of
 from torch import Tensor
 from train_worlds import QUADRATIC_PLAN, Quadratic, run_stacked, stationary_edges
 
@@ -156,56 +155,23 @@ def test_more_weight_than_two_consortia_have_stays_at_home(share: float) -> None
 
 def consortium(sites: int) -> tuple[list[Pushing], Tensor]:
     shares = 1.0 + torch.arange(sites, dtype=torch.float64)
-    sessions = [Pushing() for _ in range(sites)]
-    initial = sessions[0].initial(seed=5)
-    for site, session in enumerate(sessions):
-        session.load_data(f"{site}")
-        session.begin(initial, RUN, key_of(site), float(shares[site] / shares.sum()))
-    return sessions, shares / shares.sum()
+    return pushing(schedule_of(ONE, shares / shares.sum(), 1)), shares / shares.sum()
 
 
 @pytest.mark.parametrize("loss", [0.05, 0.4])
 @pytest.mark.parametrize("spec", [ONE, LOCAL, EL_ONE], ids=["one peer", "local choice", "of one"])
 def test_both_sums_are_kept_where_messages_are_lost_at_one_end(spec: dict[str, Any], loss: float) -> None:
-    sessions, shares = consortium(6)
-    start, law = sessions[0].vector, shares.unsqueeze(-1)
-    found, chance = schedule_of(spec, shares, 80), random.Random(6)
-    owed: dict[int, list[list[Any]]] = {}
-    one_sided, furthest, light = 0, 0.0, False
-    for t in range(80):
-        for session in sessions:
-            session.train(t, 3)
-        sent = [session.encode(t, 0, closing=False) for session in sessions]
-        mixing = found.round(t).mixings[0]
-        pairs = [(i, int(j)) for i in range(6) for j, _ in mixing.neighbours(PeerId(str(i)))]
-        lost = {pair for pair in pairs if t < 60 and chance.random() < loss}
-        back = owed.pop(t, [[] for _ in sessions])
-        for i, session in enumerate(sessions):
-            given, rows = mixing.given(PeerId(str(i))), []
-            for other, weight in mixing.neighbours(PeerId(str(i))):
-                if (i, int(other)) in lost:
-                    continue
-                keys = {m["channel"]: f"{other}/{m['channel']}" for m in sent[int(other)]}
-                for m in sent[int(other)]:
-                    told = m["channel"], m["payload"], m["result"], float(shares[int(other)])
-                    session.receive(keys[m["channel"]], *told)
-                rows.append((other, weight, keys, t, 0, given[other]))
-                if (int(other), i) in lost:
-                    one_sided += 1
-                    owed.setdefault(t + chance.randint(1, 4), [[] for _ in sessions])[i].append((other, t, 0))
-                else:
-                    session.forget([(other, t, 0)])
-            if not rows and not back[i]:
-                continue
-            session.mix(t, 0, rows, back[i], True, False)
-            light |= bool(session.state["rest"].any())
-            furthest = max(furthest, float(session.vector.abs().max()))
+    shares = Quadratic(6).shares
+    found, law = schedule_of(spec, shares, 80), shares.unsqueeze(-1)
+    sessions = pushing(found)
+    start = sessions[0].vector
+    told = push_rounds(sessions, found, 60, loss)
     weights = torch.stack([session.state["weight"] for session in sessions])
     numerators = torch.stack([session.numerator - session.put for session in sessions])
-    assert one_sided > 20 and float((law * weights).sum() - 1) == pytest.approx(0.0, abs=1e-13)
+    assert told.one_sided > 20 and float((law * weights).sum() - 1) == pytest.approx(0.0, abs=1e-13)
     assert float(((law * numerators).sum(0) - start).abs().max()) < 1e-12
-    assert light, "or the loss was no test"
-    assert loss > 0.1 or furthest < 10.0, "no gradient is taken at what is left of sums that cancelled"
+    assert told.light, "or the loss was no test"
+    assert loss > 0.1 or told.furthest < 10.0, "no gradient is taken at what is left of sums that cancelled"
 
 
 def test_a_session_knows_what_does_not_go_with_weights() -> None:

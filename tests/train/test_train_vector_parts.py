@@ -115,8 +115,9 @@ def test_rules_have_the_same_bits_with_whole_vectors(
             rule_settings={"fedprox": {"proximal": 0.5}}.get(rule, {}),
         )  # fmt: skip
         train, rows = joined(tables(5))
+        topology = {"kind": "cyclic" if rule == "cyclic" else "ring"}
         found = VectorisedRun(
-            PlanCode(PLAN.encode()), read_settings(settings), train, rows, schedule_of({"kind": "ring"}, 5, 3, 0),
+            PlanCode(PLAN.encode()), read_settings(settings), train, rows, schedule_of(topology, 5, 5, 0),
             seed=0, execution="traced",
         )  # fmt: skip
         for _ in range(3):
