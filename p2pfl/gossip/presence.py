@@ -180,11 +180,25 @@ class Presence:
     def too_few(self) -> str | None:
         """Why no further round may begin here now, in plain words; None if enough are there."""
         need, have, staying = self.needed, len(self.contributors()), self.staying()
+        if (walking := self._walkers_missing(have, staying)) is not None:
+            return walking
         if staying < need:
             return f"only {staying} of the {need} contributors that the charter asks for still take part in the run"
         if have >= need:
             return None
         return f"only {have} of the {need} contributors that the charter asks for are heard (estimate from heartbeats)"
+
+    def _walkers_missing(self, have: int, staying: int) -> str | None:
+        """Where one model walks all sites are needed: while one is away, rounds would go by in which nobody trains."""
+        schedule, need = self.context.running_schedule, len(self.context.signed.shares)
+        if not schedule.walks or self.context.position[0] >= schedule.rounds or have >= need:
+            return None
+        if staying < need:
+            return (
+                f"the model walks over {need} sites, and {need - staying} left the run; its proposer can stop it, and "
+                "closing rounds then give the model to all"
+            )
+        return f"the model walks over {need} sites, and only {have} of them are heard (estimate from heartbeats)"
 
     # --- restarts
 

@@ -103,6 +103,8 @@ class Rounds:
         )
         context.tell("round", round=round_, of=context.running_schedule.total)
         self.expire(round_)
+        if context.running_schedule.walks:
+            self._have_back(round_)
         context.prune_ignored()
         self.deliveries.fetch_due()
         if plan.training and context.me in plan.active:
@@ -548,7 +550,29 @@ class Rounds:
         for peer, ledger in self.ledgers.items():
             self._apply_expired(peer, ledger.thin((before, 0)) if ledger.asynchronous else ledger.expire((before, 0)))
 
+    def _have_back(self, round_: int) -> None:
+        """Where one model walks: who gave it on and never heard that it came has it again, for its own next turn.
+
+        Else a site that vanishes as it is given the model would take it along, and nobody trained. The other end hears
+        of it, and takes back its part. Word of a visit comes with the message after it, so a round later at least.
+        """
+        context, schedule = self.context, self.context.running_schedule
+        late = round_ > schedule.rounds
+        if not late and (round_ + 1 >= schedule.rounds or context.me not in schedule.round(round_ + 1).active):
+            return
+        for peer, ledger in self.ledgers.items():
+            given = [at for at in ledger.mixed_and_unknown if at[0] < round_ - 1 and self._gave_on(peer, at)]
+            self._apply(peer, ledger.revoke(given))
+
+    def _gave_on(self, peer: PeerId, position: Position) -> bool:
+        """Whether this was the whole model, given on to the next site of a walk."""
+        schedule = self.context.running_schedule
+        return schedule.walks and position[0] < schedule.rounds and self.context.given(position).get(peer, 0.0) > 0.0
+
     def _apply_expired(self, peer: PeerId, positions: tuple[Position, ...]) -> None:
+        back = tuple(position for position in positions if self._gave_on(peer, position))
+        self._apply(peer, Settled(take_back=back))  # better twice than nowhere
+        positions = tuple(position for position in positions if position not in back)
         for position in positions:
             self.biased += 1
             self.context.log("edge_unsettled", {"peer": peer, "round": position[0], "step": position[1]})

@@ -17,7 +17,7 @@ seen mine (``acknowledged``). Only then is it dropped, and its absence from my l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,12 @@ class EdgeLedger:
         verdict = _Verdict(mixed, self._early.pop(position, None))
         self._verdicts[position] = verdict
         return self._judge(position, verdict)
+
+    def revoke(self, positions: Collection[Position]) -> Settled:
+        """What I mixed without hearing that the other did counts as not mixed from now on, and the other hears so."""
+        for position in positions:
+            self._verdicts[position].mine = False
+        return Settled(take_back=tuple(positions))
 
     def list(self, until: Position | None = None) -> EdgeList:
         """What to tell the other end now; ``until``: where the first edge is that is not decided here, if one is."""

@@ -138,7 +138,9 @@ def test_other_policies_agree_too(tmp_path: Path, policy: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    "topology", [{"kind": "exponential"}, {"kind": "epidemic", "degree": 2, "seed": 3, "choice": "local"}], ids=str
+    "topology",
+    [{"kind": "cyclic"}, {"kind": "exponential"}, {"kind": "epidemic", "degree": 2, "seed": 3, "choice": "local"}],
+    ids=str,
 )
 def test_what_one_end_takes_is_compared_with_what_the_other_gave(tmp_path: Path, topology: dict[str, Any]) -> None:
     world = VirtualConsortium(

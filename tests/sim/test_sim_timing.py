@@ -20,7 +20,9 @@ from p2pfl.sim import ComputeModel, LinkModel, simulate
 from p2pfl.sim.draws import uniform
 from p2pfl.sim.recording import Recording, record
 from p2pfl.sim.timing import RoundTimes, Timing, _shares
+from p2pfl.sim.unequal_steps import with_steps
 from p2pfl.sim.uplinks import Uplinks, ends
+from p2pfl.sim.vector_setup import own_steps
 from p2pfl.topology import Schedule
 from p2pfl.types import PeerId
 
@@ -52,7 +54,8 @@ def both(
         sites, topology=topology, rounds=rounds, closing_rounds=2, seed=1, content_bytes=content, links=links,
         compute=compute, deadline=DEADLINE,
     )  # fmt: skip
-    timed = Timing(recorded.schedule, links, compute, content, seed=1, deadline=DEADLINE)
+    own = with_steps(compute, own_steps(None, recorded.schedule, 1), 1)  # those of a visit, where one model walks
+    timed = Timing(recorded.schedule, links, own, content, seed=1, deadline=DEADLINE)
     return recorded, list(timed)
 
 
@@ -94,6 +97,7 @@ def test_seconds_and_bytes_are_those_of_machines(topology: Any, case: str) -> No
     "kind",
     [
         *[{"kind": "matching", "seed": 3}, {"kind": "epidemic", "degree": 2, "seed": 3}, {"kind": "exponential"}],
+        {"kind": "cyclic"},
         {"kind": "epidemic", "degree": 2, "seed": 3, "choice": "local"},
     ],
     ids=str,

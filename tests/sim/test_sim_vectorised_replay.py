@@ -18,6 +18,7 @@ from p2pfl.train.rules import RULES
 from p2pfl.train.session import Session
 
 SITES = 5
+WALK = {"kind": "cyclic"}
 LOCAL = {"kind": "epidemic", "degree": 2, "seed": 1, "choice": "local"}
 
 
@@ -41,7 +42,7 @@ class Noted(Session):
     def encode(self, round: int, step: int, closing: bool, **more: Any) -> Any:
         answers = super().encode(round, step, closing, **more)
         for answer in answers:
-            self.places[self.number, answer["channel"], answer["result"]] = (round, step)
+            self.places.setdefault((self.number, answer["channel"], answer["result"]), (round, step))
         return answers
 
     def receive(self, key: str, channel: str, payload: bytes, result: str, share: float | None = None) -> None:
@@ -129,7 +130,7 @@ def signs(found: Decisions) -> Any:
     ("rule", "topology"),
     [(rule, kind) for rule in ("dpsgd", "kgt") for kind in ("ring", "full", {"kind": "hierarchical", "clusters": 2})]
     + [("quasi_global", "full"), ("exact_diffusion", "ring"), ("gradient_tracking", "ring"), ("fedprox", "ring")]
-    + [("sgp", {"kind": "exponential"}), ("sgp", LOCAL)]
+    + [("sgp", {"kind": "exponential"}), ("sgp", LOCAL), ("cyclic", WALK)]
     + [pytest.param("sgp", spec, marks=pytest.mark.slow) for spec in ("ring", {"kind": "exponential", "hops": "all"})],
 )
 def test_lost_messages_and_what_is_taken_back(tmp_path: Path, rule: str, topology: Any) -> None:
@@ -152,7 +153,9 @@ def test_late_edges_of_asynchronous_runs(tmp_path: Path, topology: Any) -> None:
     assert float((run.x - world.x).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize(("rule", "topology"), [("dpsgd", "ring"), ("kgt", "ring"), ("sgp", "ring"), ("sgp", LOCAL)])
+@pytest.mark.parametrize(
+    ("rule", "topology"), [("dpsgd", "ring"), ("kgt", "ring"), ("sgp", "ring"), ("sgp", LOCAL), ("cyclic", WALK)]
+)
 def test_states_that_are_taken_in_after_an_absence(tmp_path: Path, rule: str, topology: Any) -> None:
     settings = settings_of(rule)
     away = [(Pause(2, 150.0), At(8.0))]
