@@ -42,6 +42,7 @@ MOST_SITES = 1000  # the table of weights has a column for each
 MOST_ROUNDS = 10_000
 MOST_CLOSING = 1000  # as in plans
 SEEDED = ("regular", "small_world", "erdos_renyi", "matching", "epidemic")
+WALKS = "one model walks: the table is of round 0, gap and rounds of a run without training; the rule is cyclic"
 DIRECTED = "directed: sites give other amounts than they take; gap and rounds are of what the rule sgp reads"
 MOST_PAIRS = 200  # sites up to which all pairs of absences are tried
 
@@ -158,6 +159,7 @@ def _facts(
         "sites": [str(node) for node in nodes],
         "edges": [list(edge) for edge in graph.edges],
         "directed": schedule.directed,
+        "walks": schedule.walks,
         "counts": [float(law[node]) for node in nodes],
         "weights": [[float(cell) for cell in row] for row in dense],
         "spectral_gap": gap,
@@ -169,7 +171,7 @@ def _facts(
     }
     over = f" (mean over {speed.measured} rounds)" if changes else ""
     lines = [f"sites {len(nodes)}, edges {graph.number_of_edges()}, spectral gap {gap:.6f}{over}"]
-    lines += [*_table(nodes, dense), *([DIRECTED] if schedule.directed else [])]
+    lines += [*_table(nodes, dense), *([WALKS] if schedule.walks else [DIRECTED] if schedule.directed else [])]
     lines.append(f"weights by {weights_in_words(spec)}")
     lines.append(f"each counts {', '.join(f'{node} {part:.4f}' for node, part in law.items())}")
     exact = "never" if speed.exact_after is None else _rounds(speed.exact_after)

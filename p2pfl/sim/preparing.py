@@ -127,6 +127,11 @@ def prepare(
     check_run(settings, layout, schedule, None, (), most=int(each.max()))
     check_fault_times(faults, peers, seed, schedule.total)
     absences = absences_of(faults, peers, seed)
+    if absences and schedule.walks:
+        raise ConfigError(
+            "one model walks, and its rounds wait for a site that is away: an absence costs hours there and no rounds; "
+            "leave it out"
+        )
     alone = check_trained(absences, each > 0, schedule.rounds)
     if time is not None:
         check_time(time, peers, seed)

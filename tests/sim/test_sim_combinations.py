@@ -156,6 +156,8 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_plan(tmp_path_factory.mktemp("plan") / "plan")
 
 
+WALK: dict[str, Any] = {"training": {"rule": "cyclic"}, "topology": {"kind": "cyclic"}}
+AWAY = {"kind": "absent", "sites": [1], "first": 2, "last": 4}
 ONE_STEP = {"rule": "exact_diffusion", "local_steps": 1}
 
 
@@ -173,6 +175,10 @@ ONE_STEP = {"rule": "exact_diffusion", "local_steps": 1}
             {"training": {"rule": "relaysgd"}, "topology": {"kind": "chain", "weights": "uniform"}},
             "weights of its own: its relays",
         ),
+        ({"training": {"rule": "cyclic"}}, "needs a model that walks"),
+        ({"topology": WALK["topology"]}, "dpsgd does not go with the topology cyclic"),
+        (WALK, "in 2 rounds the model does not come to all of the 5 sites"),
+        ({**WALK, "rounds": 9, "faults": [AWAY]}, "its rounds wait for a site that is away"),
         ({"training": {"rule": "quasi_global"}, "time": {"seconds": 5.0, "staleness": 2}}, "asynchronous policy"),
     ],
 )
