@@ -9,7 +9,9 @@ small CNN on inputs of MNIST's shape. Random numbers stand in for data: the time
 
 Each case runs in a process of its own. Its first round is warm-up (compiling) and is told apart. "memory" is what the
 peers' parameters, state and all that is temporary add at the peak to the process with its data, in units of one peer's
-parameters; "peak" is the whole process.
+parameters; "peak" is the whole process. Of few peers most of it is what each process has once, such as chunks in
+work on each thread. "memory of each further peer" leaves that out: between two sizes n1 < n2 of the same model and way,
+(m2 - m1) / (n2 - n1), m in bytes, again in units of one peer's parameters.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +97,16 @@ def main() -> None:
         found.append(json.loads(done.stdout.splitlines()[-1]))
         print(f"{model}, {peers} peers, {way}: {found[-1]['peer_rounds']:.0f}/s", file=sys.stderr)
     rivals = beside(wanted.rivals, wanted.rival) if wanted.rivals else []
-    result = {"machine": machine(), "cases": found, "rivals": rivals, "ratios": ratios(found, rivals)}
-    print(json.dumps(result, indent=2) if wanted.json else "\n\n".join([table(found), *rival_tables(found, rivals)]))
+    further = further_peers(found)
+    result = {
+        "machine": machine(),
+        "cases": found,
+        "further_peers": further,
+        "rivals": rivals,
+        "ratios": ratios(found, rivals),
+    }
+    tables = [table(found), *([further_table(further)] if further else []), *rival_tables(found, rivals)]
+    print(json.dumps(result, indent=2) if wanted.json else "\n\n".join(tables))
 
 
 def beside(folder: Path, names: list[str] | None = None) -> list[dict[str, Any]]:
@@ -123,6 +134,39 @@ def ratios(found: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> list[di
         if "failed" not in rival
         for case in same
     ]
+
+
+def further_peers(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each further peer takes, in peers' parameters, between consecutive sizes of the same model and way."""
+    by_way: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for case in sorted(found, key=lambda case: case["peers"]):
+        by_way.setdefault((case["model"], case["way"]), []).append(case)
+    return [
+        {
+            "model": model,
+            "way": way,
+            "peers": [less["peers"], more["peers"]],
+            "memory": (more["memory"] * more["peers"] - less["memory"] * less["peers"])
+            / (more["peers"] - less["peers"]),
+        }
+        for (model, way), cases in by_way.items()
+        for less, more in pairwise(cases)
+        if more["peers"] > less["peers"]
+    ]
+
+
+def further_table(rows: list[dict[str, Any]]) -> str:
+    """The same as text."""
+    import figures
+
+    return figures.table(
+        "memory of each further peer, in peers' parameters",
+        ["model, way", "from", "to", "memory"],
+        [
+            [f"{row['model']}, {row['way']}", *(f"{peers:,}" for peers in row["peers"]), f"{row['memory']:.1f} P"]
+            for row in rows
+        ],
+    )
 
 
 def rival_tables(found: list[dict[str, Any]], rivals: list[dict[str, Any]]) -> list[str]:

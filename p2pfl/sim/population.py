@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ class Population:
         self.unequal = holdings.least < self.width
         self.losses = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         self.round, self.steps = 0, 0
+        self.quicker: Callable[[], str | None] | None = None  # what else is compiled where drawing is
         self.each: Tensor | None = None  # [n] own steps in this round, where they differ
 
     def _of_sites(self) -> list[str]:
@@ -66,8 +67,9 @@ class Population:
         return [name for name, value in self.state.items() if len(value) == len(self.x)]
 
     def quicken(self) -> str | None:
-        """Compile what takes long in taking; why that is not possible, in words."""
-        return self._draws.quicken()
+        """Compile what takes long in taking, and what else there is; why that is not possible, in words."""
+        reasons = self._draws.quicken(), self.quicker() if self.quicker else None
+        return "; ".join(filter(None, reasons)) or None
 
     def take(self, rows: Tensor) -> Chunk:
         """Everything that these sites' local steps need. Views where the rows lie side by side."""

@@ -1,7 +1,7 @@
 """The mixings of one round of n sites, a block of columns at a time, so that memory stays a few times [n, P].
 
 Rules that are linear add pulls and nothing else, each entry by itself: a block of columns is sent, mixed and merged
-before the next one, in place, and stays in the cache while it is.
+before the next one, in place, and stays in the cache while it is. A kernel makes rounds that only add the pull.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from p2pfl.sim.plain_merges import only_adds
 from p2pfl.sim.vector_faults import Sending, VectorFault
 from p2pfl.topology import Mixing
+from p2pfl.train.add_product import Addition, addition
 from p2pfl.train.mixing import PeerInbox
 from p2pfl.train.push_weights import most_told, quotient, told
 from p2pfl.train.rules import Context, Graph, Messages, Rule, State
-from p2pfl.train.sparse import displacements
+from p2pfl.train.sparse import SparseProduct, displacements
 from p2pfl.train.threads import dealt, on_threads
 from p2pfl.types import WEIGHT
 
@@ -67,6 +69,12 @@ class LinearMixing:
         self._flow: Tensor | None = None
         self._places = {channel.name: place for place, channel in enumerate(rule.channels)}
         self._most = most_told(graph.share) if WEIGHT in self._places else None
+        self._addition: Addition | None = None
+
+    def quicken(self) -> str | None:
+        """Compile the kernel of rounds that only add; why that is not possible, in words. Changes no bit."""
+        self._addition, why_not = addition()
+        return why_not
 
     def round(
         self,
@@ -88,10 +96,14 @@ class LinearMixing:
         """
         if inertia is not None and self._flow is None:
             self._flow = torch.zeros_like(x)
+        as_it_is = not lying and not keep and inertia is None and more is nothing_further
+        if as_it_is and self._added(x, state, context, pulls, closing):
+            return
         size = x.shape[-1]
         on_cpu = x.device.type == "cpu"
         narrowest = max(LINE, min(NARROWEST, size // 16))
-        width = max(narrowest, (BLOCK if on_cpu else DEVICE_BLOCK) // max(1, len(x)))
+        most = (BLOCK if on_cpu else DEVICE_BLOCK) // max(1, len(x))
+        width = max(narrowest, most // LINE * LINE)  # rows that begin in the middle of a line are slower
         blocks = [slice(first, min(first + width, size)) for first in range(0, size, width)]
         whole: State = {}
 
@@ -116,6 +128,18 @@ class LinearMixing:
         else:
             share(range(len(blocks)))
         state.update(whole)
+
+    def _added(self, x: Tensor, state: State, context: Context, pulls: Sequence[Pull], closing: bool) -> bool:
+        """Mix by the kernel, if that is the same."""
+        quick, pull = self._addition, pulls[0] if len(pulls) == 1 else None
+        if quick is None or not isinstance(pull, Honest) or not quick.fits(pull.product, x):
+            return False
+        if self._shared is not None or WEIGHT in self._places or self._rule.needs.adds_pulls:
+            return False
+        if not only_adds(self._rule, state, context, self._graph, self.model, closing=closing):
+            return False
+        quick(pull.product, x)
+        return True
 
     def _block(
         self, x: Tensor, state: State, context: Context, pulls: Sequence[Pull], closing: bool,
@@ -195,17 +219,16 @@ def _as_mixed(messages: Messages, moved: Messages, most: Tensor | None) -> Messa
     return {**found, WEIGHT: told(weight, most)}
 
 
-def honest(product: Any) -> Pull:
+class Honest:
     """The mixing of a sparse product (W - I), all of whose diagonal is -sum of the row's weights."""
 
-    def pull(sent: Tensor, own: Tensor) -> Tensor:
-        moved: Tensor = product(sent)
-        if sent is own:
-            return moved
-        corrected: Tensor = moved + product.diagonal(own.dtype) * (own - sent)
-        return corrected
+    def __init__(self, product: SparseProduct) -> None:
+        self.product = product
 
-    return pull
+    def __call__(self, sent: Tensor, own: Tensor) -> Tensor:
+        """See `Pull`."""
+        moved = self.product(sent)
+        return moved if sent is own else moved + self.product.diagonal(own.dtype) * (own - sent)
 
 
 class ScheduledPulls:
@@ -224,5 +247,5 @@ class ScheduledPulls:
             rows, columns, weights, given = mixing.entries
             here = ~(np.isin(rows, absent) | np.isin(columns, absent))
             product = displacements(rows[here], columns[here], weights[here], self._sites, self._device, given[here])
-            self._kept[key] = mixing, honest(product)  # with the mixing, so that its id is nobody else's
+            self._kept[key] = mixing, Honest(product)  # with the mixing, so that its id is nobody else's
         return self._kept[key][1]

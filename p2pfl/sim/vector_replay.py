@@ -11,7 +11,7 @@ from torch import Tensor
 
 from p2pfl.errors import ConfigError
 from p2pfl.sim.decisions import Decisions, RecordedRound
-from p2pfl.sim.vector_mixing import Kept, Pull, honest, nothing_further, weighed
+from p2pfl.sim.vector_mixing import Honest, Kept, Pull, nothing_further, weighed
 from p2pfl.train.sparse import SparseProduct, displacements
 from p2pfl.types import WEIGHT
 
@@ -58,13 +58,13 @@ class Replay:
 
     def pulls(self, t: int) -> list[Pull]:
         """The mixings with messages of round t itself, one for each step."""
-        found = []
+        found: list[Pull] = []
         for step, rows in enumerate(self._rounds[t].edges):
             now = rows[(rows["round"] == t) & (rows["sign"] > 0)]
             if (now["step"] != step).any():
                 raise ConfigError(f"round {t} mixes messages of another step in step {step}; list them where they are")
             found.append(
-                honest(
+                Honest(
                     displacements(
                         now["receiver"], now["sender"], now["weight"], self._sites, self._device, now["given"]
                     )

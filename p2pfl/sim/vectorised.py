@@ -109,6 +109,7 @@ class VectorisedRun:
             deployed=draws.deployed,
         )  # fmt: skip
         self._linear = self._linear_mixing()
+        self.population.quicker = self._linear.quicken
         self._relays = VectorRelays(self._graph)
         self.round = 0
 

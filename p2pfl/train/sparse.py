@@ -24,10 +24,11 @@ class SparseProduct:
         matrix = sparse.csr_array((values, (rows, columns)), shape=shape, dtype=np.float64)
         matrix.sum_duplicates()
         matrix.sort_indices()
+        self.shape = shape
         self._device = torch.device(device)
         self._diagonal = matrix.diagonal()
         kind = np.int32 if max(matrix.nnz, *shape) < 2**31 else np.int64
-        self._starts, self._columns = (
+        self.starts, self.columns = (
             torch.from_numpy(part.astype(kind)).to(self._device) for part in (matrix.indptr, matrix.indices)
         )
         self._exact = torch.from_numpy(matrix.data)
@@ -35,17 +36,21 @@ class SparseProduct:
 
     def __call__(self, m: Tensor) -> Tensor:
         """The product with ``m`` [k, p], [n, p]."""
-        if m.dtype not in self._values:
-            self._values[m.dtype] = self._exact.to(self._device, m.dtype)
         product: Tensor = torch.nn.functional.embedding_bag(
-            self._columns,
+            self.columns,
             m.detach().contiguous(),
-            self._starts,
+            self.starts,
             mode="sum",
-            per_sample_weights=self._values[m.dtype],
+            per_sample_weights=self.values(m.dtype),
             include_last_offset=True,
         )
         return product
+
+    def values(self, dtype: torch.dtype) -> Tensor:
+        """The entries, row by row, in the order of ``columns``; those of row i begin at ``starts[i]``."""
+        if dtype not in self._values:
+            self._values[dtype] = self._exact.to(self._device, dtype)
+        return self._values[dtype]
 
     def diagonal(self, dtype: torch.dtype) -> Tensor:
         """The diagonal as a column [n, 1]."""

@@ -6,7 +6,10 @@ and the interpreter's work in every round; compiling also joins the operations, 
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import random
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -62,8 +65,10 @@ class TracedPath:
         key = (context.steps, context.lr, *chunk.state, None, *chunk.private, shapes)
         with torch.no_grad():
             with self._making:
-                made = self._made.get(key) or self._make(inputs, chunk, len(data), context)
-                self._made[key] = made
+                made = self._made.get(key)
+                if made is None:
+                    made = self._made[key] = self._make(inputs, chunk, len(data), context)
+                    _give_back()
             function, names, others = made
             leaves: Iterator[Tensor] = iter(function(*_tensors(inputs)))
             if count < self._size:
@@ -126,6 +131,15 @@ class _TracedContext:
     @property
     def round(self) -> int:
         raise IllegalStep("the rule reads the number of the round, so its local steps cannot be recorded once for all")
+
+
+def _give_back() -> None:
+    """What recording left: graphs that hold each other, and memory that the allocator keeps; 20 MB for small models."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)
 
 
 def _random_states() -> tuple[Any, bytes, int]:
