@@ -27,8 +27,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# what only computes, or runs single commands, is spread over two processes; what has peers and links runs alone, and
-# first: it waits often, and the others, which are nice, take what it leaves of the processors
+# what only computes, or runs single commands, is spread over two processes; what has peers and links runs beside it in
+# one of its own, and goes first: it waits often, and the others, which are nice, take what it leaves of the processors
 COMPUTED := tests/audit tests/cli tests/data tests/gossip tests/governance tests/sim tests/topology tests/train
 
 test: lint
