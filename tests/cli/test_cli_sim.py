@@ -167,7 +167,8 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_a_usable_result(folder: Path, number: int) -> None:
-    (folder / "long.toml").write_text(SCENARIO.replace("rounds = 6", "rounds = 1000000"))
+    # in a way that is named: "auto" would compile the plan first, as so many rounds are to come
+    (folder / "long.toml").write_text(SCENARIO.replace("rounds = 6", 'rounds = 1000000\nexecution = "eager"'))
     child = subprocess.Popen(
         [sys.executable, "-u", "-X", "faulthandler", "-c", INTERRUPTED, "sim", "run", "long.toml"],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

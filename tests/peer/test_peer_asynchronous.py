@@ -22,8 +22,8 @@ def write_plan(folder: Path, rounds: int) -> Path:
     plan = folder / "plan"
     plan.mkdir()
     (plan / "plan.py").write_text(QUADRATIC_PLAN)
-    settings = SETTINGS.format(rule="dpsgd", kind="ring", rate=0.05, steps=1, rounds=rounds)
-    settings = settings.replace("closing_rounds = 2", "closing_rounds = 25")
+    settings = SETTINGS.format(rule="dpsgd", kind="ring", rate=0.07, steps=1, rounds=rounds)
+    settings = settings.replace("closing_rounds = 2", "closing_rounds = 15")
     (plan / "plan.toml").write_text(settings + 'policy = "asynchronous"\nstaleness = 2\n')
     return plan
 
@@ -31,7 +31,7 @@ def write_plan(folder: Path, rounds: int) -> Path:
 async def test_four_peers_learn_asynchronously(tmp_path: Path) -> None:
     quadratic = Quadratic.make((40, 30, 20, 10))
     files = quadratic.write(tmp_path)
-    async with p2pfl.local(write_plan(tmp_path, rounds=80), files, peers=4) as peers:
+    async with p2pfl.local(write_plan(tmp_path, rounds=60), files, peers=4) as peers:
         runs = await peers.run(seed=3)
         records = []
         for peer, run in zip(peers, runs, strict=True):

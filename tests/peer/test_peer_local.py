@@ -47,19 +47,19 @@ def write_plan(
 async def test_a_run_in_an_existing_loop(tmp_path: Path) -> None:
     quadratic = Quadratic.make((40, 30, 20, 10))
     files = quadratic.write(tmp_path)
-    plan = write_plan(tmp_path, rule="kgt", kind="full", rate=0.1, steps=4, rounds=60)
+    plan = write_plan(tmp_path, rule="kgt", kind="full", rate=0.25, steps=4, rounds=25)
     async with p2pfl.local(plan, files, peers=4) as peers:
         runs = await peers.run(seed=3)
         for peer, run in zip(peers, runs, strict=True):
             report = run.report()
             assert report["finished"] and report["missing"] == [] and report["unsettled"] == 0
-            assert report["rounds_done"] == 62
+            assert report["rounds_done"] == 27
             assert [site["samples"] for site in report["participants"]] == [40, 30, 20, 10]
             model = await run.result()
             np.testing.assert_allclose(model.x.detach().numpy(), quadratic.optimum, atol=1e-8)
             assert p2pfl.verify_log(peer.home.audit, peer.peer_id).ok
         topics = [event.topic async for event in runs[0].events()]
-        assert topics.count("mixed") == 62 and "started" in topics and "closed" in topics
+        assert topics.count("mixed") == 27 and "started" in topics and "closed" in topics
         folders = [peer.home.path for peer in peers]
         for folder in folders:
             assert not list((folder / "outbox").iterdir()), "everything acknowledged is deleted"
@@ -116,7 +116,7 @@ async def test_a_site_counts_by_the_topology_s_weights_and_not_by_its_patients(t
 
 async def test_pause_resume_and_leave(tmp_path: Path) -> None:
     files = Quadratic.make((40, 30, 20, 10)).write(tmp_path)
-    async with p2pfl.local(write_plan(tmp_path, rounds=120), files, peers=4) as peers:
+    async with p2pfl.local(write_plan(tmp_path, rounds=60), files, peers=4) as peers:
         first = await peers[0].propose(peers.plan)
         joined = [await peer.join((await peer.next_proposal()).id) for peer in peers[1:]]
         async for event in joined[1].events():

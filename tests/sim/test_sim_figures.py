@@ -52,7 +52,7 @@ TOPOLOGIES = ["ring", "full", {"kind": "hierarchical", "clusters": 2}]
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=["ring", "full", "hierarchical"])
-@pytest.mark.parametrize("seed", [0, 3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 4))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 @pytest.mark.parametrize("silently", [False, True])
 def test_a_dead_peer_costs_one_round_a_little_and_the_later_ones_nothing(
     topology: Any, seed: int, silently: bool

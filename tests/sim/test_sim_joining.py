@@ -92,7 +92,7 @@ def contributed(world: VirtualConsortium, number: int = 4) -> set[int]:
 # --- nothing goes wrong
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("topology", "sites"),
     [

@@ -70,7 +70,7 @@ class Case:
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("who", ["newcomer", "proposer", "neighbour"])
 @pytest.mark.parametrize(
-    "moment", [pytest.param(number, marks=pytest.mark.slow if number % 9 else ()) for number in range(20)]
+    "moment", [pytest.param(number, marks=pytest.mark.slow if number % 12 else ()) for number in range(20)]
 )
 def test_killed_at_any_moment(topology: str, who: str, moment: int) -> None:
     """From before the approval to some rounds after it came in; back after 3 to 11 seconds."""
@@ -116,7 +116,7 @@ def test_stopped_for_a_while_and_gone_on(who: str, moment: int) -> None:
 
 @pytest.mark.parametrize("word", ["stop", "pause", "change"])
 @pytest.mark.parametrize(
-    "moment", [pytest.param(number, marks=pytest.mark.slow if number % 7 else ()) for number in range(15)]
+    "moment", [pytest.param(number, marks=pytest.mark.slow if number not in (0, 7) else ()) for number in range(15)]
 )
 def test_the_proposer_has_more_to_say(word: str, moment: int) -> None:
     """At the very time of the approval, and before and after the newcomer has come in."""
@@ -152,7 +152,9 @@ def test_a_stop_before_its_round_takes_the_admission_back() -> None:
     assert not world.cores(case.newcomer) and world.sites[case.newcomer].result is None
 
 
-@pytest.mark.parametrize("moment", range(0, 12, 3))
+@pytest.mark.parametrize(
+    "moment", [0, pytest.param(3, marks=pytest.mark.slow), 6, pytest.param(9, marks=pytest.mark.slow)]
+)
 def test_a_newcomer_from_a_backup_signs_nothing_twice(moment: int) -> None:
     """Its disk is that of just after its approval; what it signed since, it learns from its neighbours."""
     case = Case("full", seed=moment)

@@ -155,7 +155,10 @@ def test_without_any_state_it_goes_on_with_its_own_and_says_so() -> None:
     assert world.run(world.done, limit_seconds=3000.0)
 
 
-@pytest.mark.parametrize("after", [0.0, 0.002, 0.004, 0.006, 0.008, 0.01, 0.02])
+@pytest.mark.parametrize(
+    "after",
+    [*(0.0, 0.004, 0.008, 0.02), *(pytest.param(after, marks=pytest.mark.slow) for after in (0.002, 0.006, 0.01))],
+)
 @pytest.mark.parametrize("late", [False, True], ids=["returning", "late"])
 def test_killed_while_it_takes_states_it_takes_them_once(after: float, late: bool) -> None:
     """At any instant of catching up: its stored state has either none of the jump or all of it."""

@@ -58,7 +58,7 @@ def test_chunks_and_ways_change_nothing_but_rounding(rule: str, execution: str) 
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("optimiser", [pytest.param({"name": "sgd"}, marks=pytest.mark.slow), {"name": "adam"}])
+@pytest.mark.parametrize("optimiser", [{"name": "sgd"}, pytest.param({"name": "adam"}, marks=pytest.mark.slow)])
 def test_compiled_changes_nothing_but_rounding(optimiser: dict[str, Any]) -> None:
     """Dropout, padding, unequal steps and a last chunk that is filled up, all at once."""
     settings = settings_of(optimiser=optimiser, local_steps=2, learning_rate=0.01)
@@ -401,7 +401,7 @@ def test_batch_norm_runs_as_one_module_each() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process can be read on Linux")
-@pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
+@pytest.mark.parametrize("rule", [pytest.param("dpsgd", marks=pytest.mark.slow), "kgt"])
 def test_memory_of_a_peer_is_below_eight_times_its_parameters(rule: str) -> None:
     """The peak of a process of its own above what it has with its data: 2,000 peers of 4,810 parameters."""
     script = Path(__file__).parents[2] / "benchmarks" / "simulator.py"
