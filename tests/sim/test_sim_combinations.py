@@ -176,7 +176,7 @@ ONE_STEP = {"rule": "exact_diffusion", "local_steps": 1}
             "weights of its own: its relays",
         ),
         ({"training": {"rule": "cyclic"}}, "needs a model that walks"),
-        ({"topology": WALK["topology"]}, "does not go with the topology cyclic"),
+        ({"topology": WALK["topology"], "rounds": 9}, "does not go with the topology cyclic"),
         (WALK, "in 2 rounds the model does not come to all of the 5 sites"),
         ({**WALK, "rounds": 9, "faults": [AWAY]}, "its rounds wait for a site that is away"),
         ({"training": {"rule": "quasi_global"}, "time": {"seconds": 5.0, "staleness": 2}}, "asynchronous policy"),
