@@ -85,6 +85,7 @@ def test_the_gap_closed_is_of_each_seed() -> None:
         (("heart", "kgt", "full"), "6"),
         (("mnist-1", "cyclic", ""), "2"),  # 10 visits a cycle, and both ends of each one send the model
         (("heart", "cyclic", ""), "2"),
+        (("mnist-1", "cyclic, 50 steps", ""), "0.2"),  # a cycle in the time of ten rounds
         (("heart", "pooled", ""), "–"),
     ],
 )
@@ -92,17 +93,18 @@ def test_what_sites_send_is_counted_in_models(line: tuple[str, str, str], models
     assert study.sends(line) == models
 
 
+@pytest.mark.parametrize("name", ["cyclic", "cyclic, 50 steps"])
 @pytest.mark.parametrize("world", runs.WORLDS)
-def test_a_model_that_walks_comes_to_each_site_as_often_as_others_have_rounds(world: str) -> None:
-    """So its sites take as many steps as the others', and no graph of the world's makes another line."""
-    own, method = runs.WORLDS[world], runs.METHODS["cyclic"]
+def test_where_a_model_walks_sites_take_as_many_steps_as_with_other_rules(world: str, name: str) -> None:
+    """It comes to each site as often, or seldom and for longer; no graph of the world's makes another line."""
+    own, method = runs.WORLDS[world], runs.METHODS[name]
     nodes = [PeerId(f"{number:02d}") for number in range(own.peers)]
-    spec = dict(runs.graph_of(job(runs, world=world, method="cyclic", graph="")))
+    spec = dict(runs.graph_of(job(runs, world=world, method=name, graph="")))
     schedule = Schedule(spec, nodes, dict.fromkeys(nodes, 1.0), runs.rounds_of(own, method), 0)
     visits = Counter(node for t in range(schedule.rounds) for node in schedule.round(t).active)
-    assert visits == dict.fromkeys(nodes, own.rounds) and schedule.steps_of(nodes[0], own.steps) == own.steps
-    assert [line for line in study.lines() if line[:2] == (world, "cyclic")] == [(world, "cyclic", "")]
-    assert runs.rounds_of(own, runs.METHODS["dpsgd"]) == own.rounds
+    steps = {node: visits[node] * schedule.steps_of(node, own.steps * method.longer) for node in nodes}
+    assert steps == dict.fromkeys(nodes, runs.rounds_of(own, runs.METHODS["dpsgd"]) * own.steps)
+    assert [line for line in study.lines() if line[:2] == (world, name)] == [(world, name, "")]
 
 
 @pytest.mark.skipif(not (DATA / "heart").is_dir(), reason=f"no heart disease data in {DATA}; set P2PFL_DATA")
