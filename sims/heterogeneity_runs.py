@@ -26,7 +26,7 @@ from p2pfl.sim.preparing import examples_of_plan
 
 HERE = Path(__file__).resolve().parent
 SEEDS = range(5)
-RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 TRIED = 5  # of them, one after the other, for each line of the tables
 TRAIN, VALIDATE, TEST = 10_000, 2_000, 5_000  # images of MNIST; those for validation follow those for training
 SCENARIO = read_scenario(HERE / "scenarios" / "mnist_labels.toml")
@@ -58,6 +58,13 @@ class Method:
     choices: tuple[Mapping[str, float], ...] = ({},)
     alone: bool = False
     pooled: bool = False
+    walks: bool = False  # one model goes from site to site
+    longer: int = 1  # its visits: so many times the steps of a round, and so many times fewer
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether it is another line on another of the world's graphs."""
+        return not (self.alone or self.pooled or self.walks)
 
 
 @dataclass(frozen=True)
@@ -98,13 +105,21 @@ METHODS: Mapping[str, Method] = {
     "gradient_tracking, 1 step": Method("gradient_tracking", one=True),
     "kgt": Method("kgt"),
     "relaysgd": Method("relaysgd"),
+    "cyclic": Method("cyclic", walks=True),
+    "cyclic, 50 steps": Method("cyclic", walks=True, longer=10),
 }
 
 
 def rates(name: str) -> tuple[float, ...]:
-    """The grid of a line: one step, or a batch of all sites together, bears a larger rate."""
-    first = int(METHODS[name].one or METHODS[name].pooled)
+    """The grid of a line: one step, or a batch of all sites together, bears a larger rate; long visits need less."""
+    method = METHODS[name]
+    first = 3 if method.one or method.pooled else 0 if method.longer > 1 else 2
     return RATES[first : first + TRIED]
+
+
+def rounds_of(world: World, method: Method) -> int:
+    """Rounds of a run; where one model walks, and one site trains at a time, each is a cycle of a round per site."""
+    return world.rounds * (world.peers if method.walks else 1) // method.longer
 
 
 # --- one run
@@ -159,21 +174,24 @@ def simulated(job: Job, examples: Examples, partition: Partition | None, peers: 
     world, method = WORLDS[job.world], METHODS[job.method]
     batch = world.batch * (world.peers if method.pooled else world.steps if method.one else 1)
     training: dict[str, Any] = {
-        "rule": method.rule, "learning_rate": job.rate, "local_steps": 1 if method.one else world.steps,
-        "batch_size": batch,
+        "rule": method.rule, "learning_rate": job.rate,
+        "local_steps": 1 if method.one else world.steps * method.longer, "batch_size": batch,
     }  # fmt: skip
     if method.choices[job.choice]:
         training["rule_settings"] = dict(method.choices[job.choice])
+    rounds = rounds_of(world, method)
     result = simulate(
-        world.plan, examples, partition=partition, topology=dict(graph_of(job)), peers=peers, rounds=world.rounds,
-        closing_rounds=0, seed=job.seed, training=training, evaluate={"every": world.rounds, "sites": "all"},
+        world.plan, examples, partition=partition, topology=dict(graph_of(job)), peers=peers, rounds=rounds,
+        closing_rounds=0, seed=job.seed, training=training, evaluate={"every": rounds, "sites": "all"},
         execution="loop",
     )  # fmt: skip
     return {"mean": result.final()[f"mean_model_{world.metric}"], "sites": result.sites[world.metric].tolist()}
 
 
 def graph_of(job: Job) -> Mapping[str, Any]:
-    """The graph; RelaySGD's is the tree beside it."""
+    """The graph; RelaySGD's is the tree beside it, and one model that walks has its own."""
+    if METHODS[job.method].walks:
+        return {"kind": "cyclic"}
     if not job.graph:
         return {"kind": "ring"}
     graph, tree = WORLDS[job.world].graphs[job.graph]
@@ -196,7 +214,8 @@ def stored(job: Job, data: Path, out: Path) -> dict[str, Any]:
 def key_of(job: Job) -> str:
     """24 hexadecimal digits of everything that decides the figures of a run."""
     world, method = WORLDS[job.world], METHODS[job.method]
-    told = (world.data, world.labels, world.peers, world.rounds, world.steps, world.batch, world.metric)
+    steps = world.steps * method.longer
+    told = (world.data, world.labels, world.peers, rounds_of(world, method), steps, world.batch, world.metric)
     kind = (method.rule, method.one, method.alone, method.pooled, dict(method.choices[job.choice]))
     own = (dict(graph_of(job)), job.rate, job.seed, job.tuning, TRAIN, VALIDATE, TEST)
     text = json.dumps([told, kind, own, read_plan(world.plan).digest], sort_keys=True)

@@ -6,13 +6,16 @@ import importlib
 import os
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from p2pfl.sim import read_scenario
+from p2pfl.topology import Schedule
 from p2pfl.train.rules import RULES, check_combination
+from p2pfl.types import PeerId
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("P2PFL_DATA", ROOT.parent / "shared" / "data"))
@@ -36,7 +39,7 @@ def test_every_line_can_be_run(world: str, name: str) -> None:
     But sgp: on these graphs, which are not directed, it is dpsgd.
     """
     method, own = runs.METHODS[name], runs.WORLDS[world]
-    check_combination(method.rule, "sgd", steps=1 if method.one else own.steps)
+    check_combination(method.rule, "sgd", steps=1 if method.one else own.steps, walks=method.walks)
     assert len(set(runs.rates(name))) == runs.TRIED and own.labels <= 2
     assert not set(own.tuned_on) & set(runs.SEEDS) and len(runs.SEEDS) == 5
     for choice in method.choices:
@@ -71,21 +74,52 @@ def test_the_gap_closed_is_of_each_seed() -> None:
     assert study.spread([0.25, 0.75]) == "0.500 (0.250 to 0.750)"
     line, beside = ("mnist-1", "kgt", "ring"), {("mnist-1", name, ""): local for name in ("local only", "pooled")}
     assert study.told(line, {line: [*own, {}], **beside}) == ["1 of 3 seeds diverged"]
-    assert [study.sends(("mnist-1", name, "ring")) for name in ("dpsgd", "kgt", "relaysgd", "local only")][:3] == [
-        "2", "4", "3.6",
-    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "models"),
+    [
+        (("mnist-1", "dpsgd", "ring"), "2"),
+        (("mnist-1", "kgt", "ring"), "4"),
+        (("mnist-1", "relaysgd", "ring"), "3.6"),  # 2 vectors over 9 edges from both ends, 10 sites
+        (("heart", "kgt", "full"), "6"),
+        (("mnist-1", "cyclic", ""), "2"),  # 10 visits a cycle, and both ends of each one send the model
+        (("heart", "cyclic", ""), "2"),
+        (("mnist-1", "cyclic, 50 steps", ""), "0.2"),  # a cycle in the time of ten rounds
+        (("heart", "pooled", ""), "–"),
+    ],
+)
+def test_what_sites_send_is_counted_in_models(line: tuple[str, str, str], models: str) -> None:
+    assert study.sends(line) == models
+
+
+@pytest.mark.parametrize("name", ["cyclic", "cyclic, 50 steps"])
+@pytest.mark.parametrize("world", runs.WORLDS)
+def test_where_a_model_walks_sites_take_as_many_steps_as_with_other_rules(world: str, name: str) -> None:
+    """It comes to each site as often, or seldom and for longer; no graph of the world's makes another line."""
+    own, method = runs.WORLDS[world], runs.METHODS[name]
+    nodes = [PeerId(f"{number:02d}") for number in range(own.peers)]
+    spec = dict(runs.graph_of(job(runs, world=world, method=name, graph="")))
+    schedule = Schedule(spec, nodes, dict.fromkeys(nodes, 1.0), runs.rounds_of(own, method), 0)
+    visits = Counter(node for t in range(schedule.rounds) for node in schedule.round(t).active)
+    steps = {node: visits[node] * schedule.steps_of(node, own.steps * method.longer) for node in nodes}
+    assert steps == dict.fromkeys(nodes, runs.rounds_of(own, runs.METHODS["dpsgd"]) * own.steps)
+    assert [line for line in study.lines() if line[:2] == (world, name)] == [(world, name, "")]
 
 
 @pytest.mark.skipif(not (DATA / "heart").is_dir(), reason=f"no heart disease data in {DATA}; set P2PFL_DATA")
 def test_a_run_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four hospitals beside pooled and local, on a split of their own; the second time the file answers."""
     (tmp_path / "out").mkdir()
-    together, pooled, local = (
+    together, pooled, local, walked = (
         runs.stored(job(runs, method=name, graph=graph), DATA, tmp_path / "out")
-        for name, graph in (("kgt", "full"), ("pooled", ""), ("local only", ""))
+        for name, graph in (("kgt", "full"), ("pooled", ""), ("local only", ""), ("cyclic", ""))
     )
     assert len(together["sites"]) == len(local["sites"]) == 4 and len(pooled["sites"]) == 1
     assert min(local["sites"]) < min(together["sites"]) and abs(together["mean"] - pooled["mean"]) < 0.02
+    # the last site gives what it has trained to the first one
+    assert walked["mean"] == walked["sites"][0] == walked["sites"][-1] and len(walked["sites"]) == 4
+    assert len(set(walked["sites"])) > 1
     other = runs.examples_of(DATA, "heart", 2, False)
     assert (runs.examples_of(DATA, "heart", 1, False).test[0].shape == other.test[0].shape) and len(other) > 600
     assert (runs.examples_of(DATA, "heart", 1, False).test[0] != other.test[0]).any()
