@@ -61,6 +61,7 @@ class Context:
     remember: Callable[[str], bytes] = lambda stage: b""  # the whole machine's state, for a restart
     too_few: Callable[[], str | None] = lambda: None  # why no further round may begin; None: enough contribute
     never_enough: Callable[[], bool] = lambda: False  # whether too few of the participants will ever contribute again
+    at_work: Callable[[PeerId, int], bool] = lambda peer, round_: False  # whether heartbeats say so of this round
     few: str | None = None  # paused for that reason
     held: str | None = None  # paused because the proposer directs it
     directive: Directive | None = None  # the proposer's newest word

@@ -79,6 +79,7 @@ class Machine:
         self.presence = Presence(self.context, self.deliveries)
         self.context.too_few = self.presence.too_few
         self.context.never_enough = self.presence.never_enough
+        self.context.at_work = self.presence.at_work
         self.joining = Joining(
             self.context, self.starting, self.deliveries, self.rounds, self.closing, self.directives, self.returning,
             self.presence,

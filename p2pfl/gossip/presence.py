@@ -164,6 +164,11 @@ class Presence:
         ]
         return sorted([*there, context.me])
 
+    def at_work(self, peer: PeerId, round_: int) -> bool:
+        """Whether this participant was heard lately, takes part, and has not come further than this round."""
+        item = self.heard.get(peer)
+        return item is not None and item.taking_part and item.round <= round_ and self.context.now - item.at <= SILENT
+
     @property
     def needed(self) -> int:
         """How many contributors the charter asks for; never more than the run began with."""

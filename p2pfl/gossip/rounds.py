@@ -267,6 +267,9 @@ class Rounds:
         watched = context.watched(context.position[0])
         for peer in self.awaited():
             if peer in self.due and self.due[peer] <= context.now + EARLY:
+                if self._on_a_visit(peer) and context.now - began < PAUSE_LIMIT:
+                    self.due[peer] = context.now + context.running.deadline
+                    continue
                 word = peer in watched
                 late = self.attendance.late_word if word else self.attendance.late
                 late(peer, f"no {'word' if word else 'delta'} {context.now - began:.3g} s after the round began")
@@ -279,7 +282,9 @@ class Rounds:
         edges, given = [], context.given(position)
         for peer, weight in context.neighbours(position):
             ready = self.deliveries.ready(peer, position)
-            mixed = ready is not None and not self.ledgers[peer].declined(position)
+            mixed = (
+                ready is not None and not self.ledgers[peer].declined(position) and not self._vanished(peer, position)
+            )
             if mixed and ready is not None:
                 edges.append(Edge(peer, weight, ready, position, given.get(peer)))
                 self.took(peer, position)
@@ -563,6 +568,23 @@ class Rounds:
         for peer, ledger in self.ledgers.items():
             given = [at for at in ledger.mixed_and_unknown if at[0] < round_ - 1 and self._gave_on(peer, at)]
             self._apply(peer, ledger.revoke(given))
+
+    def _vanished(self, peer: PeerId, position: Position) -> bool:
+        """Whether the model would be given to a site that is not there any more: its word came before the visit."""
+        context = self.context
+        away = peer in context.missing or peer in context.gone or peer not in context.linked
+        return away and self._gave_on(peer, position)
+
+    def _on_a_visit(self, peer: PeerId) -> bool:
+        """Whether the model is with this site, which says by its heartbeats that it is there and in this round.
+
+        Others have nothing to do meanwhile, so a deadline that begins with the round would have to be longer than the
+        longest visit.
+        """
+        context, round_ = self.context, self.context.position[0]
+        plan = context.running_schedule.round(round_)
+        walking = context.running_schedule.walks and plan.training and peer in plan.active
+        return walking and context.at_work(peer, round_)
 
     def _gave_on(self, peer: PeerId, position: Position) -> bool:
         """Whether this was the whole model, given on to the next site of a walk."""

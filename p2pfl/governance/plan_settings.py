@@ -33,6 +33,7 @@ from p2pfl.governance.topologies import (
 from p2pfl.settings_files import SHOWN, Table, parse_tables
 from p2pfl.types import CATCH_UP_ROUNDS
 
+WALK_CLOSES = 3  # closing rounds: nothing came, it is taken back, all get it
 TOML_LIMIT = 64 * 1024  # bytes; the longest list of edges (2016 pairs) takes 24 KiB
 TAG_FORM = "1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
 MAX_ROUNDS = 100_000
@@ -260,6 +261,11 @@ class PlanSettings(Table):
     def _mixing_problem(self, spec: Mapping[str, Any]) -> str | None:
         rule = self.training.rule
         problem = walking_problem(rule, walks=walks(spec))
+        if not problem and walks(spec) and self.training.closing_rounds < WALK_CLOSES:
+            return (
+                f"closing_rounds is {self.training.closing_rounds}, and a model that walks needs {WALK_CLOSES}: what was "
+                f"lost on the last way is taken back first; write {WALK_CLOSES} or more, or leave it out"
+            )
         problem = problem or (directed_problem(rule) if directed(spec) else None)
         problem = problem or (varying_problem(rule) if spec.get("kind") in CHANGING else None)
         problem = problem or (None if by_shares(spec) else weights_problem(rule))

@@ -60,6 +60,9 @@ class Evaluation:
         return int(self.sites[place]), float(values[place])
 
 
+LEAST_MASS = 1.0 / 8  # of a model that walks; else the mean of what sites had last
+
+
 class Evaluator:
     """Evaluates the sites of one run."""
 
@@ -171,7 +174,11 @@ def mean_model(run: VectorisedRun) -> Tensor:
     """x_bar = sum_i pi_i x_i, [P]; of a model that walks x_i = w_i z_i + rest_i, which is that model."""
     if run.schedule.walks:
         law = torch.tensor(run.schedule.law, dtype=run.x.dtype, device=run.x.device)
-        return (law / law.sum()) @ (run.state["weight"] * run.x + run.state["rest"])
+        law = law / law.sum()
+        mass = law @ run.state["weight"]
+        if float(mass) > LEAST_MASS:  # it may be on its way, where a message was lost
+            return (law @ (run.state["weight"] * run.x + run.state["rest"])) / mass
+        return law @ run.x
     share = run.shares.to(run.x.dtype)
     return share @ run.x
 

@@ -90,7 +90,8 @@ class RecordedTraining(StubTraining):
         """Remember where the message is signed: a state that is taken in names its digest only."""
         answers = super().encode(round, step, closing, inertia)
         for answer in answers:
-            self._recorder.places[self.site, answer["result"]] = (round, step)
+            # the first place: a model that nothing moved is the same message again, of rounds that are still to come
+            self._recorder.places.setdefault((self.site, answer["result"]), (round, step))
         return answers
 
     def receive(self, key: str, channel: str, payload: bytes, result: str, share: float | None = None) -> None:

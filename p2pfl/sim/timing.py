@@ -114,7 +114,8 @@ class Timing:
         self._links_of = np.full(n, n - 1.0) if self.linked == "all" else self.schedule.degrees.astype(np.float64)
         mixings = max(len(self.schedule.round(t).mixings) for t in (0, self.schedule.total - 1))
         self._uplinks = Uplinks(self._rates, kept=mixings)
-        self._patience = Patience(self.deadline, learns=not self.schedule.walks)
+        walks = self.schedule.walks  # where all are waited for as long as their heartbeats come
+        self._patience = Patience(np.inf if walks else self.deadline, learns=not walks)
         self._slow_down(MAX_CORES_TOLD)  # ConfigError if that is too much
         self._work = self._seconds_of_work(0)
 

@@ -27,6 +27,7 @@ from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.push_weights import most_told
 from p2pfl.train.relays import Relays, message_size, relay_size, relay_tag
 from p2pfl.train.rules import Context, Messages, State, keeps_nothing
+from p2pfl.train.rules.cyclic import holds
 from p2pfl.train.sampling import batch_indices, noise_seed
 from p2pfl.train.settings import read_settings
 from p2pfl.types import WEIGHT
@@ -163,6 +164,8 @@ class Session:
                 f"{steps} local steps: {self._rule.needs.steps_reason}; take {self._rule.needs.most_steps}"
             )
         data = self._part("train")
+        if self._rule.needs.mixing == "walk" and not bool(holds(self._state)):
+            steps = 0  # the model is elsewhere, and the rule would change nothing
         context = Context(round, learning_rate or self._settings.learning_rate, steps)
         count, size = len(data[0]), batch_size or self._settings.batch_size
 

@@ -153,9 +153,7 @@ def test_late_edges_of_asynchronous_runs(tmp_path: Path, topology: Any) -> None:
     assert float((run.x - world.x).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize(
-    ("rule", "topology"), [("dpsgd", "ring"), ("kgt", "ring"), ("sgp", "ring"), ("sgp", LOCAL), ("cyclic", WALK)]
-)
+@pytest.mark.parametrize(("rule", "topology"), [("dpsgd", "ring"), ("kgt", "ring"), ("sgp", "ring"), ("sgp", LOCAL)])
 def test_states_that_are_taken_in_after_an_absence(tmp_path: Path, rule: str, topology: Any) -> None:
     settings = settings_of(rule)
     away = [(Pause(2, 150.0), At(8.0))]

@@ -13,7 +13,7 @@ from p2pfl.train.rules.interface import WEIGHT, Channel, Context, Graph, Inbox, 
 from p2pfl.train.rules.local_steps import local_steps, optimiser_state
 
 HOLDS = 1.0 / 8  # of the mass of all: a site with less has leftovers of what was lost on the way, not the model
-CLOSING_HOLDS = 1.0 / 32  # of the own part of it: closing rounds give every site its part in one round
+CLOSING_HOLDS = 1.0 / 32  # of the own part of it, which one closing round gives to every site
 
 
 class Cyclic:
@@ -81,13 +81,21 @@ class Cyclic:
         return state, {"x": x, WEIGHT: told(state["weight"], state["most"])}
 
     def merge(self, state: State, x: Tensor, ctx: Context, inbox: Inbox) -> tuple[State, Tensor]:
-        """(w z + rest + pull(x)) / (w + pull(weight)), where the model is."""
-        weight = state["weight"] + inbox.pull(WEIGHT)
-        least = torch.full_like(weight, CLOSING_HOLDS) if ctx.closing else _least(state)
-        total = state["weight"] * x + state["rest"] + inbox.pull("x")
-        here = weight > least
+        """(w z + rest + pull(x)) / (w + pull(weight)), where the model is.
+
+        In closing rounds (t z + pull(x)) / (t + pull(weight)) with the weight t that was told, so that all read the
+        same: what a site learnt of a model that was taken back, and weights below 0, stay apart.
+        """
+        pulled, weight = inbox.pull("x"), state["weight"] + inbox.pull(WEIGHT)
+        total = state["weight"] * x + state["rest"] + pulled
+        if ctx.closing:
+            known = told(state["weight"], state["most"])
+            given = known + inbox.pull(WEIGHT)
+            z = torch.where(given > CLOSING_HOLDS, quotient(known * x + pulled, given, x), x)
+            return {**state, "weight": weight, "rest": total - weight * z}, z
+        here = weight > _least(state)
         z = torch.where(here, quotient(total, weight, x), x)
-        rest = torch.where(here, torch.zeros_like(total), total - weight * x)
+        rest = torch.where(here, torch.zeros_like(total), total - weight * z)
         return {**state, "weight": weight, "rest": rest}, z
 
 
