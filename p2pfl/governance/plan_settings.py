@@ -263,8 +263,8 @@ class PlanSettings(Table):
         problem = walking_problem(rule, walks=walks(spec))
         if not problem and walks(spec) and self.training.closing_rounds < WALK_CLOSES:
             return (
-                f"closing_rounds is {self.training.closing_rounds}, and a model that walks needs {WALK_CLOSES}: what was "
-                f"lost on the last way is taken back first; write {WALK_CLOSES} or more, or leave it out"
+                f"closing_rounds is {self.training.closing_rounds}, and a model that walks needs {WALK_CLOSES}: what "
+                f"was lost on the last way is taken back first; write {WALK_CLOSES} or more, or leave it out"
             )
         problem = problem or (directed_problem(rule) if directed(spec) else None)
         problem = problem or (varying_problem(rule) if spec.get("kind") in CHANGING else None)

@@ -126,6 +126,13 @@ def test_one_rule_walks_and_no_other(rule: str, topology: str) -> None:
             check_combination(rule, "sgd", directed="exponential" in topology, walks=False)
 
 
+def test_a_walk_closes_in_more_than_two_rounds() -> None:
+    source = plan("cyclic", f"closing_rounds = 2\n{WALK}")
+    with pytest.raises(PlanError, match="closing_rounds is 2, and a model that walks needs 3: what was lost"):
+        parse_settings(source)
+    assert parse_settings(plan("cyclic", f"closing_rounds = 3\n{WALK}")).training.closing_rounds == 3
+
+
 def test_nobody_joins_a_walk_later() -> None:
     assert "rule cyclic takes nobody in later: whose turn" in str(parse_settings(plan("cyclic", WALK)).newcomer_problem)
 

@@ -98,10 +98,20 @@ def test_all_end_with_the_one_model(tmp_path: Path, faults: list[tuple[Fault, fl
     assert min(visits(world)) >= ROUNDS // SITES - 2
 
 
+def test_a_visit_may_be_longer_than_the_deadline(tmp_path: Path) -> None:
+    """All wait for the one that trains as long as its heartbeats say so; the longest visit takes some five times 3 s."""
+    world = consortium(tmp_path, [], deadline=3.0)
+    assert world.run(world.done, limit_seconds=1e5)
+    _, x = ended(world)
+    assert float((x - x[0]).abs().max()) < 1e-14
+    assert not any(topic == "missing" for site in world.sites for topic, _ in site.told)
+    assert visits(world) == [ROUNDS // SITES] * SITES
+
+
 @pytest.mark.parametrize("seed", [3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3))])
 @pytest.mark.parametrize("loss", [0.05, 0.2])
 def test_lost_messages_keep_the_weight(tmp_path: Path, loss: float, seed: int) -> None:
-    """At any loss until the closing rounds; the last edges settle after them, so all are lossless in the end."""
+    """Until the closing rounds; whatever was counted at one end, given on, and taken back there, all read the same."""
     world = consortium(tmp_path, [(Loss(loss), 1.5)], seed=seed)
     assert world.run(
         lambda: all(machine.context.position[0] >= ROUNDS for machine in world.machines), limit_seconds=1e5
@@ -110,7 +120,7 @@ def test_lost_messages_keep_the_weight(tmp_path: Path, loss: float, seed: int) -
     assert world.run(world.done, limit_seconds=1e5)
     mass, x = ended(world)
     assert float(mass.sum()) == pytest.approx(1.0, abs=1e-13)
-    assert float(x.abs().max()) < 10.0 and bool(torch.isfinite(x).all())
+    assert float((x - x[0]).abs().max()) < 1e-13 and float(x.abs().max()) < 10.0
 
 
 def test_a_site_that_leaves_for_good_makes_the_others_wait_for_a_stop(tmp_path: Path) -> None:
