@@ -115,7 +115,9 @@ async def test_a_checkpoint_is_taken_before_the_next_training_begins(tmp_path: P
         return 1
 
     start: Any = SimpleNamespace(plan="plan", run="00")
-    context = SimpleNamespace(proposal=SimpleNamespace(run=sha256(b"run")), law={me.peer_id: 1.0})
+    schedule = SimpleNamespace(steps_of=lambda peer, usual: usual)
+    law, proposal = {me.peer_id: 1.0}, SimpleNamespace(run=sha256(b"run"))
+    context = SimpleNamespace(proposal=proposal, law=law, first_weight=1.0, running_schedule=schedule)
     machine: Any = SimpleNamespace(context=context, handle=lambda event: [])
     services: Any = SimpleNamespace(identity=me, journal=SimpleNamespace(commit=commit), approved=lambda plan: True)
     services.cleared, services.witnessed = asyncio.Event(), bytes
