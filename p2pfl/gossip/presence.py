@@ -185,7 +185,7 @@ class Presence:
     def too_few(self) -> str | None:
         """Why no further round may begin here now, in plain words; None if enough are there."""
         need, have, staying = self.needed, len(self.contributors()), self.staying()
-        if (walking := self._walkers_missing(have, staying)) is not None:
+        if (walking := self._walkers_missing(staying)) is not None:
             return walking
         if staying < need:
             return f"only {staying} of the {need} contributors that the charter asks for still take part in the run"
@@ -193,17 +193,29 @@ class Presence:
             return None
         return f"only {have} of the {need} contributors that the charter asks for are heard (estimate from heartbeats)"
 
-    def _walkers_missing(self, have: int, staying: int) -> str | None:
-        """Where one model walks all sites are needed: while one is away, rounds would go by in which nobody trains."""
-        schedule, need = self.context.running_schedule, len(self.context.signed.shares)
-        if not schedule.walks or self.context.position[0] >= schedule.rounds or have >= need:
+    def _walkers_missing(self, staying: int) -> str | None:
+        """Where one model walks all sites are needed: while one is away, rounds would go by in which nobody trains.
+
+        Also one whose words of the last two rounds did not come, over a broken link or since it waits itself: the site
+        that is furthest behind waits for nobody here, so that all come together again.
+        """
+        schedule, need, round_ = (
+            self.context.running_schedule,
+            len(self.context.signed.shares),
+            self.context.position[0],
+        )
+        if not schedule.walks or round_ >= schedule.rounds:
+            return None
+        reached = self.deliveries.reached
+        have = len([peer for peer in self.contributors() if reached.get(peer, (round_, 0))[0] >= round_ - 2])
+        if have >= need:
             return None
         if staying < need:
             return (
                 f"the model walks over {need} sites, and {need - staying} left the run; its proposer can stop it, and "
-                "closing rounds then give the model to all"
+                "closing rounds then give the model to all who are there, unless it left with the site"
             )
-        return f"the model walks over {need} sites, and only {have} of them are heard (estimate from heartbeats)"
+        return f"the model walks over {need} sites, and only {have} of them are heard here (estimate from heartbeats)"
 
     # --- restarts
 

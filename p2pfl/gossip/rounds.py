@@ -72,9 +72,9 @@ class Rounds:
 
     def prepare(self) -> None:
         """The run begins, or others are admitted: one ledger per partner. Former partners keep theirs."""
-        asynchronous = self.context.staleness > 0
+        asynchronous, walks = self.context.staleness > 0, self.context.running_schedule.walks
         for peer in self.context.partners_ever():
-            self.ledgers.setdefault(peer, EdgeLedger(asynchronous=asynchronous))
+            self.ledgers.setdefault(peer, EdgeLedger(asynchronous=asynchronous, revocable=walks))
 
     @property
     def blank(self) -> bool:
@@ -310,8 +310,7 @@ class Rounds:
         """A neighbour's message of this position goes into the mixing: it is there, and it contributed."""
         context = self.context
         self.last_mixed[peer] = max(self.last_mixed.get(peer, -1), position[0])
-        plan = context.running_schedule.round(position[0])
-        if plan.training and peer in plan.active:
+        if context.running_schedule.round(position[0]).training:
             self.contributed[peer].add(position[0])
         self.attendance.mixed(peer, position[0])
 
@@ -373,8 +372,7 @@ class Rounds:
         self.rounds_done += last
         self.moved_until = round_ + 1
         self.finished = round_ if last else self.finished
-        plan = context.running_schedule.round(round_)
-        if last and plan.training and context.me in plan.active:
+        if last and context.running_schedule.round(round_).training:
             self.contributed[context.me].add(round_)
         context.commit(f"mixed:{round_}:{step}", stage="mixed")
         if last:
@@ -553,6 +551,8 @@ class Rounds:
             return
         self.deliveries.expire(before)
         for peer, ledger in self.ledgers.items():
+            if counted := ledger.counted((before, 0)):
+                self._apply(peer, Settled(keep_no_longer=counted))
             self._apply_expired(peer, ledger.thin((before, 0)) if ledger.asynchronous else ledger.expire((before, 0)))
 
     def _have_back(self, round_: int) -> None:

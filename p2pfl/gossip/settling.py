@@ -46,6 +46,7 @@ class EdgeLedger:
     floor: Position = (0, 0)  # everything below is settled or given up
     heard: Position = (-1, 0)  # position of the newest list from the other end
     asynchronous: bool = False
+    revocable: bool = False  # an end may say later that it did not mix after all (`revoke`), until the other has heard
     _verdicts: dict[Position, _Verdict] = field(default_factory=dict)
     _early: dict[Position, bool] = field(default_factory=dict)
 
@@ -90,7 +91,7 @@ class EdgeLedger:
                     self._early[position] = mixed
                 continue
             verdict.acknowledged = verdict.acknowledged or seen
-            if verdict.theirs is None:
+            if verdict.theirs is None or (self.revocable and verdict.theirs and not mixed):
                 verdict.theirs = mixed
                 settled = self._judge(position, verdict)
                 take_back.extend(settled.take_back)
@@ -102,7 +103,7 @@ class EdgeLedger:
                 verdict.acknowledged = True
                 if self.asynchronous and not verdict.mine and verdict.theirs is None:
                     verdict.theirs = False  # or it skipped the round: then nobody mixed it
-        self._drop_settled()
+        keep_no_longer.extend(self._drop_settled())
         return Settled(tuple(take_back), tuple(keep_no_longer))
 
     def expire(self, before: Position) -> tuple[Position, ...]:
@@ -141,12 +142,14 @@ class EdgeLedger:
         rows = [[*key, item.mine, item.theirs, item.acknowledged] for key, item in sorted(self._verdicts.items())]
         early = [[*key, mixed] for key, mixed in sorted(self._early.items())]
         kept = {"floor": list(self.floor), "heard": list(self.heard), "verdicts": rows, "early": early}
-        return {**kept, "asynchronous": True} if self.asynchronous else kept
+        flags = {name: True for name in ("asynchronous", "revocable") if getattr(self, name)}
+        return {**kept, **flags}
 
     @classmethod
     def recall(cls, kept: Mapping[str, Any]) -> EdgeLedger:
         """What `remember` gave."""
-        ledger = cls(position_of(kept["floor"]), position_of(kept["heard"]), kept.get("asynchronous", False))
+        flags = {name: kept.get(name, False) for name in ("asynchronous", "revocable")}
+        ledger = cls(position_of(kept["floor"]), position_of(kept["heard"]), **flags)
         for round_, step, mine, theirs, acknowledged in kept["verdicts"]:
             ledger._verdicts[(round_, step)] = _Verdict(mine, theirs, acknowledged)
         ledger._early = {(round_, step): mixed for round_, step, mixed in kept["early"]}
@@ -166,14 +169,24 @@ class EdgeLedger:
         if not verdict.mine or verdict.theirs is None:
             return Settled()
         if verdict.theirs:
-            return Settled(keep_no_longer=(position,))
+            return Settled() if self.revocable else Settled(keep_no_longer=(position,))
         return Settled(take_back=(position,))
 
-    def _drop_settled(self) -> None:
+    def _drop_settled(self) -> tuple[Position, ...]:
+        """What is known at both ends is listed no longer; of revocable edges, what need not be kept from now on."""
         done = [
             position
             for position, verdict in self._verdicts.items()
             if verdict.theirs is not None and verdict.acknowledged
         ]
+        kept = tuple(position for position in done if self.revocable and self._counts(position))
         for position in done:
             del self._verdicts[position]
+        return kept
+
+    def counted(self, before: Position) -> tuple[Position, ...]:
+        """Of revocable edges below ``before`` those that both ends have counted, as far as is known here."""
+        return tuple(at for at in self._verdicts if self.revocable and at < before and self._counts(at))
+
+    def _counts(self, position: Position) -> bool:
+        return self._verdicts[position].mine and bool(self._verdicts[position].theirs)

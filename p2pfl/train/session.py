@@ -57,6 +57,7 @@ class Session:
         self._origin: Mapping[str, str] = {}
         self._trained: Context | None = None
         self._encoded: tuple[int, int] | None = None
+        self._last_loss = 0.0
 
     def describe(self) -> dict[str, Any]:
         """Number of parameters P, dtype, and each channel's name, size in bytes and kind of base."""
@@ -152,7 +153,8 @@ class Session:
         """The rule's local steps of one round; mean loss over them, and examples seen.
 
         ``learning_rate`` and ``batch_size`` stand in for the plan's, where the proposer changed them.
-        With ``steps=0`` the rule says what a site does that takes part and takes no step (of most rules' parameters
+        Where one model walks and is elsewhere, no step is taken, and the loss is that of the last visit. With
+        ``steps=0`` the rule says what a site does that takes part and takes no step (of most rules' parameters
         nothing changes), and the loss is 0 over 0 examples. Raises PlanError if the loss
         is no longer finite; then nothing has changed either, but for private buffers.
         """
@@ -164,8 +166,9 @@ class Session:
                 f"{steps} local steps: {self._rule.needs.steps_reason}; take {self._rule.needs.most_steps}"
             )
         data = self._part("train")
-        if self._rule.needs.mixing == "walk" and not bool(holds(self._state)):
-            steps = 0  # the model is elsewhere, and the rule would change nothing
+        elsewhere = self._rule.needs.mixing == "walk" and not bool(holds(self._state))
+        if elsewhere:
+            steps = 0  # the rule would change nothing
         context = Context(round, learning_rate or self._settings.learning_rate, steps)
         count, size = len(data[0]), batch_size or self._settings.batch_size
 
@@ -181,10 +184,10 @@ class Session:
             state, trained = self._rule.local(self._state, x, context, oracle)
         finally:
             torch.set_rng_state(before)
-        loss = float(torch.stack(oracle.losses).mean()) if oracle.losses else 0.0
+        loss = float(torch.stack(oracle.losses).mean()) if oracle.losses else self._last_loss * elsewhere
         if not bool(torch.isfinite(trained).all()):
             raise PlanError(f"training diverged in round {round} (loss {loss}); lower learning_rate in the plan")
-        self._state, self._x, self._trained = state, trained, context
+        self._state, self._x, self._trained, self._last_loss = state, trained, context, loss
         return {"loss": loss, "examples": oracle.examples}
 
     def encode(
