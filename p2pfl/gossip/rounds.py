@@ -593,7 +593,8 @@ class Rounds:
 
     def _apply_expired(self, peer: PeerId, positions: tuple[Position, ...]) -> None:
         back = tuple(position for position in positions if self._gave_on(peer, position))
-        self._apply(peer, Settled(take_back=back))  # better twice than nowhere
+        if back:
+            self._apply(peer, Settled(take_back=back))  # better twice than nowhere
         positions = tuple(position for position in positions if position not in back)
         for position in positions:
             self.biased += 1

@@ -15,7 +15,7 @@ from p2pfl.gossip import events
 from p2pfl.gossip.table import State
 from p2pfl.sim import At, Crash, Loss, Pause, VirtualConsortium
 from p2pfl.sim.compute import ComputeModel
-from p2pfl.sim.faults import Fault, Leave, UserPause
+from p2pfl.sim.faults import Fault, Leave, OneWayCut, UserPause
 from p2pfl.train.session import Session
 
 SITES, ROUNDS, CLOSING = 4, 20, 3
@@ -98,6 +98,21 @@ def test_all_end_with_the_one_model(tmp_path: Path, faults: list[tuple[Fault, fl
     assert min(visits(world)) >= ROUNDS // SITES - 2
 
 
+@pytest.mark.parametrize(
+    ("ways", "when"),
+    [(((1, 2), (2, 1)), 6.0), slow(((1, 2), (2, 1)), 9.0), slow(((2, 1),), 7.0), (((3, 2),), 11.0)],
+    ids=["a pair", "a pair later", "one way back", "one way on"],
+)
+def test_all_wait_for_a_link_that_is_broken(tmp_path: Path, ways: Any, when: float) -> None:
+    """Though all heartbeats come, over the other links: else the model would stay where it is, and rounds go by."""
+    world = consortium(tmp_path, [(OneWayCut(*way, heal_after=300.0), when) for way in ways])
+    assert world.run(world.done, limit_seconds=1e5)
+    mass, x = ended(world)
+    assert float(mass.sum()) == pytest.approx(1.0, abs=1e-13)
+    assert float((x - x[0]).abs().max()) < 1e-14
+    assert world.now > 300.0 and min(visits(world)) >= ROUNDS // SITES - 1
+
+
 def test_a_visit_may_be_longer_than_the_deadline(tmp_path: Path) -> None:
     """All wait for the one that trains as long as its heartbeats say so; the longest visit takes some five times 3 s."""
     world = consortium(tmp_path, [], deadline=3.0)
@@ -105,6 +120,8 @@ def test_a_visit_may_be_longer_than_the_deadline(tmp_path: Path) -> None:
     _, x = ended(world)
     assert float((x - x[0]).abs().max()) < 1e-14
     assert not any(topic == "missing" for site in world.sites for topic, _ in site.told)
+    world.run(limit_seconds=world.now + 120.0)
+    assert {machine.status()["outcome"] for machine in world.machines} == {"finished"}, "nobody is missed for its turn"
     assert visits(world) == [ROUNDS // SITES] * SITES
 
 
