@@ -28,10 +28,10 @@ class Cyclic:
 
     Sends: P + 1 per neighbour
     Keeps: P + 2 with sgd, 2 P + 2 with momentum, 3 P + 3 with adam
-    Use: to compare with, and where two models in a round are all that the links bear (word of it still goes to all). K_i is n pi_i times the plan's
-    local steps, so that each site counts as the topology's weights say; short visits and small lr, since the model
-    forgets what the sites before have taught it where their data differ. A round takes as long as the visit, and a
-    cycle as all visits together.
+    Use: to compare with, and where two models in a round are all that the links bear (word of it still goes to all).
+    K_i is n pi_i times the plan's local steps, so that each site counts as the topology's weights say; short visits and
+    small lr, since the model forgets what the sites before have taught it where their data differ. A round takes as
+    long as the visit, and a cycle as all visits together.
     Source: Chang, Balachandar, Lam, Yi, Brown, Beers, Rosen, Rubin, Kalpathy-Cramer, "Distributed deep learning
     networks among institutions for medical imaging", JAMIA 2018
     Differs: the model is known by its weight, so that one that was lost on the way stays with its sender, and waits
