@@ -34,8 +34,9 @@ COMPUTED := tests/audit tests/cli tests/data tests/gossip tests/governance tests
 test: lint
 	@$(MAKE) --no-print-directory --jobs=2 test-computed test-linked
 
+# while peers run the others get little of the processors, so that a test of theirs may take longer than alone
 test-computed: $(STAMP)
-	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(COMPUTED) $(ARGS)
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile -o timeout=300 $(COMPUTED) $(ARGS)
 
 # its lines are kept until its end, as two runs that print at the same time cannot be read
 test-linked: $(STAMP)
