@@ -69,7 +69,7 @@ learning_rate = 0.1
 local_steps = {steps}
 batch_size = 8
 rounds = {rounds}
-closing_rounds = 2
+closing_rounds = {closing}
 dtype = "float32"
 deadline = {deadline}
 """
@@ -87,7 +87,9 @@ def one_thread() -> Iterator[None]:
 # --- four processes
 
 
-def write_plan(folder: Path, rule: str, rounds: int, deadline: float, topology: str = "", steps: int = 3) -> Path:
+def write_plan(
+    folder: Path, rule: str, rounds: int, deadline: float, topology: str = "", steps: int = 3, closing: int = 2
+) -> Path:
     """``topology``: lines of its table; without, the consortium's own ring, and for relays a chain."""
     if not topology and rule == "relaysgd":
         topology = 'kind = "chain"'
@@ -95,7 +97,8 @@ def write_plan(folder: Path, rule: str, rounds: int, deadline: float, topology: 
     plan.mkdir(parents=True)
     table = f"[topology]\n{topology}\n" if topology else ""
     (plan / "plan.py").write_text(PLAN)
-    (plan / "plan.toml").write_text(SETTINGS.format(rule=rule, steps=steps, rounds=rounds, deadline=deadline) + table)
+    numbers = {"steps": steps, "rounds": rounds, "deadline": deadline, "closing": closing}
+    (plan / "plan.toml").write_text(SETTINGS.format(rule=rule, **numbers) + table)
     return plan
 
 

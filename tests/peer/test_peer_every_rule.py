@@ -17,7 +17,7 @@ from four_processes import (
 from p2pfl.topology import KINDS
 from p2pfl.train.rules import RULES
 
-ROUNDS, CLOSING = 5, 2
+ROUNDS, CLOSING = 5, 3
 RULE_CASES = {
     "dpsgd": {},
     "fedprox": {},
@@ -88,7 +88,7 @@ async def test_processes_and_memory_end_with_the_same_bits(tmp_path: Path, what:
     runs, told = {}, {}
     async with processes(tmp_path) as sites:
         for name, case in cases.items():
-            plan = write_plan(tmp_path / name, rounds=ROUNDS, deadline=60.0, **case)
+            plan = write_plan(tmp_path / name, rounds=ROUNDS, closing=CLOSING, deadline=60.0, **case)
             runs[name] = await begin(sites, plan)
             told[name] = {report["peer"]: report for report in await reports(sites, runs[name])}
     for name, run in runs.items():
