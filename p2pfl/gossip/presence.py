@@ -199,11 +199,8 @@ class Presence:
         Also one whose words of the last two rounds did not come, over a broken link or since it waits itself: the site
         that is furthest behind waits for nobody here, so that all come together again.
         """
-        schedule, need, round_ = (
-            self.context.running_schedule,
-            len(self.context.signed.shares),
-            self.context.position[0],
-        )
+        schedule, round_ = self.context.running_schedule, self.context.position[0]
+        need = len(self.context.signed.shares)
         if not schedule.walks or round_ >= schedule.rounds:
             return None
         reached = self.deliveries.reached

@@ -282,9 +282,8 @@ class Rounds:
         edges, given = [], context.given(position)
         for peer, weight in context.neighbours(position):
             ready = self.deliveries.ready(peer, position)
-            mixed = (
-                ready is not None and not self.ledgers[peer].declined(position) and not self._vanished(peer, position)
-            )
+            there = not self.ledgers[peer].declined(position) and not self._vanished(peer, position)
+            mixed = ready is not None and there
             if mixed and ready is not None:
                 edges.append(Edge(peer, weight, ready, position, given.get(peer)))
                 self.took(peer, position)

@@ -184,7 +184,9 @@ class Session:
             state, trained = self._rule.local(self._state, x, context, oracle)
         finally:
             torch.set_rng_state(before)
-        loss = float(torch.stack(oracle.losses).mean()) if oracle.losses else self._last_loss * elsewhere
+        loss = self._last_loss if elsewhere else 0.0
+        if oracle.losses:
+            loss = float(torch.stack(oracle.losses).mean())
         if not bool(torch.isfinite(trained).all()):
             raise PlanError(f"training diverged in round {round} (loss {loss}); lower learning_rate in the plan")
         self._state, self._x, self._trained, self._last_loss = state, trained, context, loss
