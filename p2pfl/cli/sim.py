@@ -27,7 +27,12 @@ Out = Annotated[
     Path | None, typer.Option("--out", help="Folder for the results. Default: results/NAME beside where you are.")
 ]
 Seeds = Annotated[int | None, typer.Option("--seeds", help="So many seeds, from 0, in place of the scenario's.", min=1)]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on in a folder that holds results: none is made twice.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on in a folder that holds results: none is made twice, runs that were cut off go on."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would run; train nothing.")]
 BackendName = Annotated[str, typer.Option("--backend", help="here, or ray: spread the runs over a Ray cluster.")]
 RayAddress = Annotated[

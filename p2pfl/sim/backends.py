@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 from p2pfl.errors import ConfigError, DataError, LocalError, P2PFLError, PlanError
 from p2pfl.extras import optional
+from p2pfl.sim.checkpoints import Checkpoints
 from p2pfl.sim.ray_address import check_listening
 from p2pfl.sim.results import SimResult, write_files
 from p2pfl.sim.scenario import check_scenario
@@ -32,16 +33,20 @@ WAIT_SECONDS = 1.0  # between looks at the cluster, so that Ctrl-C is heard
 class Here:
     """One cell after the other, in this process."""
 
+    goes_on = True
+
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
 
-    def run(self, cells: Sequence[Cell], watch: Watch | None) -> Iterator[tuple[Cell, Outcome]]:
+    def run(
+        self, cells: Sequence[Cell], watch: Watch | None, checkpoints: Callable[[Cell], Checkpoints] | None = None
+    ) -> Iterator[tuple[Cell, Outcome]]:
         """Run the cells in order; an interrupted one is the last."""
         for done, cell in enumerate(cells):
             if watch is not None:
                 watch.cell(cell, done, len(cells))
             try:
-                result = run_cell(cell, self._inputs, watch)
+                result = run_cell(cell, self._inputs, watch, checkpoints(cell) if checkpoints is not None else None)
             except FAILURES as error:
                 yield cell, error
                 continue
@@ -55,8 +60,10 @@ class OnRay:
 
     ``address``: of a running cluster ("auto", "ray://host:10001"); None starts one here with ``workers`` processes,
     which listens on this machine alone and ends with the sweep. ``threads``: of each task; as many as here if None, so
-    that sums are made in the same order.
+    that sums are made in the same order. Machines of a cluster have no disk in common: no checkpoints.
     """
+
+    goes_on = False
 
     def __init__(
         self, inputs: Inputs, *, address: str | None = None, workers: int = 2, threads: int | None = None
@@ -64,7 +71,9 @@ class OnRay:
         self._inputs, self._address, self._workers = inputs, address, workers
         self._threads = threads or torch.get_num_threads()
 
-    def run(self, cells: Sequence[Cell], watch: Watch | None) -> Iterator[tuple[Cell, Outcome]]:
+    def run(
+        self, cells: Sequence[Cell], watch: Watch | None, checkpoints: Callable[[Cell], Checkpoints] | None = None
+    ) -> Iterator[tuple[Cell, Outcome]]:
         """Run the cells, each as soon as there is a free place; they come back in the order in which they end."""
         ray = _ray()
         started = self._start(ray)

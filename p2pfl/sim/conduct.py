@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from p2pfl.errors import ConfigError
+from p2pfl.sim.checkpoints import Checkpoint, Checkpoints, arrays_of
 from p2pfl.sim.directions import lower_is_better
 from p2pfl.sim.evaluation import Evaluation, Evaluator
 from p2pfl.sim.fault_sites import sites_of_fault
@@ -21,57 +23,118 @@ from p2pfl.sim.scenario import FaultTable
 from p2pfl.sim.simulation import Progress
 from p2pfl.sim.tensors import tensors
 from p2pfl.sim.vector_faults import Absent, Noise, Scaled, VectorFault
+from p2pfl.sim.vector_state import go_on, held
 from p2pfl.sim.vectorised import VectorisedRun
 
 if TYPE_CHECKING:
     from p2pfl.sim.preparing import Simulation
 
 MOST_EDGES_KEPT = 2_000_000  # of the graph, in a result
+MEAN_MODEL = "mean_model_"  # columns of the mean model's figures
 
 
-def conduct(simulation: Simulation, progress: Progress | None) -> SimResult:
-    """Run it. An interrupt ends it after the round that has begun, with what there is; before that it is raised."""
-    lap = stopwatch()
-    pace = pace_of(simulation)
-    run = engine(simulation, pace)
-    judge = Judge(simulation, run)
-    cost = {"set-up": lap(), "training": 0.0, "mixing": 0.0}
-    rows: list[dict[str, Any]] = []
+def conduct(
+    simulation: Simulation, progress: Progress | None, checkpoints: Checkpoints | None = None
+) -> SimResult:  # fmt: skip
+    """Run it, on from a checkpoint if there is one.
+
+    An interrupt ends it after the round that has begun, with what there is; before that it is raised.
+    """
+    course = _Course(simulation, None if checkpoints is None else checkpoints.load())
+    run, total = course.run, course.pace.schedule.total
     interrupted = False
     with Interrupts() as interrupts:
         try:
             with interrupts.held():
-                rows.append({"round": 0, "training": False, **pace.start(), **judge.row()})
+                course.begin()
             while not run.done:
                 with interrupts.held():
-                    _round(run, pace, judge, rows, cost)
+                    course.round()
                 if progress is not None:
-                    progress(min(run.round, pace.schedule.total), pace.schedule.total)
+                    progress(min(run.round, total), total)
+                if checkpoints is not None and checkpoints.due:
+                    with interrupts.held():
+                        checkpoints.save(course.checkpoint())
         except KeyboardInterrupt:
-            if not rows:
+            if not course.rows:
                 raise
             interrupted = True
-            if not judge.is_judged(rows[-1]):
-                rows[-1].update(judge.row())
-    sites = _sites(simulation, judge, pace)
-    facts = _facts(simulation, run, judge, pace)
-    x = run.x.detach().cpu().numpy()
-    columns, edges = _columns(rows), _edges(simulation)
-    return SimResult(facts, columns, sites, edges, {**cost, "evaluation": judge.seconds}, interrupted, x)
+            if checkpoints is not None and course.whole and run.round > 0 and not run.done:
+                checkpoints.save(course.checkpoint())
+            course.end_early()
+    return course.result(interrupted)
 
 
-def _round(run: VectorisedRun, pace: Pace, judge: Judge, rows: list[dict[str, Any]], cost: dict[str, float]) -> None:
-    """One round and its row. What is settled after the last round of the schedule belongs to that one."""
-    t = run.round
-    facts = run.step()
-    cost["training"] += facts.seconds["local"]
-    cost["mixing"] += facts.seconds["mixing"]
-    if t < pace.schedule.total:
-        rows.append({"round": t + 1, "training": facts.training, "train_loss": facts.loss, **pace.advance(t)})
-    else:
-        rows[-1].update(pace.advance(t))
-    if judge.is_due(t) or run.done:
-        rows[-1].update(judge.row())
+class _Course:
+    """A run on its way: the engine, what it has come to, and what that has cost."""
+
+    def __init__(self, simulation: Simulation, before: Checkpoint | None) -> None:
+        lap = stopwatch()
+        self._simulation = simulation
+        self.pace = pace_of(simulation)
+        self.run = run = engine(simulation, self.pace, None if before is None else before.way)
+        self._judge = Judge(simulation, run)
+        self._remarks = simulation.remarks
+        self.rows: list[dict[str, Any]] = []
+        self.whole = True
+        """Whether no round is half done: a second interrupt may end one anywhere."""
+        self._cost = {"set-up": 0.0, "training": 0.0, "mixing": 0.0}
+        if before is not None:
+            self._go_on(before)
+        self._cost["set-up"] += lap()
+
+    def _go_on(self, before: Checkpoint) -> None:
+        """To where an earlier attempt was; simulated time is a function of the rounds."""
+        go_on(self.run, before.round, before.tensors)
+        for t in range(before.round):
+            self.pace.advance(t)
+        self.rows, self._cost = before.rows, before.cost
+        self._judge.seconds = self._cost.pop("evaluation")
+        self._judge.metric = _metric(name.removeprefix(MEAN_MODEL) for name in self.rows[0] if MEAN_MODEL in name)
+        said = f"cut off after round {before.round} and gone on with from there, {before.way} as before"
+        self._remarks = (*self._remarks, said)
+
+    def checkpoint(self) -> Checkpoint:
+        """Where it is, between two rounds."""
+        cost = {**self._cost, "evaluation": self._judge.seconds}
+        rows = [dict(row) for row in self.rows]
+        execution = self.run.execution
+        way = execution.chosen if execution.seconds else self._simulation.execution  # nobody may have trained yet
+        return Checkpoint(self.run.round, way, rows, cost, arrays_of(held(self.run)))
+
+    def begin(self) -> None:
+        """The row before the first round; an earlier attempt has it."""
+        if not self.rows:
+            self.rows.append({"round": 0, "training": False, **self.pace.start(), **self._judge.row()})
+
+    def round(self) -> None:
+        """One round and its row. What is settled after the last round of the schedule belongs to that one."""
+        t, self.whole = self.run.round, False
+        facts = self.run.step()
+        self._cost["training"] += facts.seconds["local"]
+        self._cost["mixing"] += facts.seconds["mixing"]
+        if t < self.pace.schedule.total:
+            row = {"round": t + 1, "training": facts.training, "train_loss": facts.loss, **self.pace.advance(t)}
+            self.rows.append(row)
+        else:
+            self.rows[-1].update(self.pace.advance(t))
+        if self._judge.is_due(t) or self.run.done:
+            self.rows[-1].update(self._judge.row())
+        self.whole = True
+
+    def end_early(self) -> None:
+        """The last round is evaluated, unless it is half done: that is a state which never was."""
+        if self.whole and not self._judge.is_judged(self.rows[-1]):
+            self.rows[-1].update(self._judge.row())
+
+    def result(self, interrupted: bool) -> SimResult:
+        """What came of it."""
+        simulation, run = self._simulation, self.run
+        sites = _sites(simulation, self._judge, self.pace)
+        facts = _facts(simulation, run, self._judge, self.pace, self._remarks)
+        x = run.x.detach().cpu().numpy() if self.whole else None
+        cost = {**self._cost, "evaluation": self._judge.seconds}
+        return SimResult(facts, _columns(self.rows), sites, _edges(simulation), cost, interrupted, x)
 
 
 class Judge:
@@ -94,16 +157,16 @@ class Judge:
 
     def is_judged(self, row: dict[str, Any]) -> bool:
         """Whether a round was evaluated."""
-        return f"mean_model_{self.metric}" in row
+        return MEAN_MODEL + self.metric in row
 
     def row(self) -> dict[str, float]:
         """The columns of one evaluated round."""
         found = self._some.evaluate()
         self.seconds += sum(found.seconds.values())
         self.at_end = found
-        self.metric = next((name for name in found.mean if name != "loss"), "loss")
+        self.metric = _metric(found.mean)
         row = {"distance": found.consensus.distance, "relative_distance": found.consensus.relative}
-        row |= {f"mean_model_{name}": value for name, value in found.mean.items()}
+        row |= {MEAN_MODEL + name: value for name, value in found.mean.items()}
         for name, values in found.figures.items():
             if len(values) and np.isfinite(values).any():
                 low, high = float(np.nanmin(values)), float(np.nanmax(values))
@@ -123,12 +186,17 @@ class Judge:
         return table
 
 
-def engine(simulation: Simulation, pace: Pace) -> VectorisedRun:
-    """The vectorised engine for this simulation."""
+def _metric(names: Iterable[str]) -> str:
+    """The plan's first figure of those that an evaluation has."""
+    return next((name for name in names if name != "loss"), "loss")
+
+
+def engine(simulation: Simulation, pace: Pace, way: str | None = None) -> VectorisedRun:
+    """The vectorised engine for this simulation; ``way`` of execution: the simulation's if None."""
     train, rows = _inputs(simulation)
     return VectorisedRun(
         simulation.code, simulation.settings, train, rows, pace.schedule, seed=simulation.seed,
-        execution=simulation.execution, device=simulation.device, decisions=pace.decisions,
+        execution=way or simulation.execution, device=simulation.device, decisions=pace.decisions,
         steps=simulation.each.tolist(),
         faults=[
             vector_fault(fault, simulation, place)
@@ -191,7 +259,9 @@ def _edges(simulation: Simulation) -> np.ndarray:
     return edges if len(edges) <= MOST_EDGES_KEPT else np.empty((0, 2), dtype=np.int64)
 
 
-def _facts(simulation: Simulation, run: VectorisedRun, judge: Judge, pace: Pace) -> dict[str, Any]:
+def _facts(
+    simulation: Simulation, run: VectorisedRun, judge: Judge, pace: Pace, remarks: Sequence[str]
+) -> dict[str, Any]:  # fmt: skip
     settings, examples = simulation.settings, simulation.examples
     execution = json.loads(json.dumps(asdict(run.execution)))  # as it is read back
     return {
@@ -210,7 +280,7 @@ def _facts(simulation: Simulation, run: VectorisedRun, judge: Judge, pace: Pace)
         "evaluated_on": "test" if examples.test else "training examples",
         "execution": str(run.execution), "execution_facts": execution, "device": simulation.device,
         "threads": torch.get_num_threads(), "clock": pace.name, "patience_ends_in_round": pace.missed,
-        "edges_mixed": pace.mixed_share, "remarks": list(simulation.remarks),
+        "edges_mixed": pace.mixed_share, "remarks": list(remarks),
         "machine": machine(),
     }  # fmt: skip
 

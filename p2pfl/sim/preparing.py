@@ -19,6 +19,7 @@ from p2pfl.data import Examples, Partition, Parts, from_arrays
 from p2pfl.errors import ConfigError
 from p2pfl.governance import Plan
 from p2pfl.sim.absences import Absences, absences_of, check_absences, check_trained
+from p2pfl.sim.checkpoints import Checkpoints
 from p2pfl.sim.checks import check_examples, check_parts, check_simulation
 from p2pfl.sim.fault_sites import check_fault_times
 from p2pfl.sim.graph_sizes import check_graph_size
@@ -78,11 +79,11 @@ class Simulation:
         """Who is away when."""
         return absences_of(self.faults, self.parts.peers, self.seed)
 
-    def run(self, progress: Progress | None = None) -> SimResult:
-        """Train all rounds."""
+    def run(self, progress: Progress | None = None, checkpoints: Checkpoints | None = None) -> SimResult:
+        """Train all rounds, or those after a checkpoint of this very run. ConfigError for another run's, StoreError."""
         from p2pfl.sim.conduct import conduct
 
-        return conduct(self, progress)
+        return conduct(self, progress, checkpoints)
 
 
 def prepare(

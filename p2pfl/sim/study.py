@@ -21,6 +21,7 @@ from p2pfl.errors import ConfigError
 from p2pfl.figures import to_svg
 from p2pfl.files import write_atomic
 from p2pfl.governance import Plan, plan_from_files, read_plan
+from p2pfl.sim.checkpoints import Checkpoints
 from p2pfl.sim.preparing import Simulation, examples_of_plan, prepare
 from p2pfl.sim.results import SimResult
 from p2pfl.sim.scenario import Scenario
@@ -132,9 +133,11 @@ def prepared(cell: Cell, inputs: Inputs) -> Simulation:
     )  # fmt: skip
 
 
-def run_cell(cell: Cell, inputs: Inputs, watch: Watch | None) -> SimResult:
+def run_cell(
+    cell: Cell, inputs: Inputs, watch: Watch | None, checkpoints: Checkpoints | None = None
+) -> SimResult:  # fmt: skip
     """Prepare and run; Ctrl-C ends it with what there is, marked as interrupted."""
-    return prepared(cell, inputs).run(watch.round if watch is not None else None)
+    return prepared(cell, inputs).run(watch.round if watch is not None else None, checkpoints)
 
 
 def _digest(examples: Examples) -> bytes:

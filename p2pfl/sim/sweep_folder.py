@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p2pfl.errors import ConfigError, StoreError
+from p2pfl.sim.checkpoints import Checkpoints
 from p2pfl.sim.results import FACTS, SimResult
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 SWEEP, REPORT, CELLS, LOCK = "sweep.json", "report.html", "cells", "sweep.lock"
 BEGUN = "begun"  # beside a run's result: it was begun, and has not ended
+CHECKPOINT = "checkpoint.safetensors"  # beside it, too
 _KEY = re.compile("[0-9a-f]{16}")
 
 Groups = dict[str, list[SimResult]]
@@ -106,6 +108,11 @@ def mark_begun(folder: Path, key: str) -> None:
 def mark_ended(folder: Path, key: str) -> None:
     """Its outcome is known."""
     (folder / CELLS / key / BEGUN).unlink(missing_ok=True)
+
+
+def checkpoints_of(folder: Path, key: str) -> Checkpoints:
+    """Where a run was when it was cut off."""
+    return Checkpoints(folder / CELLS / key / CHECKPOINT)
 
 
 def was_begun(folder: Path, key: str) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 
 from p2pfl.errors import ConfigError, P2PFLError
 from p2pfl.files import write_atomic
+from p2pfl.sim.checkpoints import Checkpoints
 from p2pfl.sim.report import write_report
 from p2pfl.sim.results import FORMAT, ROUNDS, SITES, SimResult, parquet_bytes
 from p2pfl.sim.scenario import Scenario, placed, varied
@@ -28,6 +29,7 @@ from p2pfl.sim.sweep_folder import (
     SWEEP,
     Groups,
     check_usable,
+    checkpoints_of,
     locked,
     longer,
     mark_begun,
@@ -76,8 +78,13 @@ class Watch(Protocol):
 class Backend(Protocol):
     """Where cells run. Yields them as they end, or the error that ended one; stops after an interrupted one."""
 
-    def run(self, cells: Sequence[Cell], watch: Watch | None) -> Iterator[tuple[Cell, SimResult | P2PFLError]]:
-        """Run the cells."""
+    goes_on: bool
+    """Whether a run that was cut off goes on from its checkpoint."""
+
+    def run(
+        self, cells: Sequence[Cell], watch: Watch | None, checkpoints: Callable[[Cell], Checkpoints] | None = None
+    ) -> Iterator[tuple[Cell, SimResult | P2PFLError]]:
+        """Run the cells; from their checkpoints on where ``goes_on``."""
 
 
 def cells_of(
@@ -136,9 +143,9 @@ def sweep(
 ) -> Sweep:  # fmt: skip
     """Run what is not there yet; tables and report are written however it ends.
 
-    A run that fails does not keep the others from running. One that was cut off begins again from round 0, which
-    ``tell`` is told. ConfigError if the folder holds another sweep, or results without ``resume``, or if another sweep
-    is at work in it; StoreError.
+    A run that fails does not keep the others from running. One that was cut off goes on from its checkpoint, or begins
+    again from round 0, which ``tell`` is told. ConfigError if the folder holds another sweep, or results without
+    ``resume``, or if another sweep is at work in it; StoreError.
     """
     check_usable(folder)
     with locked(folder):
@@ -149,9 +156,11 @@ def sweep(
         if tell is not None:
             for cell in waiting:
                 if was_begun(folder, cell.key):
-                    tell(f"{cell.setting}, seed {cell.seed}, was cut off: it begins again from round 0")
+                    tell(f"{cell.setting}, seed {cell.seed}, was cut off: it {_then(folder, cell, backend)}")
         try:
-            for cell, outcome in backend.run(waiting, _Marking(folder, watch)):
+            for cell, outcome in backend.run(
+                waiting, _Marking(folder, watch), lambda cell: checkpoints_of(folder, cell.key)
+            ):
                 state.take(cell, outcome)
         except KeyboardInterrupt:
             pass  # what was made is there; the caller sees what waits
@@ -159,6 +168,12 @@ def sweep(
             state.finish()
     left = sum(cell.key not in found for cell in cells) - len(state.failed)
     return Sweep(state.groups(), dict(state.failed), left)
+
+
+def _then(folder: Path, cell: Cell, backend: Backend) -> str:
+    """What becomes of a run that was cut off."""
+    before = checkpoints_of(folder, cell.key).load(tensors=False) if backend.goes_on else None
+    return "begins again from round 0" if before is None else f"goes on after round {before.round}"
 
 
 class _Marking:
@@ -192,14 +207,20 @@ class _State:
         """One run has ended."""
         if isinstance(outcome, P2PFLError):
             self.failed[f"{cell.setting}, seed {cell.seed}"] = self._reasons[cell.key] = str(outcome)
-            mark_ended(self._folder, cell.key)
+            self._ended(cell)
             return
         outcome.facts["setting"] = cell.setting
         outcome = longer(self._folder, cell.key, outcome) if outcome.interrupted else outcome
         outcome.save(self._folder / CELLS / cell.key)
-        mark_ended(self._folder, cell.key)
+        self._ended(cell, go_on=outcome.interrupted)
         outcome.parameters = None  # not saved; a sweep of large runs would fill the memory with them
         self._found[cell.key] = outcome
+
+    def _ended(self, cell: Cell, *, go_on: bool = False) -> None:
+        """Its outcome is on disk, or its error in memory."""
+        mark_ended(self._folder, cell.key)
+        if not go_on:
+            checkpoints_of(self._folder, cell.key).remove()
 
     def groups(self) -> Groups:
         """Results by setting, in the order of the cells."""

@@ -66,7 +66,7 @@ class LinearMixing:
         """``shared`` [P]: 1 at entries that travel, 0 at others; None if all do."""
         self._rule, self._graph, self._shared = rule, graph, shared
         self.model = next(channel.name for channel in rule.channels if channel.base == "model")
-        self._flow: Tensor | None = None
+        self.flow: Tensor | None = None  # none before the first accelerated round
         self._places = {channel.name: place for place, channel in enumerate(rule.channels)}
         self._most = most_told(graph.share) if WEIGHT in self._places else None
         self._addition: Addition | None = None
@@ -94,8 +94,8 @@ class LinearMixing:
 
         ``inertia`` of an accelerated closing round; ``lost``: what leaves the flow with what ``more`` takes back.
         """
-        if inertia is not None and self._flow is None:
-            self._flow = torch.zeros_like(x)
+        if inertia is not None and self.flow is None:
+            self.flow = torch.zeros_like(x)
         as_it_is = not lying and not keep and inertia is None and more is nothing_further
         if as_it_is and self._added(x, state, context, pulls, closing):
             return
@@ -178,9 +178,9 @@ class LinearMixing:
 
     def _flowing(self, displacement: Tensor, inertia: float, lost: Tensor | None, columns: slice) -> Tensor:
         """The round's displacements and those before, ever weaker; accelerated closing rounds mix once."""
-        assert self._flow is not None
-        flow = displacement + inertia * self._flow[:, columns]
-        self._flow[:, columns] = flow if lost is None else flow + lost
+        assert self.flow is not None
+        flow = displacement + inertia * self.flow[:, columns]
+        self.flow[:, columns] = flow if lost is None else flow + lost
         return flow
 
     def _sent(self, name: str, own: Tensor, sending: Sending, lying: Sequence[tuple[VectorFault, Tensor]]) -> Tensor:

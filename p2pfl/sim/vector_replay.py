@@ -32,7 +32,7 @@ class Replay:
         if decisions.sites != sites:
             raise ConfigError(f"decisions of {decisions.sites} sites for {sites}; record them with the same sites")
         self._rounds, self._sites, self._device = decisions.rounds, sites, device
-        self._kept: dict[Place, Kept] = {}
+        self.kept: dict[Place, Kept] = {}
         self._needed: dict[Place, set[int]] = {}
         self._last: dict[Place, int] = {}
         for t, recorded in enumerate(decisions.rounds):
@@ -75,14 +75,14 @@ class Replay:
     def keep(self, t: int, like: Tensor, channels: tuple[str, ...]) -> Mapping[int, Kept]:
         """Room for the messages of round t that later rounds need, by step."""
         for place in [place for place, last in self._last.items() if last < t]:
-            self._kept.pop(place, None)
+            self.kept.pop(place, None)
         found = {}
         for (round_, step), sites in self._needed.items():
             if round_ == t:
                 rows = torch.tensor(sorted(sites), dtype=torch.int64, device=self._device)
                 sizes = {name: 1 if name == WEIGHT else like.shape[-1] for name in channels}
                 kept = Kept(rows, {name: like.new_zeros(len(rows), size) for name, size in sizes.items()})
-                self._kept[round_, step] = found[step] = kept
+                self.kept[round_, step] = found[step] = kept
         return found
 
     def _since(self, place: Place, t: int) -> tuple[float, float]:
@@ -111,8 +111,8 @@ class Replay:
                 these = old[(old["round"] == place[0]) & (old["step"] == place[1])]
                 factor = self._since(place, t)[part]
                 if factor:
-                    product = self._product(these, self._kept[place], factor)
-                    products.setdefault(step, []).append((self._kept[place], product))
+                    product = self._product(these, self.kept[place], factor)
+                    products.setdefault(step, []).append((self.kept[place], product))
 
         def displacement(step: int, channel: str, columns: slice) -> Tensor | None:
             total: Tensor | None = None
@@ -139,5 +139,5 @@ class Replay:
         place = (int(row["round"]), int(row["step"]))
         if place == (t, 0):
             return x[int(row["sender"])]
-        kept = self._kept[place]
+        kept = self.kept[place]
         return kept.channels[channel][int(torch.searchsorted(kept.rows, int(row["sender"])))]

@@ -93,7 +93,7 @@ class VectorisedRun:
         self._total = check_run(settings, self.layout, schedule, decisions, self._faults, most=self._most)
         self._scheduled = ScheduledPulls(self.sites, self._device)
         betas = dict(schedule.inertias(schedule.total))
-        self._replay = None if decisions is None else Replay(decisions, self.sites, self._device, betas)
+        self.replay = None if decisions is None else Replay(decisions, self.sites, self._device, betas)
         self.shares = torch.tensor(schedule.shares, dtype=torch.float64)
         self.shares = (self.shares / self.shares.sum()).to(self._device)
         x = first.to(self._device).expand(self.sites, self.layout.size).clone(memory_format=torch.contiguous_format)
@@ -108,9 +108,9 @@ class VectorisedRun:
             plan, module, self.layout, self._rule, way=execution, chunk=chunk, inputs=inputs, device=device,
             deployed=draws.deployed,
         )  # fmt: skip
-        self._linear = self._linear_mixing()
-        self.population.quicker = self._linear.quicken
-        self._relays = VectorRelays(self._graph)
+        self.linear = self._linear_mixing()
+        self.population.quicker = self.linear.quicken
+        self.relays = VectorRelays(self._graph)
         self.round = 0
 
     # --- what came of it
@@ -156,8 +156,8 @@ class VectorisedRun:
 
     def _who(self, t: int, training: bool) -> tuple[Any, Any]:
         """Which sites take part in round t, and with how many local steps."""
-        if self._replay is not None:
-            recorded = self._replay.at(t)
+        if self.replay is not None:
+            recorded = self.replay.at(t)
             return recorded.takes_part(t) & training, recorded.steps
         if not training:
             return np.zeros(self.sites, dtype=bool), self._each
@@ -198,7 +198,7 @@ class VectorisedRun:
 
     def _waves(self, t: int, rows: Any) -> Any:
         """The sites that train, in an order in which everybody's states are known before they are taken in."""
-        adopted = self._replay.at(t).adopted if self._replay is not None else no_adoptions()
+        adopted = self.replay.at(t).adopted if self.replay is not None else no_adoptions()
         if not len(adopted):
             yield rows
             return
@@ -215,9 +215,9 @@ class VectorisedRun:
             yield rows[np.isin(rows, ready)]
 
     def _adopt(self, site: int, states: Any, t: int) -> None:
-        assert self._replay is not None
+        assert self.replay is not None
         own, x = float(states["own"][0]), self.x
-        mean = sum(float(row["weight"]) * self._replay.state_of(row, x, t, self._linear.model) for row in states)
+        mean = sum(float(row["weight"]) * self.replay.state_of(row, x, t, self.linear.model) for row in states)
         moved = own * x[site] + (1.0 - own) * mean
         if self._rule.needs.mixing == "walk":
             state = {name: value[site] for name, value in self.state.items() if len(value) == self.sites}
@@ -232,17 +232,17 @@ class VectorisedRun:
         inertia = self.schedule.round(t).inertia if t < self.schedule.total else None
         if not self._rule.needs.linear and not closing:
             self._relay(context)
-        elif self._replay is not None:
+        elif self.replay is not None:
             names = tuple(channel.name for channel in self._rule.channels)
-            self._linear.round(
-                self.x, population.state, context, self._replay.pulls(t), closing=closing, lying=self._lying(t),
-                keep=self._replay.keep(t, self.x, names), more=self._replay.more(t),
-                inertia=inertia, lost=self._replay.lost(t),
+            self.linear.round(
+                self.x, population.state, context, self.replay.pulls(t), closing=closing, lying=self._lying(t),
+                keep=self.replay.keep(t, self.x, names), more=self.replay.more(t),
+                inertia=inertia, lost=self.replay.lost(t),
             )  # fmt: skip
         else:
             absent = self._absent(t)
             pulls = [self._scheduled.of(mixing, absent) for mixing in self.schedule.round(t).mixings]
-            self._linear.round(
+            self.linear.round(
                 self.x, population.state, context, pulls, closing=closing, lying=self._lying(t), inertia=inertia
             )
 
@@ -250,7 +250,7 @@ class VectorisedRun:
         """Rules with a relayed channel, on a graph that stays the same."""
         population = self.population
         state, messages = self._rule.send(population.state, self.x, context, self._graph)
-        inbox = VectorInbox(self._graph, messages, self._relays)
+        inbox = VectorInbox(self._graph, messages, self.relays)
         population.state, population.x = self._rule.merge(state, self.x, context, inbox)
 
     def _absent(self, t: int) -> Any:

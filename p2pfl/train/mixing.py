@@ -137,13 +137,13 @@ class VectorRelays:
 
     def __init__(self, graph: VectorGraph) -> None:
         self._graph = graph
-        self._last: Tensor | None = None
+        self.last: Tensor | None = None
 
     def take(self, known: Tensor) -> Tensor:
         """One round: what all sites know, [n, p], less what came along each edge; the sums at the receivers, [n, p]."""
         sent = self._graph.at_sender(known)
-        self._last = sent if self._last is None else sent - self._graph.rev(self._last)
-        return self._graph.total(self._last)
+        self.last = sent if self.last is None else sent - self._graph.rev(self.last)
+        return self._graph.total(self.last)
 
 
 class VectorInbox:

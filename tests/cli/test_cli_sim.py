@@ -13,6 +13,8 @@ import pytest
 from cli_worlds import do
 from sim_worlds import SCENARIO, write_scenario
 
+from p2pfl.sim.checkpoints import Checkpoints
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -184,6 +186,9 @@ def test_ctrl_c_leaves_a_usable_result(folder: Path, number: int) -> None:
     assert "Traceback" not in err and "--resume makes the others" in err
     assert "accuracy, mean model" in out
     assert "Interrupted" in (folder / "results" / "blobs" / "report.html").read_text()
+    (kept,) = folder.glob("results/blobs/cells/*/checkpoint.safetensors")
+    found = Checkpoints(kept).load(tensors=False)
+    assert found is not None and found.round >= 3
 
 
 def test_a_run_that_was_killed_begins_again_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

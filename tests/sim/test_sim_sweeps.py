@@ -21,10 +21,12 @@ from p2pfl.sim.sweep_folder import locked
 class Counted:
     """The backend here, that counts what it runs, and is interrupted after so many."""
 
+    goes_on = True
+
     def __init__(self, inputs: Inputs, stop_after: int = 99) -> None:
         self._here, self.ran, self._stop = Here(inputs), list[str](), stop_after
 
-    def run(self, cells: Sequence[Cell], watch: object) -> Iterator[tuple[Cell, SimResult]]:
+    def run(self, cells: Sequence[Cell], watch: object, checkpoints: object = None) -> Iterator[tuple[Cell, SimResult]]:
         for cell, result in self._here.run(cells, None):
             self.ran.append(cell.key)
             result.interrupted = len(self.ran) > self._stop
@@ -108,7 +110,9 @@ def test_two_sweeps_at_once_are_refused(cells: tuple[list[Cell], Inputs], tmp_pa
     class Beside(Counted):
         """While it runs, somebody else begins in the same folder."""
 
-        def run(self, cells: Sequence[Cell], watch: object) -> Iterator[tuple[Cell, SimResult]]:
+        def run(
+            self, cells: Sequence[Cell], watch: object, checkpoints: object = None
+        ) -> Iterator[tuple[Cell, SimResult]]:
             for pair in super().run(cells, watch):
                 with pytest.raises(ConfigError, match="another p2pfl sim is at work in"):
                     sweep(cells, out, other, resume=True)
@@ -138,8 +142,10 @@ def test_a_longer_part_is_kept_until_more_is_there(cells: tuple[list[Cell], Inpu
             super().__init__(cells[1], stop_after=0)
             self._rounds = rounds
 
-        def run(self, waiting: Sequence[Cell], watch: object) -> Iterator[tuple[Cell, SimResult]]:
-            for cell, result in super().run(waiting, watch):
+        def run(
+            self, cells: Sequence[Cell], watch: object, checkpoints: object = None
+        ) -> Iterator[tuple[Cell, SimResult]]:
+            for cell, result in super().run(cells, watch):
                 result.rounds = {name: column[: self._rounds] for name, column in result.rounds.items()}
                 yield cell, result
 
