@@ -17,6 +17,9 @@ from p2pfl.train.stacked import Buffers
 from p2pfl.train.stacked_sampling import Draws
 
 
+LOOKED_AT = 4096  # examples that are looked through at once: the temporaries of all of them are as large as the data
+
+
 class Holdings:
     """The rows of the common data that each site has: one list after the other."""
 
@@ -113,6 +116,6 @@ def batch_on(data: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -
     if not tensors or len({len(tensor) for tensor in tensors}) != 1:
         raise ConfigError("the training data must be tensors with one row per example each; mend them")
     for tensor in tensors:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not all(bool(torch.isfinite(rows).all()) for rows in tensor.split(LOOKED_AT)):
             raise ConfigError("the training data have missing or infinite values; fill them first")
     return tuple((t.to(dtype) if t.is_floating_point() else t).to(device) for t in tensors)

@@ -28,10 +28,11 @@ from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.rules import Context, Rule
 from p2pfl.train.small_products import KERNEL_SECONDS
 from p2pfl.train.threads import dealt, on_threads
-from p2pfl.train.traced_paths import CompiledPath, TracedPath
+from p2pfl.train.traced_paths import CompiledPath, TracedPath, give_back
 
 WAYS = ("compiled", "traced", "eager", "loop")
-CHUNK_NUMBERS = 780_000  # parameters and inputs of a chunk: 128 sites of the MLP 64-64-10, the fastest of 32 to 250
+CHUNK_NUMBERS = 520_000  # parameters and inputs of a chunk: 85 sites of the MLP 64-64-10; up to 128 none is faster, and
+# 128 take half as much memory again (a small CNN: 9 in place of 6 times all its parameters at 256 sites)
 COMPILED_NUMBERS = 130_000  # what costs less per call may take less at once: 21 sites, the fastest of 16 to 48
 BLOCK_NUMBERS = 8_000_000  # parameters, and inputs of all steps, of a block: where they are copied, and drawn for
 BLOCK_SITES = 512  # at most; for chunks of few sites torch's calls would cost more than the draws
@@ -112,6 +113,7 @@ class LocalPhase:
         if not self._paths:
             trial = _Trial(sites, rows, data, context)
             self._run_all([lambda: self._choose(trial, len(rows) * rounds)])
+            give_back()
         size = self.execution.chunk
         most = min(BLOCK_SITES, BLOCK_NUMBERS // (self._parameters + self._inputs * context.steps))
         per_block = max(1, min(most // size, math.ceil(len(rows) / len(self._paths) / size))) * size
