@@ -235,7 +235,7 @@ def measure(model: str, peers: int, way: str, rounds: int | None, device: str, r
     prepared = time.perf_counter()
     run.step()
     first = time.perf_counter() - prepared
-    reset_peak()
+    reset_peak(device)
     spent, times, done = 0.0, {"local": 0.0, "mixing": 0.0}, 0
     processor = time.process_time()
     while done < (rounds or 2) or (rounds is None and spent < SECONDS and done < 95):
@@ -249,7 +249,8 @@ def measure(model: str, peers: int, way: str, rounds: int | None, device: str, r
     processor = time.process_time() - processor
     own = (memory_peak() - base) / (peers * run.layout.size * 4)
     if device == "cuda":
-        own = torch.cuda.max_memory_allocated() / (peers * run.layout.size * 4)
+        own = torch.cuda.max_memory_allocated() - sum(tensor.nbytes for tensor in run.data)
+        own /= peers * run.layout.size * 4
     return {
         "model": model, "parameters": run.layout.size, "peers": peers, "asked": way, "way": run.execution.chosen,
         "why": str(run.execution), "rounds": done, "seconds": spent, "peer_rounds": peers * done / spent,
@@ -302,8 +303,12 @@ def memory_peak() -> int:
     return _status("VmHWM")
 
 
-def reset_peak() -> None:
+def reset_peak(device: str) -> None:
     """From now on. See proc(5), /proc/pid/clear_refs."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -16,7 +16,6 @@ from p2pfl.train.rules import State
 from p2pfl.train.stacked import Buffers
 from p2pfl.train.stacked_sampling import Draws
 
-
 LOOKED_AT = 4096  # examples that are looked through at once: the temporaries of all of them are as large as the data
 
 
@@ -75,8 +74,8 @@ class Population:
         return "; ".join(filter(None, reasons)) or None
 
     def take(self, rows: Tensor) -> Chunk:
-        """Everything that these sites' local steps need. Views where the rows lie side by side."""
-        at = _place(rows)
+        """Everything that these sites' local steps need; ``rows`` are on the CPU. Views where they lie side by side."""
+        at, rows = self._place(rows), rows.to(self.x.device)
         counts = self.holdings.counts[at]
         positions = self._draws.positions(rows, counts, self.round, self.steps, self.width)
         weights = None
@@ -95,7 +94,7 @@ class Population:
 
     def put(self, rows: Tensor, done: Done) -> None:
         """Take the results over, in place. State first: it may be a view of the parameters as they were."""
-        at = _place(rows)
+        at = self._place(rows)
         for name in self._of_sites():
             self.state[name][at] = done.state[name]
         for name, value in done.private.items():
@@ -103,11 +102,10 @@ class Population:
         self.losses[at] = done.losses
         self.x[at] = done.x
 
-
-def _place(rows: Tensor) -> Any:
-    """The same rows as a slice, where they lie side by side."""
-    first, last = int(rows[0]), int(rows[-1])
-    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
+    def _place(self, rows: Tensor) -> Any:
+        """The same rows as a slice, where they lie side by side."""
+        first, last = int(rows[0]), int(rows[-1])
+        return slice(first, last + 1) if last - first + 1 == len(rows) else rows.to(self.x.device)
 
 
 def batch_on(data: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Batch:
@@ -116,6 +114,8 @@ def batch_on(data: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -
     if not tensors or len({len(tensor) for tensor in tensors}) != 1:
         raise ConfigError("the training data must be tensors with one row per example each; mend them")
     for tensor in tensors:
-        if tensor.is_floating_point() and not all(bool(torch.isfinite(rows).all()) for rows in tensor.split(LOOKED_AT)):
+        if tensor.is_floating_point() and not all(
+            bool(torch.isfinite(rows).all()) for rows in torch.split(tensor, LOOKED_AT)
+        ):
             raise ConfigError("the training data have missing or infinite values; fill them first")
     return tuple((t.to(dtype) if t.is_floating_point() else t).to(device) for t in tensors)

@@ -26,7 +26,7 @@ from p2pfl.sim.vector_replay import Replay
 from p2pfl.sim.vector_setup import check_run, drawn_model, draws_of, first_vectors, no_oracle, own_steps
 from p2pfl.topology import Schedule
 from p2pfl.train.adopting import keep_walking
-from p2pfl.train.local_phase import Execution, LocalPhase
+from p2pfl.train.local_phase import Execution, LocalPhase, await_device
 from p2pfl.train.mixing import VectorGraph, VectorInbox, VectorRelays
 from p2pfl.train.plan_code import PlanCode
 from p2pfl.train.rules import Context
@@ -146,8 +146,10 @@ class VectorisedRun:
         active, each = self._who(t, training)
         began = time.perf_counter()
         context = self._train(t, active, each)
+        await_device(self._device)
         trained = time.perf_counter()
         self._mix(t, context, closing=not training)
+        await_device(self._device)
         mixed = time.perf_counter()
         self.round += 1
         facts = self._facts(t, training, active & (each > 0))
@@ -181,7 +183,7 @@ class VectorisedRun:
         if len(idle) and training:
             self._stand_still(idle, t)
         for wave in self._waves(t, rows):
-            sites = torch.from_numpy(wave).to(self._device)
+            sites = torch.from_numpy(wave)
             self._local.run(population, sites, self.data, context, max(1, self.schedule.rounds - t))
         return context
 

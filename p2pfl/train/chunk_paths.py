@@ -112,11 +112,9 @@ class LoopPath:
 
     def compute(self, chunk: Chunk, data: Batch, context: Context) -> Done:
         """See `Done`."""
-        before = torch.get_rng_state()
-        try:
+        device = chunk.x.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             done = [self._one(chunk, site, data, context) for site in range(len(chunk.x))]
-        finally:
-            torch.set_rng_state(before)
         state, private = (
             {name: torch.stack([part[at][name] for part in done]) for name in getattr(done[0], field)}
             for at, field in ((1, "state"), (2, "private"))
@@ -126,12 +124,13 @@ class LoopPath:
     def _one(self, chunk: Chunk, site: int, data: Batch, context: Context) -> Done:
         steps = context.steps if chunk.steps is None else int(chunk.steps[site])
         examples = None if chunk.weights is None else int(chunk.weights[site].sum())
+        seeds = chunk.keys[site].cpu().tolist()
+        seed = torch.default_generator.manual_seed if chunk.x.device.type == "cpu" else torch.manual_seed
 
         def batch(k: int) -> Batch:
-            key = chunk.keys[site, k]
-            torch.default_generator.manual_seed(int(key))  # dropout that is no layer
+            seed(seeds[k])  # dropout that is no layer
             if self._dropout is not None:
-                self._dropout.begin(key)
+                self._dropout.begin(chunk.keys[site, k])
             chosen = chunk.positions[site, k, :examples]
             return tuple(tensor.index_select(0, chosen) for tensor in data)
 

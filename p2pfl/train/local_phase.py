@@ -34,6 +34,7 @@ WAYS = ("compiled", "traced", "eager", "loop")
 CHUNK_NUMBERS = 520_000  # parameters and inputs of a chunk: 85 sites of the MLP 64-64-10; up to 128 none is faster, and
 # 128 take half as much memory again (a small CNN: 9 in place of 6 times all its parameters at 256 sites)
 COMPILED_NUMBERS = 130_000  # what costs less per call may take less at once: 21 sites, the fastest of 16 to 48
+DEVICE_NUMBERS = 1 << 25  # on other devices: one call for thousands of small sites, and some GB with what lies between
 BLOCK_NUMBERS = 8_000_000  # parameters, and inputs of all steps, of a block: where they are copied, and drawn for
 BLOCK_SITES = 512  # at most; for chunks of few sites torch's calls would cost more than the draws
 COMPILE_SECONDS = 30.0  # what compiling is expected to take, before it is known
@@ -182,6 +183,8 @@ class LocalPhase:
 
     def _size(self, way: str, sites: int) -> int:
         numbers = COMPILED_NUMBERS if way == "compiled" else CHUNK_NUMBERS
+        if not self._on_cpu and way != "loop":
+            numbers = DEVICE_NUMBERS
         return self._chunk or even(sites, self._threads, max(1, numbers // (self._parameters + self._inputs)))
 
     def _path(self, way: str, size: int) -> Path:
@@ -219,6 +222,12 @@ class LocalPhase:
             self.execution = replace(self.execution, fell_back=(*self.execution.fell_back, what))
 
 
+def await_device(device: torch.device) -> None:
+    """Until all that was begun there is done: CUDA's calls return before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def even(sites: int, threads: int, most: int) -> int:
     """Sites of a chunk: at most ``most``, and such that all threads have as many full chunks."""
     own = math.ceil(sites / threads)
@@ -242,6 +251,5 @@ class _Trial:
         chunk = self.sites.take(self.rows[:size])
         began = time.perf_counter()
         path.compute(chunk, self.data, self.context)
-        if chunk.x.device.type == "cuda":
-            torch.cuda.synchronize(chunk.x.device)
+        await_device(chunk.x.device)
         return time.perf_counter() - began

@@ -86,7 +86,7 @@ class DeployedKeys:
         if len(self._keys) <= int(sites.max()):
             raise ConfigError(f"{len(self._keys)} keys for more sites; give one key per site")
         found = torch.zeros((len(sites), steps, batch), dtype=torch.int64)
-        for place, (site, count) in enumerate(zip(sites.tolist(), counts.tolist(), strict=True)):
+        for place, (site, count) in enumerate(zip(sites.cpu().tolist(), counts.cpu().tolist(), strict=True)):
             for step in range(steps):
                 chosen = batch_indices(self._keys[site], self._run, round, step, count, batch)
                 found[place, step, : len(chosen)] = chosen
@@ -94,8 +94,9 @@ class DeployedKeys:
 
     def noise(self, sites: Tensor, round: int, steps: int) -> Tensor:
         """See `Draws`; the seeds of deployed dropout."""
-        rows = [[noise_seed(self._keys[site], self._run, round, k) for k in range(steps)] for site in sites.tolist()]
-        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), steps)
+        numbers = sites.cpu().tolist()
+        rows = [[noise_seed(self._keys[site], self._run, round, k) for k in range(steps)] for site in numbers]
+        return torch.tensor(rows, dtype=torch.int64, device=sites.device).reshape(len(rows), steps)
 
 
 def _keys(key: int, sites: Tensor, round: int, steps: int) -> Tensor:

@@ -51,13 +51,10 @@ CASES = {  # what mixing, rule and optimiser keep from round to round
 }  # fmt: skip
 
 
-def cell_of(
-    folder: Path, topology: str = RING, tables: str = "", more: str = "closing_rounds = 4"
-) -> tuple[Cell, Inputs]:
+def cell_of(folder: Path, topology: str = RING, tables: str = "", *, execution: str = "eager") -> tuple[Cell, Inputs]:
     """One run of eight rounds and four closing ones."""
-    text = SCENARIO.replace("rounds = 6", f'rounds = 8\nexecution = "eager"\n{more}').replace(
-        RING, topology + "\n" + tables
-    )
+    rounds = f'rounds = 8\nclosing_rounds = 4\nexecution = "{execution}"\n'
+    text = SCENARIO.replace("rounds = 6\n", rounds).replace(RING, f"{topology}\n{tables}")
     inputs = Inputs()
     (cell,) = cells_of(read_scenario(write_scenario(folder, text + EVALUATED)), {}, [0], inputs.digest)
     return cell, inputs
