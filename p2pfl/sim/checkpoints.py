@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from p2pfl.errors import StoreError
 from p2pfl.files import write_atomic
 
 FORMAT = "1"
+ROWS = "rows/"  # before the names of columns
 EVERY_SECONDS = 60.0  # that are lost at most, and a round: less than a run's set-up where writing takes long
 
 
@@ -32,9 +33,9 @@ class Checkpoint:
 
     round: int
     way: str  # of execution: "auto" might measure and choose another one now, which rounds differently
-    rows: list[dict[str, Any]]
     cost: dict[str, float]
-    tensors: Mapping[str, Any] = field(default_factory=dict)  # numpy arrays by name
+    rows: Mapping[str, Any]  # columns over the rounds, numpy arrays by name
+    tensors: Mapping[str, Any]  # numpy arrays by name
 
 
 class Checkpoints:
@@ -54,14 +55,14 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the file. Raises StoreError; the old one then still stands."""
-        head = asdict(Checkpoint(checkpoint.round, checkpoint.way, checkpoint.rows, checkpoint.cost))
-        head.pop("tensors")
-        data = safetensors.numpy.save(dict(checkpoint.tensors), {"format": FORMAT, "p2pfl": json.dumps(head)})
+        head = {"round": checkpoint.round, "way": checkpoint.way, "cost": checkpoint.cost, "rows": [*checkpoint.rows]}
+        arrays = {**checkpoint.tensors, **{ROWS + name: column for name, column in checkpoint.rows.items()}}
+        data = safetensors.numpy.save(arrays, {"format": FORMAT, "p2pfl": json.dumps(head)})
         write_atomic(self._path, data, private=False)
         self._last = self._clock()
 
     def load(self, *, tensors: bool = True) -> Checkpoint | None:
-        """What is there, or its head alone; None if nothing is, or what is cut, damaged or of another format."""
+        """What is there, or its head without any array; None for nothing, a damaged file, or one of another format."""
         if not os.path.isfile(self._path):
             return None
         try:
@@ -71,14 +72,16 @@ class Checkpoints:
                     return None
                 head = json.loads(metadata["p2pfl"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
-                return Checkpoint(int(head["round"]), str(head["way"]), list(head["rows"]), dict(head["cost"]), arrays)
+                rows = {name: arrays.pop(ROWS + name) for name in (head["rows"] if tensors else ())}
+                return Checkpoint(int(head["round"]), str(head["way"]), dict(head["cost"]), rows, arrays)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
 
     def remove(self) -> None:
-        """The run is over. Raises StoreError."""
+        """The run is over: nothing stays, also not what a process wrote that was killed then. Raises StoreError."""
         try:
-            self._path.unlink(missing_ok=True)
+            for path in (self._path, *self._path.parent.glob(f"{self._path.name}.*.new")):
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"couldn't remove {self._path}: {error.strerror}; check the folder's rights") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def conduct(
                     course.round()
                 if progress is not None:
                     progress(min(run.round, total), total)
-                if checkpoints is not None and checkpoints.due:
+                if checkpoints is not None and checkpoints.due and not run.done:
                     with interrupts.held():
                         checkpoints.save(course.checkpoint())
         except KeyboardInterrupt:
@@ -88,7 +88,7 @@ class _Course:
         go_on(self.run, before.round, before.tensors)
         for t in range(before.round):
             self.pace.advance(t)
-        self.rows, self._cost = before.rows, before.cost
+        self.rows, self._cost = _rows(before.rows), before.cost
         self._judge.seconds = self._cost.pop("evaluation")
         self._judge.metric = _metric(name.removeprefix(MEAN_MODEL) for name in self.rows[0] if MEAN_MODEL in name)
         said = f"cut off after round {before.round} and gone on with from there, {before.way} as before"
@@ -97,10 +97,9 @@ class _Course:
     def checkpoint(self) -> Checkpoint:
         """Where it is, between two rounds."""
         cost = {**self._cost, "evaluation": self._judge.seconds}
-        rows = [dict(row) for row in self.rows]
         execution = self.run.execution
         way = execution.chosen if execution.seconds else self._simulation.execution  # nobody may have trained yet
-        return Checkpoint(self.run.round, way, rows, cost, arrays_of(held(self.run)))
+        return Checkpoint(self.run.round, way, cost, _columns(self.rows), arrays_of(held(self.run)))
 
     def begin(self) -> None:
         """The row before the first round; an earlier attempt has it."""
@@ -124,7 +123,7 @@ class _Course:
 
     def end_early(self) -> None:
         """The last round is evaluated, unless it is half done: that is a state which never was."""
-        if self.whole and not self._judge.is_judged(self.rows[-1]):
+        if self.whole and (self._judge.at_end is None or not self._judge.is_judged(self.rows[-1])):
             self.rows[-1].update(self._judge.row())
 
     def result(self, interrupted: bool) -> SimResult:
@@ -238,6 +237,13 @@ def _columns(rows: list[dict[str, Any]]) -> Columns:
         kind = {"round": np.int64, "training": np.bool_}.get(name, np.float64)
         table[name] = np.array([row.get(name, np.nan) for row in rows], dtype=kind)
     return table
+
+
+def _rows(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What `_columns` made columns of: what is not a number was not there, but for the order of the names."""
+    names, values = list(columns), zip(*(column.tolist() for column in columns.values()), strict=True)
+    first, *others = [dict(zip(names, row, strict=True)) for row in values]
+    return [first, *({name: value for name, value in row.items() if value == value} for row in others)]
 
 
 def _sites(simulation: Simulation, judge: Judge, pace: Pace) -> Columns:
