@@ -118,7 +118,7 @@ class Evaluator:
                 return self._side_by_side(sites)
             except (RuntimeError, PlanError):  # the plan does not run under vmap
                 pass
-        rows = [self._site(int(site)) for site in sites]
+        rows = [self._site(site) for site in sites.tolist()]
         return {name: np.array([row.get(name, np.nan) for row in rows]) for name in rows[0]}
 
     def _site(self, site: int) -> dict[str, float]:
@@ -187,12 +187,12 @@ def consensus(run: VectorisedRun, mean: Tensor | None = None) -> Consensus:
     """See `Consensus`; a block of sites at a time."""
     mean = mean_model(run) if mean is None else mean
     mask = run.layout.shared_mask.to(run.x.device)
-    total, block = 0.0, max(1, FORWARD_NUMBERS * 16 // run.layout.size)
+    total, block = mean.new_zeros((), dtype=torch.float64), max(1, FORWARD_NUMBERS * 16 // run.layout.size)
     for first in range(0, run.sites, block):
         part = (run.x[first : first + block] - mean)[:, mask].double()
-        total += float((part.square().sum(-1) * run.shares[first : first + block]).sum())
-    norm = float(torch.linalg.vector_norm(mean[mask].double()))
-    return Consensus(total**0.5, total**0.5 / norm if norm else float("nan"))
+        total += (part.square().sum(-1) * run.shares[first : first + block]).sum()
+    distance, norm = float(total) ** 0.5, float(torch.linalg.vector_norm(mean[mask].double()))
+    return Consensus(distance, distance / norm if norm else float("nan"))
 
 
 def _pieces(data: Batch, size: int) -> list[Batch]:

@@ -64,7 +64,7 @@ class Execution:
 
 
 class Sites(Protocol):
-    """Where chunks come from and go to; rows are int64, sorted."""
+    """Where chunks come from and go to; rows are int64, sorted, and on the CPU."""
 
     def quicken(self) -> str | None: ...
 
