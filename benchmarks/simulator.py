@@ -241,14 +241,14 @@ def measure(model: str, peers: int, way: str, rounds: int | None, device: str, r
     while done < (rounds or 2) or (rounds is None and spent < SECONDS and done < 95):
         at = time.perf_counter()
         facts = run.step()
-        if device == "cuda":
+        if device.startswith("cuda"):
             torch.cuda.synchronize()
         spent += time.perf_counter() - at
         times = {name: times[name] + facts.seconds[name] for name in times}
         done += 1
     processor = time.process_time() - processor
     own = (memory_peak() - base) / (peers * run.layout.size * 4)
-    if device == "cuda":
+    if device.startswith("cuda"):
         own = torch.cuda.max_memory_allocated() - sum(tensor.nbytes for tensor in run.data)
         own /= peers * run.layout.size * 4
     return {
@@ -305,7 +305,7 @@ def memory_peak() -> int:
 
 def reset_peak(device: str) -> None:
     """From now on. See proc(5), /proc/pid/clear_refs."""
-    if device == "cuda":
+    if device.startswith("cuda"):
         import torch
 
         torch.cuda.reset_peak_memory_stats()

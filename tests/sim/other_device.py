@@ -1,117 +1,174 @@
-"""A device that is not there: its tensors hold real numbers, say that they lie elsewhere, and mix with the CPU's as CUDA's do.
+"""A device that is not the CPU, pretended: its tensors hold numbers on the CPU and say that they lie elsewhere.
 
-What CUDA refuses is refused: operations on tensors of both devices, and numpy arrays of tensors that were not copied. What
-it allows is allowed: scalars of the CPU (tensors without dimensions) in operations, and the CPU's indices into its own
-tensors, each of which copies in silence and is counted, as are values that are read. An operation without a kernel for
-CUDA, and how fast anything is, cannot be seen here.
+What CUDA refuses fails here, too: an operation on tensors of both devices, and numpy on a tensor of the device. Tensors
+without dimensions may stay on the CPU in elementwise operations, and indices may lie there, as with CUDA. What makes
+the CPU wait for the device is counted. Kernels are the CPU's: nothing is said of their speed, or of CUDA's rounding.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import backend_registration
-from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
-NAME = "elsewhere"
-DEVICE = f"{NAME}:0"
-backend_registration._setup_privateuseone_for_python_backend(NAME)  # how torch's own tests make a device of Python
-COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-INDEXED = (  # by CPU's indices, too: docs.pytorch.org, "Tensor Indexing API"; TensorIndexing.h moves them
-    torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default,
-    torch.ops.aten._index_put_impl_.default,
+DEVICE = "lazy"  # torch's own device of this name is not used: all its operations are caught
+_ATEN = torch.ops.aten
+_COPIES = (_ATEN.copy_.default, _ATEN._foreach_copy_.default)  # from one device to another
+_INDEXED = (_ATEN.index.Tensor, _ATEN.index_put_.default, _ATEN.index_put.default, _ATEN._index_put_impl_.default)
+_WAITING = (
+    _ATEN._local_scalar_dense.default, _ATEN.nonzero.default, _ATEN.equal.default, _ATEN.masked_select.default,
 )  # fmt: skip
-READ = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 
-seen: Counter[str] = Counter()
-"""Operations on the device, indices that came from the CPU, and values that were read, since `elsewhere` began."""
+
+_waits_seen: Counter[str] = Counter()
+torch.library.define("p2pfl_tests::there", "(Tensor value) -> Tensor")  # a new tensor, as recordings name it
 
 
 class Elsewhere(Tensor):
-    """A tensor of that device."""
+    """A tensor of the pretended device; views share the memory of ``held``."""
 
     held: Tensor
 
     @staticmethod
     def __new__(cls, held: Tensor) -> Elsewhere:
-        made = Tensor._make_wrapper_subclass(
+        made: Elsewhere = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
-            device=DEVICE, requires_grad=held.requires_grad,
+            device=torch.device(DEVICE, 0),
         )  # fmt: skip
         made.held = held
-        return made  # type: ignore[no-any-return]
+        return made
 
-    def __repr__(self, **_: Any) -> str:
+    def numpy(self, *, force: bool = False) -> Any:
+        """As CUDA's tensors say it."""
+        raise TypeError(f"can't convert {DEVICE}:0 device type tensor to numpy. Use Tensor.cpu() first.")
+
+    def tolist(self) -> Any:
+        """Torch has it for no subclass."""
+        return self.cpu().tolist()
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"Elsewhere({self.held!r})"
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return computed(func, args, kwargs or {})
+        return _compute(func, args, kwargs or {})
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
-class _Factories(TorchDispatchMode):
-    """What is made on the device from nothing."""
+class OtherDevice(TorchDispatchMode):
+    """While it is entered, ``device=DEVICE`` gives such tensors; ``waits`` counts by operation what waits for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = _waits_seen
+        self.waits.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return computed(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        if get_proxy_mode() is None:
+            return _compute(func, args, kwargs)
+        # torch asks this mode first and what records after it, which has to see the tensors as the caller knows them
+        if _named(kwargs) != DEVICE:
+            return func(*args, **kwargs)
+        if any(isinstance(leaf, Elsewhere) for leaf in tree_leaves(args)):  # new_zeros(device=...) and the like
+            return func(*args, **{name: value for name, value in kwargs.items() if name != "device"})
+        return torch.ops.p2pfl_tests.there.default(func(*args, **{**kwargs, "device": "cpu"}))
 
 
-@contextlib.contextmanager
-def elsewhere() -> Iterator[Counter[str]]:
-    """A block in which ``DEVICE`` is there."""
-    seen.clear()
+def _named(kwargs: dict[str, Any]) -> str | None:
+    """The kind of device that is asked for, if one is."""
+    asked = kwargs.get("device")
+    return None if asked is None else torch.device(asked).type
+
+
+@torch.library.impl("p2pfl_tests::there", "CPU")
+def _there(value: Tensor) -> Tensor:
+    return Elsewhere(value.clone())
+
+
+@contextmanager
+def other_device() -> Iterator[OtherDevice]:
+    """The device, for as long as it is there."""
     before = torch._C._only_lift_cpu_tensors()
-    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=DEVICE) makes it here, then copies
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(device=...) asks the mode only after that
     try:
-        with _Factories():
-            yield seen
+        with OtherDevice() as device:
+            yield device
     finally:
         torch._C._set_only_lift_cpu_tensors(before)
 
 
-def computed(func: Any, args: Any, kwargs: Any) -> Any:
-    """On the CPU, once it is clear that a device could have done it."""
-    given, _ = tree_flatten((args, kwargs))
-    tensors = [value for value in given if isinstance(value, Tensor)]
-    there = any(isinstance(tensor, Elsewhere) for tensor in tensors)
-    if there:
-        _check(func, tensors)
-    wanted = kwargs.get("device")
-    result_there = there if wanted is None else torch.device(wanted).type == NAME
-    inner, named = tree_map_only(Elsewhere, lambda tensor: tensor.held, (args, dict(kwargs)))
-    if wanted is not None:
-        named["device"] = "cpu"
-    if func is torch.ops.aten.copy_.default:
-        inner[0].copy_(inner[1])
+def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    there = [leaf for leaf in leaves if isinstance(leaf, Elsewhere)]
+    here = [leaf for leaf in leaves if not isinstance(leaf, Elsewhere)]
+    wanted = _named(kwargs)
+    if there and here:
+        _check_mixed(func, args, here)
+    if there and _waits(func, args, wanted, bool(here)):
+        _waits_seen[func.__name__] += 1
+    known = {id(leaf.held): leaf for leaf in there}
+    own = {**kwargs, "device": "cpu"} if wanted == DEVICE else kwargs
+    plain_args, plain = tree_map(lambda leaf: leaf.held if isinstance(leaf, Elsewhere) else leaf, (args, own))
+    result = func(*plain_args, **plain)
+    if there and torch.Tag.inplace_view in func.tags:
+        _turn(func, args, kwargs)
         return args[0]
-    if func is torch.ops.aten._to_copy.default and wanted is not None and torch.device(wanted).type != _kind(args[0]):
-        inner = (inner[0].clone(), *inner[1:])  # to another device, so no longer the same numbers in memory
-    found = func(*inner, **named)
-    if not result_there:
-        return found
-    wrapped = tree_map_only(Tensor, Elsewhere, found)
-    return return_and_correct_aliasing(func, args, kwargs, wrapped) if there else wrapped
+    if func in _COPIES:
+        elsewhere = isinstance(tree_leaves(args)[0], Elsewhere)
+    else:
+        elsewhere = bool(there) if wanted is None else wanted == DEVICE
+    return tree_map(lambda leaf: _put(leaf, known) if elsewhere and isinstance(leaf, Tensor) else leaf, result)
 
 
-def _kind(tensor: Tensor) -> str:
-    return tensor.device.type
+def _turn(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    """Give the outer tensor the new shape, too; it has no memory of its own."""
+    before = torch._C._meta_in_tls_dispatch_include()
+    torch._C._set_meta_in_tls_dispatch_include(True)
+    try:
+        with no_dispatch():
+            func(*args, **kwargs)
+    finally:
+        torch._C._set_meta_in_tls_dispatch_include(before)
 
 
-def _check(func: Any, tensors: list[Tensor]) -> None:
-    seen["operations"] += 1
-    seen["read"] += func in READ
-    others = [tensor for tensor in tensors if not isinstance(tensor, Elsewhere) and tensor.dim() > 0]
-    if not others or func in COPIES:
+def _put(value: Tensor, known: dict[int, Elsewhere]) -> Tensor:
+    if isinstance(value, Elsewhere):
+        return value
+    return known[id(value)] if id(value) in known else Elsewhere(value)  # in place: the tensor that was given
+
+
+def _check_mixed(func: Any, args: Any, here: list[Tensor]) -> None:
+    """RuntimeError where CUDA would raise one."""
+    if func in _COPIES:
         return
-    if func in INDEXED and isinstance(tensors[0], Elsewhere) and all(not t.is_floating_point() for t in others):
-        seen["indices"] += 1
-        return
-    raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {DEVICE} and cpu")
+    if func in _INDEXED:
+        allowed = {id(index) for index in args[1] if index is not None}
+        allowed |= {id(value) for value in args[2:] if isinstance(value, Tensor) and value.dim() == 0}
+        wrong = [leaf for leaf in here if id(leaf) not in allowed] or ([args[0]] if _is_here(args[0]) else [])
+    else:
+        elementwise = torch.Tag.pointwise in func.tags
+        wrong = [leaf for leaf in here if not (elementwise and leaf.dim() == 0)]
+    if wrong:
+        shapes = [tuple(leaf.shape) for leaf in wrong]
+        raise RuntimeError(f"Expected all tensors to be on the same device: {func} has CPU tensors of shapes {shapes}")
+
+
+def _is_here(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, Elsewhere)
+
+
+def _waits(func: Any, args: Any, wanted: str | None, mixed: bool) -> bool:
+    if func in _INDEXED:  # a mask's places are counted first; indices from the CPU are copied
+        masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
+        return bool(masks) or mixed
+    return func in _WAITING or (wanted is not None and wanted != DEVICE) or (func in _COPIES and mixed)

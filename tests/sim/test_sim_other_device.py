@@ -1,4 +1,4 @@
-"""The engine on a device that is not the CPU: the same numbers, nothing mixed between devices, nothing read in inner loops."""
+"""The engine on a device that is not the CPU, pretended: the same numbers, and nothing mixed between devices."""
 
 from __future__ import annotations
 
@@ -8,126 +8,188 @@ from typing import Any
 
 import pytest
 import torch
-from other_device import DEVICE, elsewhere
+from other_device import DEVICE, Elsewhere, other_device
 from test_sim_checkpoints import CASES, cell_of, cut_at, same
-from torch._subclasses.fake_tensor import FakeTensorMode
-from vector_worlds import PLAN, engine, finished, settings_of, tables
+from test_sim_vectorised_replay import deployed
+from vector_worlds import PLAN, engine, finished, settings_of, tables, vectorised
 
-from p2pfl.sim import SimResult
+from p2pfl.errors import PlanError
+from p2pfl.sim import At, ComputeModel, Loss, Pause
 from p2pfl.sim.checkpoints import Checkpoints
 from p2pfl.sim.study import prepared
-from p2pfl.train import traced_paths
-from p2pfl.train.plan_code import PlanCode
-from p2pfl.train.rules import Context
-from p2pfl.train.traced_paths import TracedPath
+from p2pfl.sim.vector_faults import Absent, Noise, Scaled
+from p2pfl.train.rules import RULES
 
-NORMED = PLAN.replace("nn.Tanh()", "nn.BatchNorm1d(7), nn.Tanh()")
-ROUNDING = 1e-12  # Adam's powers are rounded otherwise there (`p2pfl.train.optimisers`)
-DROPOUT = PLAN.replace("nn.Tanh()", "nn.Tanh(), nn.Dropout(0.3)")
+WAYS = ("eager", "loop", "traced")
+QUICK = {  # recording takes seconds
+    "eager": {"kgt", "quasi_global", "relays", "walk", "push-sum, directed", "adam", "unequal steps", "faults"},
+    "loop": {"dropout"},
+    "traced": {"kgt"},
+}
+RING: dict[str, Any] = {"kind": "ring"}
+CLOSE = 1e-12  # of numbers that another device computes in another order: Adam's constants
+NORMED = PLAN.replace("nn.Tanh()", "nn.BatchNorm1d(7)")
+EVEN = [(x[:5].repeat(2, 1), label[:5].repeat(2)) for x, label in tables(5)]  # nobody is padded
+FAULTS = (Absent([1], since=1, until=3), Scaled([2], since=1), Noise([0], deviation=0.1, since=2))
 
-
-def test_the_device_refuses_what_cuda_refuses() -> None:
-    with elsewhere() as seen:
-        x = torch.zeros(3, 4, device=DEVICE)
-        x[:, 1] = 2.0
-        x += torch.tensor(1.0)
-        assert x.device == torch.device(DEVICE) and x.cpu().tolist() == [[1.0, 3.0, 1.0, 1.0]] * 3
-        for wrong in (
-            lambda: x + torch.ones(4),
-            lambda: torch.ones(4) * x,
-            lambda: x.index_select(0, torch.tensor([1])),
-        ):
-            with pytest.raises(RuntimeError, match="same device"):
-                wrong()
-        with pytest.raises(RuntimeError):
-            x.numpy()
-        assert (seen["read"], seen["indices"]) == (0, 0)
-        assert x[torch.tensor([0, 2])].sum().item() == 12.0
-        assert (seen["read"], seen["indices"]) == (1, 1)
-
-
-def there(simulation: Any, *more: Any) -> SimResult:
-    """The simulation on the other device; the check that there is a CUDA device is before this."""
-    with elsewhere():
-        result = dataclasses.replace(simulation, device=DEVICE).run(*more)
-    assert result.facts["device"] == DEVICE
-    return result
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("execution", ["eager", pytest.param("loop", marks=pytest.mark.slow)])
-def test_simulations_are_the_same_on_another_device(tmp_path: Path, case: str, execution: str) -> None:
-    cell, inputs = cell_of(tmp_path, *CASES[case], execution=execution)
-    simulation = prepared(cell, inputs)
-    same(simulation.run(), there(simulation), ROUNDING)
-
-
-def test_checkpoints_are_the_same_on_another_device(tmp_path: Path) -> None:
-    """Written there, read here, and the other way round."""
-    cell, inputs = cell_of(tmp_path, *CASES["machines, absent"])
-    simulation = prepared(cell, inputs)
-    whole, file = simulation.run(), Checkpoints(tmp_path / "checkpoint")
-    there(simulation, cut_at(3), file)
-    simulation.run(cut_at(5), file)
-    same(whole, there(simulation, None, file), ROUNDING)
-
-
-ENGINES: dict[str, dict[str, Any]] = {
-    "unequal steps and dropout": {"plan": DROPOUT, "steps": [3, 1, 0, 2, 3]},
-    "private batch norm": {"plan": NORMED, "settings": settings_of(batch_size=4, batch_norm="private")},
-    "shared batch norm": {"plan": NORMED, "settings": settings_of(batch_size=4, batch_norm="shared")},
-    "proximal, adam": {"settings": settings_of("fedprox", optimiser={"name": "adam"})},
-    "exact diffusion": {"settings": settings_of("exact_diffusion", local_steps=1)},
-    "chunks": {"chunk": 2, "plan": DROPOUT},
+RUNS: dict[str, dict[str, Any]] = {
+    **{rule: {"rule": rule} for rule in ("dpsgd", "kgt", "fedprox", "quasi_global", "gradient_tracking")},
+    "push-sum, directed": {"rule": "sgp", "topology": {"kind": "exponential"}},
+    "push-sum, pairs": {"rule": "sgp"},
+    "exact diffusion": {"rule": "exact_diffusion"},
+    "relays": {"rule": "relaysgd", "topology": {"kind": "chain"}},
+    "walk": {"rule": "cyclic", "topology": {"kind": "cyclic"}, "rounds": 6},
+    "changing graph": {"rule": "kgt", "topology": {"kind": "epidemic", "degree": 2, "seed": 1}},
+    "several mixings": {"topology": {"kind": "hierarchical", "clusters": 2}},
+    "accelerated closing": {"topology": {**RING, "closing": "chebyshev"}, "closing": 6},
+    "momentum": {"optimiser": {"name": "momentum"}},
+    "adam": {"optimiser": {"name": "adam"}},
+    "dropout": {"plan": PLAN.replace("nn.Tanh()", "nn.Tanh(), nn.Dropout(0.3)")},
+    "private batch norm": {"plan": NORMED, "batch_norm": "private", "data": EVEN},
+    "shared batch norm": {"plan": NORMED, "batch_norm": "shared", "data": EVEN},
+    "unequal steps": {"rule": "kgt", "steps": [3, 0, 1, 2, 3]},
+    "faults": {"faults": FAULTS},
+    "faults of weights": {"rule": "sgp", "topology": {"kind": "exponential"}, "faults": FAULTS},
+    "small chunks": {"chunk": 2},
 }
 
 
-@pytest.mark.parametrize("case", ENGINES)
-@pytest.mark.parametrize("execution", ["eager", "loop"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_engine_is_the_same_on_another_device(case: str, execution: str, dtype: str) -> None:
-    options = {"settings": settings_of(), **ENGINES[case], "execution": execution, "rounds": 4, "closing": 1}
-    options["settings"] = {**options["settings"], "dtype": dtype}
-    here = finished(engine(tables(5), {"kind": "ring"}, **options))
-    with elsewhere():
-        other = finished(engine(tables(5), {"kind": "ring"}, **options, device=DEVICE))
-        assert other.x.device == torch.device(DEVICE) and other.execution.chosen == execution
-        assert other.execution.fell_back == ()
-        assert float((other.x.cpu() - here.x).abs().max()) <= (1e-15 if dtype == "float64" else 1e-6)
+def a_run(device: str, way: str, row: dict[str, Any]) -> Any:
+    """Four rounds and some closing ones, finished."""
+    rule = row.get("rule", "dpsgd")
+    own = {"local_steps": RULES[rule].needs.most_steps or 3, "learning_rate": 0.05}
+    own |= {"rule_settings": {"fedprox": {"proximal": 0.5}, "quasi_global": {"beta": 0.8, "mu": 0.7}}.get(rule, {})}
+    own |= {name: row[name] for name in ("optimiser", "batch_norm") if name in row}
+    more = {name: row[name] for name in ("plan", "steps", "faults", "chunk") if name in row}
+    settings, topology, closing = settings_of(rule, **own), row.get("topology", RING), row.get("closing", 2)
+    more |= {"rounds": row.get("rounds", 4), "closing": closing, "settings": settings, "execution": way}
+    return finished(engine(row.get("data") or tables(5), topology, device=device, **more))
+
+
+def numbers(run: Any) -> dict[str, torch.Tensor]:
+    """All that a run holds, on the CPU."""
+    return {
+        "x": run.x.cpu(), "losses": run.population.losses.cpu(),
+        **{name: value.cpu() for name, value in {**run.state, **run.population.private}.items()},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [settings_of("kgt"), settings_of(optimiser={"name": "adam"}), settings_of(optimiser={"name": "momentum"})],
-    ids=["kgt", "adam", "momentum"],
+    ("name", "way"),
+    [pytest.param(name, way, marks=() if name in QUICK[way] else pytest.mark.slow) for way in WAYS for name in RUNS],
 )
-def test_what_is_recorded_stays_on_the_device(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recording sees through a pretended device; torch's fake tensors have no numbers, but know where they are."""
-    options = {"rounds": 2, "plan": DROPOUT, "steps": [3, 1, 2, 2, 3], "settings": {**settings, "dtype": "float32"}}
-    run = engine(tables(5), {"kind": "ring"}, **options)
-    run.step()
-    chunk, mode = run.population.take(torch.arange(5)), FakeTensorMode()
-    monkeypatch.setattr(traced_paths, "_same", lambda one, other: True)  # constants without numbers cannot be compared
-
-    def moved(tensor: torch.Tensor) -> torch.Tensor:
-        return mode.from_tensor(tensor).to(DEVICE)
-
-    with mode, torch.device(DEVICE):
-        code = PlanCode(DROPOUT.encode())
-        path = TracedPath(code, code.model(), run.layout, run.settings.rule, keyed=True, size=6, kernel=False)
-        data = tuple(moved(tensor) for tensor in run.data)
-        for _ in range(2):  # recorded, and as it was recorded
-            done = path.compute(chunk._each(moved), data, Context(1, 0.1, 3, None, False))
-            found = [done.x, done.losses, *done.state.values()]
-            assert {tensor.device for tensor in found} == {torch.device(DEVICE)} and done.x.shape == run.x.shape
+def test_same_numbers_as_on_the_cpu(name: str, way: str) -> None:
+    expected = numbers(a_run("cpu", way, RUNS[name]))
+    with other_device():
+        run = a_run(DEVICE, way, RUNS[name])
+        assert isinstance(run.x, Elsewhere) and run.execution.chosen == way
+        found = numbers(run)
+    assert list(found) == list(expected)
+    for key, value in found.items():
+        if name == "adam":
+            assert float((value - expected[key]).abs().max()) < CLOSE, key
+        else:
+            torch.testing.assert_close(value, expected[key], rtol=0, atol=0, equal_nan=True)
 
 
-def test_little_is_read_from_the_device() -> None:
-    """Whatever is read waits for all that was begun: a few numbers a round, none for each step or chunk."""
-    reads = []
-    for rounds in (4, 8):
-        with elsewhere() as seen:
-            finished(engine(tables(5), {"kind": "ring"}, rounds=rounds, chunk=2, device=DEVICE))
-        assert seen["indices"] == 0
-        reads.append(seen["read"])
-    assert reads[1] - reads[0] == 4 * 2, "a round's loss, and whether it is a number"
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case in ("relays", "machines, absent") else pytest.mark.slow) for case in CASES],
+)
+def test_whole_simulations(tmp_path: Path, case: str) -> None:
+    """From a scenario to its result: training, machines' recorded decisions, faults and evaluation with metrics."""
+    cell, inputs = cell_of(tmp_path, *CASES[case])
+    expected = prepared(cell, inputs).run()
+    simulation = dataclasses.replace(prepared(cell, inputs), device=DEVICE)
+    with other_device():
+        found = simulation.run()
+    same(expected, found, CLOSE)
+
+
+def test_checkpoints_go_from_one_device_to_another(tmp_path: Path) -> None:
+    """Written there, read here, and the other way round."""
+    cell, inputs = cell_of(tmp_path, *CASES["machines, absent"])
+    here, file = prepared(cell, inputs), Checkpoints(tmp_path / "checkpoint")
+    there = dataclasses.replace(prepared(cell, inputs), device=DEVICE)
+    with other_device():
+        there.run(cut_at(3), file)
+    here.run(cut_at(5), file)
+    with other_device():
+        found = there.run(None, file)
+    same(here.run(), found, CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("faults", "more"),
+    [
+        ([(Loss(0.15), At(1.5))], {"rounds": 6}),
+        ([(Pause(2, 150.0), At(8.0))], {"rounds": 24, "catch_up_rounds": 5, "compute": ComputeModel(seconds=10.0)}),
+    ],
+    ids=["lost messages", "states taken in"],
+)
+@pytest.mark.parametrize("rule", ["sgp", pytest.param("kgt", marks=pytest.mark.slow)])
+def test_recorded_decisions(tmp_path: Path, rule: str, faults: Any, more: Any) -> None:
+    settings = settings_of(rule)
+    world, decisions = deployed(tmp_path, settings, "ring", faults=faults, **more)
+    expected = numbers(finished(vectorised(world, tables(5), settings, decisions=decisions)))
+    with other_device():
+        found = numbers(finished(vectorised(world, tables(5), settings, decisions=decisions, device=DEVICE)))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def waits_of(sites: int) -> dict[str, int]:
+    """In the third round, all sites one chunk."""
+    run = engine(tables(sites), RING, rounds=4, settings=settings_of("kgt"), device=DEVICE)
+    run.step(), run.step()
+    assert run.execution.chunk == sites, "other devices take as many as memory allows"
+    with other_device() as device:
+        run.step()
+        return dict(device.waits)
+
+
+def test_waiting_does_not_grow_with_the_sites() -> None:
+    with other_device():
+        few, many = waits_of(4), waits_of(8)
+    assert few == many and sum(few.values()) <= 4, "the loss, and whether all are finite"
+
+
+# --- the pretended device itself
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda there, here: there + here,
+        lambda there, here: here + there,
+        lambda there, here: here @ there,
+        lambda there, here: torch.cat((there, here)),
+        lambda there, here: here[there.long()],
+        lambda there, here: here.sum().reshape(()).mul(2).expand(3) + there,
+        lambda there, here: here.add_(there),
+        lambda there, here: torch.where(there > 0, there, here),
+        lambda there, here: there.numpy(),
+    ],
+)
+def test_what_cuda_refuses_is_refused(mixed: Any) -> None:
+    with other_device():
+        there = torch.ones(3, 3, device=DEVICE)
+        with pytest.raises((RuntimeError, TypeError), match=r"same device|can't convert"):
+            mixed(there, torch.ones(3, 3))
+
+
+def test_what_cuda_allows_is_done() -> None:
+    with other_device() as device:
+        there, part = torch.zeros(3, 2, device=DEVICE), torch.arange(2, device=DEVICE)
+        there[:, 1] = 1.0
+        there[torch.tensor([0])] += torch.tensor(2.0)
+        there[1:].copy_(torch.tensor([4.0, 5.0]))
+        assert torch.equal(there.cpu(), torch.tensor([[2.0, 3.0], [4.0, 5.0], [4.0, 5.0]]))
+        assert device.waits["_to_copy.default"] == 1 and device.waits["copy_.default"] == 1
+        assert int(part[1]) == 1 and device.waits["_local_scalar_dense.default"] == 1
+        assert device.waits["index.Tensor"] == 1, "an index on the CPU is copied"
+
+
+def test_plans_that_mix_devices_fail() -> None:
+    plan = PLAN.replace("model(x), label", "model(x) + torch.zeros(3), label")
+    with other_device(), pytest.raises(PlanError, match="same device"):
+        a_run(DEVICE, "loop", {"plan": plan})
