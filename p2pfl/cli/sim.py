@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -144,8 +144,7 @@ def show_result(
     from p2pfl.sim import load_failed, load_groups
 
     _print(load_groups(folder), as_json)
-    for which, why in load_failed(folder).items():
-        note(f"error: {which}: {why}")
+    _note_each(load_failed(folder).items(), "runs", "error: ")
 
 
 def _study(
@@ -173,9 +172,9 @@ def _study(
         beside = file.resolve().parent
         cells += cells_of(scenario, variations, _seeds(scenario, seeds), inputs.digest, beside=beside)
     where = backend_named(name, inputs, address=address, workers=workers or 2)
-    for cell in {cell.setting: cell for cell in cells}.values():  # before the first of them trains
-        for said in prepared(cell, inputs).remarks:
-            note(f"{cell.setting}: {said}")
+    # before the first of them trains
+    remarks = {cell.setting: prepared(cell, inputs).remarks for cell in {cell.setting: cell for cell in cells}.values()}
+    _note_each([(setting, said) for setting, all_said in remarks.items() for said in all_said], "settings")
     if dry_run:
         rows = [{"setting": cell.setting, "seed": cell.seed, "key": cell.key} for cell in cells]
         show(
@@ -196,13 +195,22 @@ def _study(
     if done.groups:
         _print(done.groups, as_json)
         note(f"results and report.html are in {folder}")
-    for which, why in done.failed.items():
-        note(f"error: {which}: {why}")
+    _note_each(done.failed.items(), "runs", "error: ")
     if ended + len(done.failed) < len(cells):
         note(f"{ended} of {len(cells)} runs are complete; the same command with --resume makes the others")
         raise typer.Exit(INTERRUPTED)
     if done.failed:
         raise typer.Exit(1)
+
+
+def _note_each(said: Iterable[tuple[str, str]], what: str, before: str = "") -> None:
+    """Say each thing once, with the first that it is said of, and of how many more."""
+    by_text: dict[str, list[str]] = {}
+    for which, text in said:
+        by_text.setdefault(text, []).append(which)
+    for text, (first, *others) in by_text.items():
+        more = f" and {len(others)} other {what if len(others) > 1 else what[:-1]}" if others else ""
+        note(f"{before}{first}{more}: {text}")
 
 
 def _seeds(scenario: Scenario, count: int | None) -> list[int]:

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from p2pfl.errors import ConfigError
 from p2pfl.files import read_bounded
 from p2pfl.settings_files import Table, check_tables, parse_tables
-from p2pfl.topology.graphs import KEYS
+from p2pfl.topology.graphs import EXAMPLES, KEYS
 
 PAGE = "docs/simulations.md"
 LIMIT = 1024 * 1024  # bytes; the edges of a graph of some thousand sites
@@ -196,13 +196,6 @@ def _faults(faults: list[dict[str, Any]], how: Any) -> list[dict[str, Any]]:
     if not any(fault["kind"] == "lying" for fault in faults):
         raise ConfigError(f'fault={how} says how sites lie, but no [[fault]] has kind = "lying"; add one')
     return [{**fault, "how": how} if fault["kind"] == "lying" else fault for fault in faults]
-
-
-EXAMPLES: Mapping[str, Any] = {
-    "arity": 2, "bridges": 1, "clusters": 2, "columns": 4, "degree": 4, "k": 1, "probability": 0.3, "rows": 4,
-    "seed": 0,
-}  # fmt: skip
-"""Of options that a kind of graph needs, for errors: those of docs/topology.md."""
 
 
 def _check_whole(topology: Mapping[str, Any]) -> None:

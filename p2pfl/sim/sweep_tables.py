@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +28,14 @@ def labelled(cell: Cell, columns: Columns) -> Columns:
     return {"setting": np.full(rows, cell.setting, dtype=object), **head, "seed": np.full(rows, cell.seed), **columns}
 
 
+def as_read(value: Any) -> str:
+    """A value that was varied, as a person reads it: a table as its kind and the rest, regular (degree=4, seed=0)."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    rest = ", ".join(f"{name}={as_read(one)}" for name, one in value.items() if name != "kind")
+    return f"{value['kind']} ({rest})" if rest and "kind" in value else str(value.get("kind", f"({rest})"))
+
+
 def joined(parts: Sequence[Columns]) -> Columns:
     """Tables below each other; columns that one of them lacks are not a number there, or empty.
 
@@ -50,7 +58,7 @@ def joined(parts: Sequence[Columns]) -> Columns:
 
 def _repeated(value: Any, rows: int) -> np.ndarray:
     number = isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and _is_int64(value))
-    return np.full(rows, value) if number else np.full(rows, str(value), dtype=object)
+    return np.full(rows, value) if number else np.full(rows, as_read(value), dtype=object)
 
 
 def _is_int64(value: int) -> bool:

@@ -37,7 +37,7 @@ from p2pfl.sim.sweep_folder import (
     stored,
     was_begun,
 )
-from p2pfl.sim.sweep_tables import joined, labelled
+from p2pfl.sim.sweep_tables import as_read, joined, labelled
 
 MOST_CELLS = 10_000
 
@@ -103,7 +103,7 @@ def cells_of(
     cells = []
     for values in itertools.product(*variations.values()):
         changes = dict(zip(variations, values, strict=True))
-        setting = ", ".join(f"{name}={value}" for name, value in changes.items()) or scenario.scenario.name
+        setting = ", ".join(f"{name}={as_read(value)}" for name, value in changes.items()) or scenario.scenario.name
         more = {name: value for one in changes.values() for name, value in (then or {}).get(str(one), {}).items()}
         changed = varied(scenario, changes | more) if changes else scenario
         changed = changed if beside is None else placed(changed, beside)

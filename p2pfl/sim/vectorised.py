@@ -268,7 +268,7 @@ class VectorisedRun:
 
     def _facts(self, t: int, training: bool, trained: Any) -> RoundFacts:
         if self.done and not bool(torch.isfinite(self.x).all()):
-            raise PlanError("training diverged: the parameters are not finite; lower learning_rate in the plan")
+            raise PlanError(f"training diverged: the parameters are not finite; {self._way_out(t)}")
         here = torch.from_numpy(trained).to(self._device)
         losses = torch.where(here, self.population.losses, torch.nan)
         if not trained.any():
@@ -276,10 +276,20 @@ class VectorisedRun:
         wrong = here & ~torch.isfinite(losses)
         if bool(wrong.any()):
             site = int(wrong.nonzero()[0])
-            raise PlanError(f"training diverged in round {t} at site {site}; lower learning_rate in the plan")
+            raise PlanError(f"training diverged in round {t} at site {site}; {self._way_out(t)}")
         weight = self.shares * here
         loss = float((torch.where(here, losses, 0.0).double() * weight).sum() / weight.sum())
         return RoundFacts(t, training, loss, losses, int(trained.sum()))
+
+    def _way_out(self, t: int) -> str:
+        """What to do where training diverged by round ``t``."""
+        lying = sorted(
+            {site for fault in self._faults if not fault.absent and fault.since <= t for site in fault.sites}
+        )
+        if not lying:
+            return "lower learning_rate in the plan"
+        many = f"{len(lying)} sites lie" if len(lying) > 1 else f"site {lying[0]} lies"
+        return f"{many} about the parameters: give that fault a smaller size, or lower learning_rate in the plan"
 
     # --- setting up
 

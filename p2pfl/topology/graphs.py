@@ -101,9 +101,18 @@ def check_spec(spec: Mapping[str, Any]) -> None:
             f"the topology {kind!r} has the keys {_listed(sorted(map(str, spec)))[:200]}; "
             f"give it exactly {_listed(sorted(wanted))}"
             + (f", and if you like {_listed(sorted(more))}" if more else "")
+            + _example(kind)
         )
     check_choice(spec)
     check_closing(spec)
+
+
+def _example(kind: str) -> str:
+    """How a spec of this kind may be written, where that is short and more than its name."""
+    if not KEYS[kind] <= set(EXAMPLES):
+        return ""
+    values = "".join(f", {name} = {value}" for name, value in EXAMPLES.items() if name in KEYS[kind])
+    return f', such as {{ kind = "{kind}"{values} }}' if values else ""
 
 
 def spec_from_graph(graph: nx.Graph, nodes: Sequence[Hashable]) -> dict[str, Any]:
@@ -271,6 +280,12 @@ KEYS: Mapping[str, frozenset[str]] = {
     "cyclic": frozenset(),
 }
 """The keys each kind has beside ``kind``."""
+
+EXAMPLES: Mapping[str, int | float] = {
+    "arity": 2, "bridges": 1, "clusters": 2, "columns": 4, "degree": 4, "k": 1, "probability": 0.3, "rows": 4,
+    "seed": 0,
+}  # fmt: skip
+"""Of options that a kind needs, for errors: those of docs/topology.md."""
 
 OPTIONAL: Mapping[str, frozenset[str]] = {
     **{kind: frozenset({"closing", "weights"}) for kind in KINDS},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -189,6 +190,18 @@ def test_ctrl_c_leaves_a_usable_result(folder: Path, number: int) -> None:
     (kept,) = folder.glob("results/blobs/cells/*/checkpoint.safetensors")
     found = Checkpoints(kept).load(tensors=False)
     assert found is not None and found.round >= 3
+
+
+def test_what_holds_for_many_runs_is_said_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vary = ("--vary", "learning_rate=0.1,1e38,2e38", "--vary", 'topology=ring,{ kind = "hierarchical", clusters = 2 }')
+    done = do(capsys, "sim", "sweep", "blobs.toml", *vary, "--vary", "execution=eager", "--seeds", "2")
+    errors = [line for line in done.err.splitlines() if "error: " in line]
+    assert done.code == 1 and 0 < len(errors) < 8
+    assert "learning_rate=0.1, topology=hierarchical (clusters=2), execution=eager" in done.out
+    named = sum(int(more) for more in re.findall(r" and (\d+) other runs?: training diverged", done.err)) + len(errors)
+    assert named == 8, "each run is one that is named, or one of the others"
+    shown = do(capsys, "sim", "show", "results/blobs")
+    assert [line for line in shown.err.splitlines() if "error: " in line] == errors
 
 
 def test_a_run_that_was_killed_begins_again_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

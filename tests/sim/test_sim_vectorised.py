@@ -381,6 +381,22 @@ def test_divergence_is_said() -> None:
         finished(run)
 
 
+@pytest.mark.parametrize(
+    ("faults", "says"),
+    [
+        ([Scaled([2], 1e300, 1)], "site 2 lies about the parameters: give that fault a smaller size"),
+        ([Noise([0], 1e300, 5, 0), Scaled([2, 0], 1e300, 0)], "2 sites lie about the parameters"),
+        ([Absent([1], 0), Scaled([2], 2.0, 9)], "; lower learning_rate in the plan"),
+    ],
+)
+def test_divergence_names_what_lies(faults: list[Any], says: str) -> None:
+    rate = 0.1 if "lie" in says else 1e308
+    run = engine(tables(4), RING, rounds=60, settings=settings_of(learning_rate=rate), faults=faults)
+    with warnings.catch_warnings(), pytest.raises(PlanError, match="diverged in round.*" + says):
+        warnings.simplefilter("ignore")
+        finished(run)
+
+
 def test_rounds_end() -> None:
     run = finished(engine(tables(3), RING, rounds=2))
     with pytest.raises(IllegalStep, match="2 rounds"):
