@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import networkx as nx
 import numpy as np
@@ -42,7 +42,7 @@ MOST_SITES = 1000  # the table of weights has a column for each
 MOST_ROUNDS = 10_000
 MOST_CLOSING = 1000  # as in plans
 SEEDED = ("regular", "small_world", "erdos_renyi", "matching", "epidemic")
-WALKS = "one model walks: the table is of round 0, gap and rounds of a run without training; the rule is cyclic"
+WALKS = "the table is of round 0: who has the model trains it, and gives it to the next site; the rule is cyclic"
 DIRECTED = "directed: sites give other amounts than they take; gap and rounds are of what the rule sgp reads"
 MOST_PAIRS = 200  # sites up to which all pairs of absences are tried
 
@@ -150,8 +150,7 @@ def _facts(
     law = dict(zip(nodes, schedule.law, strict=True))
     several = spec["kind"] == "hierarchical"  # shown as if all its edges mixed at once
     matrix = stationary_weights(graph, law) if several else schedule.round(0).mixings[0].matrix
-    speed = speed_of(schedule)
-    gap = speed.gap if changes else spectral_gap(matrix, schedule.law)
+    speed = _Speed.of(schedule, matrix, changes)
     alone = absences_that_disconnect(graph, 1)
     pairs = absences_that_disconnect(graph, 2) if len(nodes) <= MOST_PAIRS else []
     dense = matrix.toarray()
@@ -162,24 +161,48 @@ def _facts(
         "walks": schedule.walks,
         "counts": [float(law[node]) for node in nodes],
         "weights": [[float(cell) for cell in row] for row in dense],
-        "spectral_gap": gap,
-        "measured_over_rounds": speed.measured if changes else 0,
+        "spectral_gap": speed.gap,
+        "measured_over_rounds": speed.measured,
         "exact_after": speed.exact_after,
         "rounds_to_consensus": speed.rounds,
         "disconnecting": [sorted(gone) for gone in alone],
         "disconnecting_pairs": [sorted(gone) for gone in pairs],
     }
-    over = f" (mean over {speed.measured} rounds)" if changes else ""
-    lines = [f"sites {len(nodes)}, edges {graph.number_of_edges()}, spectral gap {gap:.6f}{over}"]
+    lines = [f"sites {len(nodes)}, edges {graph.number_of_edges()}, {speed.words}"]
     lines += [*_table(nodes, dense), *([WALKS] if schedule.walks else [DIRECTED] if schedule.directed else [])]
     lines.append(f"weights by {weights_in_words(spec)}")
     lines.append(f"each counts {', '.join(f'{node} {part:.4f}' for node, part in law.items())}")
-    exact = "never" if speed.exact_after is None else _rounds(speed.exact_after)
-    slow = "not in so many rounds" if speed.rounds is None else _rounds(speed.rounds)
-    lines.append(f"disagreement is 1 % after: {slow}; exactly nothing after: {exact}")
+    lines.append(speed.agreement)
     lines.append(f"one absence that disconnects: {_list(alone)}")
     lines.append(f"two absences that disconnect: {_list(pairs)}" if len(nodes) <= MOST_PAIRS else "pairs not tried")
     return value, lines, graph
+
+
+class _Speed(NamedTuple):
+    """How fast models agree, as values and in words. One that walks is with one site: there is nothing to agree on."""
+
+    gap: float | None
+    measured: int  # rounds; 0 where the gap is of one matrix
+    exact_after: int | None
+    rounds: int | None
+    words: str
+    agreement: str
+
+    @classmethod
+    def of(cls, schedule: Schedule, matrix: Any, changes: bool) -> _Speed:
+        """Of a schedule, and the matrix of its rounds if that stays the same."""
+        if schedule.walks:
+            comes = f"the model has come to each site after: {_rounds(len(schedule.nodes))}"
+            return cls(None, 0, None, None, "one model walks: no spectral gap", comes)
+        speed = speed_of(schedule)
+        gap = speed.gap if changes else spectral_gap(matrix, schedule.law)
+        over = f" (mean over {speed.measured} rounds)" if changes else ""
+        exact = "never" if speed.exact_after is None else _rounds(speed.exact_after)
+        slow = "not in so many rounds" if speed.rounds is None else _rounds(speed.rounds)
+        return cls(
+            gap, speed.measured if changes else 0, speed.exact_after, speed.rounds, f"spectral gap {gap:.6f}{over}",
+            f"disagreement is 1 % after: {slow}; exactly nothing after: {exact}",
+        )  # fmt: skip
 
 
 def _closing(
@@ -195,6 +218,8 @@ def _closing(
             left[other] = Schedule({**spec, "closing": other}, nodes, pi, 1, closing_rounds).closing_contraction()
     beside = [f'; {part:.3g} with closing = "{way}"' for way, part in left.items() if way != own]
     line = f"{_rounds(closing_rounds)} of {own} closing leave at most {left[own]:.3g} of the disagreement"
+    if schedule.walks:
+        line = f"{_rounds(closing_rounds)} of closing: the first gives the model to all, others make good what was lost"
     return {"rounds": closing_rounds, "as": own, "leaves": left}, line + "".join(beside)
 
 

@@ -203,3 +203,14 @@ def test_show_says_how_far_closing_rounds_level(capsys: pytest.CaptureFixture[st
     assert "5 rounds of plain closing leave at most" in done.out and "chebyshev" not in done.out
     done = do(capsys, "topology", "show", "base", "--sites", "6", "--k", "1", "--closing", "chebyshev")
     assert done.code != 0 and 'give closing = "plain" or another kind' in done.err
+
+
+def test_a_model_that_walks_has_no_gap(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is to be agreed on while it is with one site; a gap of the matrices would say how they lose it."""
+    shown = do(capsys, "topology", "show", "cyclic", "--sites", "6", "--closing-rounds", "3")
+    assert shown.code == 0 and "one model walks: no spectral gap" in shown.out
+    assert "the model has come to each site after: 6 rounds" in shown.out
+    assert "3 rounds of closing: the first gives the model to all" in shown.out and "never" not in shown.out
+    value = json.loads(do(capsys, "topology", "show", "cyclic", "--sites", "6", "--json").out)
+    assert value["walks"] and value["spectral_gap"] is value["rounds_to_consensus"] is value["exact_after"] is None
+    assert value["closing"]["leaves"] == {"plain": 0.0}
