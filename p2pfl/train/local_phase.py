@@ -28,7 +28,7 @@ from p2pfl.train.plan_code import Batch, PlanCode
 from p2pfl.train.rules import Context, Rule
 from p2pfl.train.small_products import KERNEL_SECONDS
 from p2pfl.train.threads import dealt, on_threads
-from p2pfl.train.traced_paths import CompiledPath, TracedPath
+from p2pfl.train.traced_paths import CompiledPath, TracedPath, give_back
 
 WAYS = ("compiled", "traced", "eager", "loop")
 CHUNK_NUMBERS = 520_000  # parameters and inputs of a chunk: 85 sites of the MLP 64-64-10; up to 128 none is faster, and
@@ -114,6 +114,8 @@ class LocalPhase:
         if not self._paths:
             trial = _Trial(sites, rows, data, context)
             self._run_all([lambda: self._choose(trial, len(rows) * rounds)])
+            if len(self.execution.seconds) > 2:  # ways that are recorded were among them
+                give_back()
         size = self.execution.chunk
         most = min(BLOCK_SITES, BLOCK_NUMBERS // (self._parameters + self._inputs * context.steps))
         per_block = max(1, min(most // size, math.ceil(len(rows) / len(self._paths) / size))) * size

@@ -68,7 +68,7 @@ class TracedPath:
                 made = self._made.get(key)
                 if made is None:
                     made = self._made[key] = self._make(inputs, chunk, len(data), context)
-                    _give_back()
+                    give_back()
             function, names, others = made
             leaves: Iterator[Tensor] = iter(function(*_tensors(inputs)))
             if count < self._size:
@@ -133,7 +133,7 @@ class _TracedContext:
         raise IllegalStep("the rule reads the number of the round, so its local steps cannot be recorded once for all")
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """What recording left: graphs that hold each other, and memory that the allocator keeps; 20 MB for small models."""
     gc.collect()
     if sys.platform == "linux":
