@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from p2pfl.errors import ConfigError, StoreError
 
@@ -27,13 +29,18 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 def write_atomic(path: Path, data: bytes, *, private: bool = True) -> None:
     """Replace the file, mode 0600 if ``private``. Raises StoreError; the old content then still stands."""
+    replace_atomic(path, lambda file: file.write(data), private=private)
+
+
+def replace_atomic(path: Path, write: Callable[[BinaryIO], object], *, private: bool = True) -> None:
+    """`write_atomic` with what ``write`` writes into the file it is given."""
     # the process id keeps a command-line verb and a running peer from sharing one temporary file
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from p2pfl.errors import ConfigError
-from p2pfl.sim.checkpoints import Checkpoint, Checkpoints, arrays_of
+from p2pfl.errors import ConfigError, StoreError
+from p2pfl.sim.checkpoints import Checkpoint, Checkpoints, CheckpointWarning, arrays_of
 from p2pfl.sim.directions import lower_is_better
 from p2pfl.sim.evaluation import Evaluation, Evaluator
 from p2pfl.sim.fault_sites import sites_of_fault
@@ -54,13 +55,13 @@ def conduct(
                     progress(min(run.round, total), total)
                 if checkpoints is not None and checkpoints.due and not run.done:
                     with interrupts.held():
-                        checkpoints.save(course.checkpoint())
+                        course.keep(checkpoints)
         except KeyboardInterrupt:
             if not course.rows:
                 raise
             interrupted = True
-            if checkpoints is not None and course.whole and run.round > 0 and not run.done:
-                checkpoints.save(course.checkpoint())
+            if checkpoints is not None and course.whole and run.round > 0:
+                course.keep(checkpoints)
             course.end_early()
     return course.result(interrupted)
 
@@ -72,7 +73,7 @@ class _Course:
         lap = stopwatch()
         self._simulation = simulation
         self.pace = pace_of(simulation)
-        self.run = run = engine(simulation, self.pace, None if before is None else before.way)
+        self.run = run = engine(simulation, self.pace, {} if before is None else before.execution)
         self._judge = Judge(simulation, run)
         self._remarks = simulation.remarks
         self.rows: list[dict[str, Any]] = []
@@ -91,15 +92,24 @@ class _Course:
         self.rows, self._cost = _rows(before.rows), before.cost
         self._judge.seconds = self._cost.pop("evaluation")
         self._judge.metric = _metric(name.removeprefix(MEAN_MODEL) for name in self.rows[0] if MEAN_MODEL in name)
-        said = f"cut off after round {before.round} and gone on with from there, {before.way} as before"
+        said = f"cut off after round {before.round}, and gone on with from there"
         self._remarks = (*self._remarks, said)
 
-    def checkpoint(self) -> Checkpoint:
-        """Where it is, between two rounds."""
+    def keep(self, checkpoints: Checkpoints) -> None:
+        """Write down where it is, between two rounds; a disk that refuses ends no run, which is said."""
+        try:
+            checkpoints.save(self._checkpoint())
+        except StoreError as error:
+            said = f"no checkpoint after round {self.run.round}: {error}"
+            warnings.warn(f"{said}; the run goes on", CheckpointWarning, stacklevel=2)
+            self._remarks = (*self._remarks, said)
+
+    def _checkpoint(self) -> Checkpoint:
         cost = {**self._cost, "evaluation": self._judge.seconds}
         execution = self.run.execution
-        way = execution.chosen if execution.seconds else self._simulation.execution  # nobody may have trained yet
-        return Checkpoint(self.run.round, way, cost, _columns(self.rows), arrays_of(held(self.run)))
+        as_now = {"execution": execution.chosen, "chunk": execution.chunk, "kernel": execution.kernel}
+        as_now = as_now if execution.chunk else {}  # nobody has trained yet
+        return Checkpoint(self.run.round, as_now, cost, _columns(self.rows), arrays_of(held(self.run)))
 
     def begin(self) -> None:
         """The row before the first round; an earlier attempt has it."""
@@ -129,6 +139,8 @@ class _Course:
     def result(self, interrupted: bool) -> SimResult:
         """What came of it."""
         simulation, run = self._simulation, self.run
+        if self._judge.at_end is None:  # gone on with after the last round
+            self.rows[-1].update(self._judge.row())
         sites = _sites(simulation, self._judge, self.pace)
         facts = _facts(simulation, run, self._judge, self.pace, self._remarks)
         x = run.x.detach().cpu().numpy() if self.whole else None
@@ -190,13 +202,13 @@ def _metric(names: Iterable[str]) -> str:
     return next((name for name in names if name != "loss"), "loss")
 
 
-def engine(simulation: Simulation, pace: Pace, way: str | None = None) -> VectorisedRun:
-    """The vectorised engine for this simulation; ``way`` of execution: the simulation's if None."""
+def engine(simulation: Simulation, pace: Pace, as_before: Mapping[str, Any] | None = None) -> VectorisedRun:
+    """The vectorised engine for this simulation; ``as_before``: how another part of the run was computed."""
     train, rows = _inputs(simulation)
     return VectorisedRun(
         simulation.code, simulation.settings, train, rows, pace.schedule, seed=simulation.seed,
-        execution=way or simulation.execution, device=simulation.device, decisions=pace.decisions,
-        steps=simulation.each.tolist(),
+        device=simulation.device, decisions=pace.decisions, steps=simulation.each.tolist(),
+        **{"execution": simulation.execution, **(as_before or {})},
         faults=[
             vector_fault(fault, simulation, place)
             for place, fault in enumerate(simulation.faults)

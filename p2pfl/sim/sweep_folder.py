@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SWEEP, REPORT, CELLS, LOCK = "sweep.json", "report.html", "cells", "sweep.lock"
 BEGUN = "begun"  # beside a run's result: it was begun, and has not ended
-CHECKPOINT = "checkpoint.safetensors"  # beside it, too
+CHECKPOINT = "checkpoint.npz"  # beside it, too
 _KEY = re.compile("[0-9a-f]{16}")
 
 Groups = dict[str, list[SimResult]]
@@ -67,9 +67,11 @@ def _lock(file: int, folder: Path) -> None:
 
 def stored(cells: Sequence[Cell], folder: Path, resume: bool) -> dict[str, SimResult]:
     """The whole results of these cells that are there. ConfigError for those of others, or without ``resume``."""
-    there = {place.parent.name for place in folder.glob(f"{CELLS}/*/{FACTS}")}
+    there = {place.parent.name for name in (FACTS, CHECKPOINT) for place in folder.glob(f"{CELLS}/*/{name}")}
     if there and not resume:
-        raise ConfigError(f"{folder} holds {len(there)} results already; go on with --resume, or give another --out")
+        raise ConfigError(
+            f"{folder} holds {len(there)} results or parts of them already; go on with --resume, or give another --out"
+        )
     others = there - {cell.key for cell in cells}
     if others:
         raise ConfigError(
@@ -84,6 +86,7 @@ def stored(cells: Sequence[Cell], folder: Path, resume: bool) -> dict[str, SimRe
             continue  # cut or damaged: it is made again
         if not result.interrupted:
             found[key] = result
+            checkpoints_of(folder, key).remove()  # cut off between the result and its removal
     return found
 
 

@@ -71,6 +71,7 @@ class VectorisedRun:
         execution: str = "auto",
         device: str = "cpu",
         chunk: int | None = None,
+        kernel: bool = True,
         steps: Sequence[int] | None = None,
         decisions: Decisions | None = None,
         faults: Sequence[VectorFault] = (),
@@ -106,7 +107,7 @@ class VectorisedRun:
         inputs = self.population.width * sum(tensor[0].numel() for tensor in self.data)
         self._local = LocalPhase(
             plan, module, self.layout, self._rule, way=execution, chunk=chunk, inputs=inputs, device=device,
-            deployed=draws.deployed,
+            deployed=draws.deployed, kernel=kernel,
         )  # fmt: skip
         self.linear = self._linear_mixing()
         self.population.quicker = self.linear.quicken

@@ -58,6 +58,7 @@ class Execution:
     seconds: Mapping[str, float] = field(default_factory=dict)  # per site and round on one thread, as measured
     compile_seconds: float = 0.0
     fell_back: tuple[str, ...] = ()  # what is not possible, in words
+    kernel: bool = True  # whether recorded small products are compiled, where they can be
 
     def __str__(self) -> str:
         return "; ".join((f"{self.chosen} ({self.why})", *self.fell_back))
@@ -88,9 +89,10 @@ class LocalPhase:
         inputs: int = 0,
         device: str | torch.device = "cpu",
         deployed: bool = False,
+        kernel: bool = True,
     ) -> None:
         """``way``: "auto" or one of `WAYS`. ``inputs``: numbers in one site's batch. ``deployed``:
-        dropout as at deployed sites.
+        dropout as at deployed sites. ``kernel``: compile small products of a way that is asked for and recorded.
 
         ConfigError for another way, or a chunk of no sites.
         """
@@ -103,7 +105,7 @@ class LocalPhase:
         self._on_cpu = torch.device(device).type == "cpu"
         self._chunk, self._parameters, self._inputs = chunk, layout.size, inputs
         self._threads = torch.get_num_threads() if self._on_cpu else 1
-        self._kernel = True
+        self._kernel = kernel
         self._paths: list[Path] = []
         self.execution = Execution("none", "nothing was trained yet", 0, self._threads)
 
@@ -172,7 +174,9 @@ class LocalPhase:
 
     def _take(self, way: str, why: str, seconds: Mapping[str, float], trial: _Trial) -> None:
         size = self._size(way, len(trial.rows))
-        self.execution = replace(self.execution, chosen=way, why=why, chunk=size, seconds=seconds)
+        self.execution = replace(
+            self.execution, chosen=way, why=why, chunk=size, seconds=seconds, kernel=self._kernel
+        )  # fmt: skip
         kept = [path for path in self._paths if type(path) is _KINDS[way]]
         count = 1 if way == "loop" else self._threads
         if way in ("compiled", "traced"):

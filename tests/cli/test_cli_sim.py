@@ -187,7 +187,7 @@ def test_ctrl_c_leaves_a_usable_result(folder: Path, number: int) -> None:
     assert "Traceback" not in err and "--resume makes the others" in err
     assert "accuracy, mean model" in out
     assert "Interrupted" in (folder / "results" / "blobs" / "report.html").read_text()
-    (kept,) = folder.glob("results/blobs/cells/*/checkpoint.safetensors")
+    (kept,) = folder.glob("results/blobs/cells/*/checkpoint.npz")
     found = Checkpoints(kept).load(tensors=False)
     assert found is not None and found.round >= 3
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sim_worlds import SCENARIO, write_scenario
+from sim_worlds import PLAN_PY, PLAN_TOML, SCENARIO, blobs, write_scenario
 
+from p2pfl.data import iid
 from p2pfl.errors import ConfigError
+from p2pfl.governance import read_plan
 from p2pfl.sim import Cell, Inputs, SimResult, backend_named, cells_of, read_scenario, sweep
-from p2pfl.sim.checkpoints import Checkpoint, Checkpoints
+from p2pfl.sim.checkpoints import Checkpoint, Checkpoints, CheckpointWarning
+from p2pfl.sim.preparing import prepare
+from p2pfl.sim.scenario import EvaluateTable
 from p2pfl.sim.study import prepared
 from p2pfl.sim.sweep_folder import CELLS, checkpoints_of
 from p2pfl.sim.vector_mixing import LinearMixing
@@ -95,7 +100,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(tmp_path: Path, case: s
     done: list[int] = []
     again = prepared(cell, inputs).run(lambda now, _: done.append(now), file)
     assert done[0] == round_ + 1 and not again.interrupted
-    assert f"cut off after round {round_} and gone on with" in again.facts["remarks"][-1]
+    assert f"cut off after round {round_}, and gone on with from there" in again.facts["remarks"][-1]
     same(whole, again)
 
 
@@ -116,6 +121,80 @@ def test_a_run_that_is_cut_off_at_once_has_its_figures(tmp_path: Path) -> None:
         assert now.interrupted and now.rounds["round"][-1] == rounds
         assert list(now.sites) == list(part.sites) and np.isfinite(now.sites["accuracy"]).sum() == 3
         assert now.metric == part.metric == "accuracy"
+
+
+def test_cut_off_in_the_last_round(tmp_path: Path) -> None:
+    """All rounds are there, and what comes then is made without any."""
+    cell, inputs = cell_of(tmp_path)
+    whole, file = prepared(cell, inputs).run(), Checkpoints(tmp_path / "checkpoint")
+    part = prepared(cell, inputs).run(cut_at(12), file)
+    assert part.interrupted and len(part.rounds["round"]) == len(whole.rounds["round"])
+
+    def none(done: int, rounds: int) -> None:
+        raise AssertionError("no round is made again")
+
+    same(whole, prepared(cell, inputs).run(none, file))
+
+
+def test_the_way_is_that_of_the_first_part(tmp_path: Path) -> None:
+    """Another one, other chunks or kernels may be chosen now, and each rounds in its own manner."""
+    cell, inputs = cell_of(tmp_path, execution="auto")
+    file = Checkpoints(tmp_path / "checkpoint")
+    prepared(cell, inputs).run(cut_at(3), file)
+    found = file.load()
+    assert found is not None and found.execution["chunk"] > 0
+    for way, kernel in (("loop", True), ("traced", False)):
+        as_before = {"execution": way, "chunk": 2, "kernel": kernel}
+        file.save(dataclasses.replace(found, execution=as_before))
+        facts = prepared(cell, inputs).run(None, file).facts["execution_facts"]
+        assert {"execution": facts["chosen"], "chunk": facts["chunk"], "kernel": facts["kernel"]} == as_before
+
+
+def test_private_buffers_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "plan.py").write_text(PLAN_PY.replace("nn.Tanh()", "nn.BatchNorm1d(8), nn.Tanh()"))
+    (tmp_path / "plan" / "plan.toml").write_text(PLAN_TOML + 'batch_norm = "private"\n')
+    plan, file = read_plan(tmp_path / "plan"), Checkpoints(tmp_path / "checkpoint")
+
+    def simulation() -> Any:
+        return prepare(
+            plan, blobs(), partition=iid(), topology=None, peers=4, rounds=6, closing_rounds=1, seed=0, training={},
+            weights="samples", time=None, faults=(), evaluate=EvaluateTable(), execution="eager",
+        )  # fmt: skip
+
+    simulation().run(cut_at(4), file)
+    found = file.load()
+    assert found is not None and [name for name in found.tensors if name.startswith("private/")]
+    same(simulation().run(), simulation().run(None, file))
+
+
+def test_a_disk_that_refuses_ends_no_run(tmp_path: Path) -> None:
+    """What cannot be kept is said, and the interrupted part is there all the same."""
+    cell, inputs = cell_of(tmp_path)
+    whole = prepared(cell, inputs).run()
+    nowhere = Checkpoints(tmp_path / "no" / "such" / "folder" / "checkpoint", every=0.0)
+    with pytest.warns(CheckpointWarning, match="couldn't write .* the run goes on"):
+        result = prepared(cell, inputs).run(None, nowhere)
+    assert len([text for text in result.facts["remarks"] if text.startswith("no checkpoint after round")]) == 11
+    same(whole, result)
+    with pytest.warns(CheckpointWarning):
+        part = prepared(cell, inputs).run(cut_at(3), nowhere)
+    assert part.interrupted and part.rounds["round"][-1] == 3
+
+
+def test_writing_takes_a_small_part_of_a_run(tmp_path: Path) -> None:
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 5.0  # each look at it
+        return now[0]
+
+    file = Checkpoints(tmp_path / "checkpoint", every=60.0, clock=clock)
+    file.save(Checkpoint(1, {}, {}, {}, {}))  # took 5 seconds
+    waited = 0
+    while not file.due:
+        waited += 1
+    assert waited * 5.0 == 95.0
 
 
 def test_cut_off_again_and_again(tmp_path: Path) -> None:
@@ -171,26 +250,34 @@ def test_a_file_that_cannot_be_used_is_none(tmp_path: Path) -> None:
     file = Checkpoints(path)
     assert file.load() is None
     rows = {"round": np.arange(2), "loss": np.array([np.nan, 0.1])}
-    file.save(Checkpoint(1, "eager", {"training": 0.5}, rows, {"x": np.arange(6.0)}))
+    (tmp_path / "checkpoint.17.new").write_bytes(b"killed while it wrote")
+    file.save(Checkpoint(1, {"execution": "eager"}, {"training": 0.5}, rows, {"x": np.arange(6.0)}))
+    assert list(tmp_path.iterdir()) == [path]
     found = file.load()
-    assert found is not None and list(found.rows) == ["round", "loss"]
+    assert found is not None and list(found.rows) == ["round", "loss"] and found.execution == {"execution": "eager"}
     np.testing.assert_array_equal(found.rows["loss"], rows["loss"])
     assert found.cost == {"training": 0.5} and found.tensors["x"].tolist() == list(range(6))
     whole = path.read_bytes()
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
         assert file.load() is None, length
-    for wrong in (
-        whole.replace(b'"format":"1"', b'"format":"2"'),
-        whole.replace(b"eager", b'\xff"ger'),
-        whole[:-1] + b"xx",
-    ):
+    first = whole.index(np.arange(6.0).tobytes())
+    for wrong in (whole[:first] + b"\xff" + whole[first + 1 :], whole.replace(b'"format": 1', b'"format": 2')):
         assert wrong != whole
         path.write_bytes(wrong)
         assert file.load() is None
-    (tmp_path / "checkpoint.17.new").write_bytes(whole)  # killed while it wrote
+    path.write_bytes(whole)
+    (tmp_path / "checkpoint.18.new").write_bytes(whole)
     file.remove(), file.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_pickled_is_not_read(tmp_path: Path) -> None:
+    head = np.frombuffer(b'{"format": 1, "round": 1, "execution": {}, "cost": {}, "rows": []}', dtype=np.uint8)
+    with (tmp_path / "checkpoint").open("wb") as file:
+        np.savez(file, head=head, x=np.array([print], dtype=object))
+    assert Checkpoints(tmp_path / "checkpoint").load() is None
+    assert Checkpoints(tmp_path / "checkpoint").load(tensors=False) is not None
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -224,13 +311,13 @@ def test_a_sweep_goes_on_inside_its_runs(tmp_path: Path) -> None:
     here, out = backend_named("here", inputs, address=None), tmp_path / "out"
     said: list[str] = []
     cut = sweep([cell], out, here, resume=False, watch=Interrupting(5), tell=said.append)
-    assert cut.waiting == 0 and said == [] and (out / CELLS / cell.key / "checkpoint.safetensors").is_file()
+    assert cut.waiting == 0 and said == [] and (out / CELLS / cell.key / "checkpoint.npz").is_file()
     made = sweep([cell], out, here, resume=True, tell=said.append)
     assert said == ["blobs, seed 0, was cut off: it goes on after round 5"]
     ((result,),) = made.groups.values()
     whole = prepared(cell, inputs).run()
     np.testing.assert_array_equal(result.rounds["train_loss"], whole.rounds["train_loss"])
-    assert not result.interrupted and not (out / CELLS / cell.key / "checkpoint.safetensors").exists()
+    assert not result.interrupted and not (out / CELLS / cell.key / "checkpoint.npz").exists()
 
 
 def test_a_checkpoint_of_another_run_ends_one_run_and_is_removed(tmp_path: Path) -> None:
@@ -238,9 +325,33 @@ def test_a_checkpoint_of_another_run_ends_one_run_and_is_removed(tmp_path: Path)
     here, out = backend_named("here", inputs, address=None), tmp_path / "out"
     sweep([cell], out, here, resume=False, watch=Interrupting(5))
     checkpoints_of(out, cell.key).save(
-        Checkpoint(2, "eager", {"evaluation": 0.0}, {"round": np.arange(3)}, {"x": np.ones((2, 3))})
+        Checkpoint(2, {"execution": "eager"}, {"evaluation": 0.0}, {"round": np.arange(3)}, {"x": np.ones((2, 3))})
     )
     made = sweep([cell], out, here, resume=True)
     assert "is of another run" in made.failed["blobs, seed 0"]
     made = sweep([cell], out, here, resume=True)
     assert not made.failed and made.waiting == 0
+
+
+def test_no_checkpoint_stays_beside_a_result(tmp_path: Path) -> None:
+    """A process was killed between writing the result and removing it."""
+    cell, inputs = cell_of(tmp_path)
+    here, out = backend_named("here", inputs, address=None), tmp_path / "out"
+    sweep([cell], out, here, resume=False)
+    checkpoints_of(out, cell.key).save(Checkpoint(2, {}, {}, {}, {}))
+    sweep([cell], out, here, resume=True)
+    assert checkpoints_of(out, cell.key).load() is None
+
+
+def test_parts_of_runs_are_not_mixed_with_other_runs(tmp_path: Path) -> None:
+    """Killed before any result: the folder is a sweep's all the same."""
+    cell, inputs = cell_of(tmp_path)
+    (tmp_path / "other").mkdir()
+    other, others = cell_of(tmp_path / "other", *CASES["kgt"])
+    here, out = backend_named("here", inputs, address=None), tmp_path / "out"
+    sweep([cell], out, here, resume=False, watch=Interrupting(5))
+    (out / CELLS / cell.key / "result.json").unlink()
+    with pytest.raises(ConfigError, match="1 results or parts of them already; go on with --resume"):
+        sweep([cell], out, here, resume=False)
+    with pytest.raises(ConfigError, match="1 results of other runs"):
+        sweep([other], out, backend_named("here", others, address=None), resume=True)
