@@ -107,7 +107,7 @@ class ClosingPart:
         """All rounds are done: ask the neighbours about edges that are still open."""
         self.begun = True
         context = self.context
-        context.tell("closing", unsettled=sum(len(ledger.unsettled) for ledger in self.rounds.ledgers.values()))
+        context.tell("closing", unsettled=sum(len(ledger.unsettled) for ledger in self.rounds.edges.ledgers.values()))
         context.set_timer("closing", context.running.deadline)
         context.set_timer("hope", min(HOPE, context.running.deadline))
         self.ask(everybody=True)
@@ -116,7 +116,7 @@ class ClosingPart:
     def ask(self, *, everybody: bool = False) -> None:
         """Send our lists, with a question where something is open; again after a while."""
         open_edges = self._open()
-        for peer in self.rounds.ledgers:
+        for peer in self.rounds.edges.ledgers:
             if peer in self.context.linked and (everybody or peer in open_edges):
                 self.send(peer, question=peer in open_edges)
         if open_edges:
@@ -127,7 +127,7 @@ class ClosingPart:
 
         The other end forgets what it hears that we know; after a restart nobody could tell us again.
         """
-        edges = self.rounds.ledgers[peer].list()
+        edges = self.rounds.edges.ledgers[peer].list()
         if self.durable.get(peer) == edges and not self.waiting:
             self.context.emit(SendStatement(peer, "settle", self._settle(peer, edges, question)))
             return
@@ -140,7 +140,7 @@ class ClosingPart:
 
     def _commit_settling(self) -> None:
         for peer, question in sorted(self.questions.items()):
-            edges = self.rounds.ledgers[peer].list()
+            edges = self.rounds.edges.ledgers[peer].list()
             self.waiting.append((peer, edges, self._settle(peer, edges, question)))
         self.questions = {}
         self.context.commit("settling", stage="settled" if self.context.state is State.DONE else "settling")
@@ -158,7 +158,7 @@ class ClosingPart:
         """Neighbours that can still tell us something we need."""
         return [
             peer
-            for peer, ledger in self.rounds.ledgers.items()
+            for peer, ledger in self.rounds.edges.ledgers.items()
             if ledger.unsettled and peer not in self.context.gone and (self._there(peer) or self._hoped_for(peer))
         ]
 
@@ -169,14 +169,14 @@ class ClosingPart:
         """It was lost at the very end, and a restart takes less time than we give it: else its edge becomes bias."""
         since = self.context.missing.get(peer, (0, ""))[0]
         recent = since >= self.context.running_schedule.total - HOPED_FOR
-        return self.hoping and recent and bool(self.rounds.ledgers[peer].mixed_and_unknown)
+        return self.hoping and recent and bool(self.rounds.edges.ledgers[peer].mixed_and_unknown)
 
     def hear_settle(self, peer: PeerId, settle: Settle) -> None:
         """A neighbour's verdicts on our common edge."""
         context, rounds = self.context, self.rounds
         if settle.recipient != context.me:
             raise SignatureRefused("settle message for another edge", peer=peer)
-        if peer not in rounds.ledgers:  # one of us has not heard yet who takes part
+        if peer not in rounds.edges.ledgers:  # one of us has not heard yet who takes part
             context.unlike.add(peer)
             context.counters["settle message of a site that is no neighbour"] += 1
             return
@@ -192,9 +192,9 @@ class ClosingPart:
             del context.missing[peer]
         reached = rounds.deliveries.reached
         reached[peer] = max(reached.get(peer, (0, 0)), settle.position)
-        settled = rounds.ledgers[peer].hear(settle.edges, settle.position, rounds.deliveries.decided_until)
+        settled = rounds.edges.ledgers[peer].hear(settle.edges, settle.position, rounds.deliveries.decided_until)
         if not self.finishing:
-            rounds.apply(peer, settled)
+            rounds.edges.apply(peer, settled)
         if settle.question and context.state in (State.CLOSING, State.DONE):
             self.send(peer, question=False)
 
@@ -209,11 +209,11 @@ class ClosingPart:
         self.finishing = True
         for timer in ("closing", "ask", "hope"):
             context.cancel_timer(timer)
-        for peer, ledger in rounds.ledgers.items():
+        for peer, ledger in rounds.edges.ledgers.items():
             for round_, step in ledger.mixed_and_unknown:
-                rounds.biased += 1
+                rounds.edges.biased += 1
                 context.log("edge_unsettled", {"peer": peer, "round": round_, "step": step})
-        corrections = rounds.take_corrections()
+        corrections = rounds.edges.take_corrections()
         total = context.running_schedule.total
         inertia = context.running_schedule.inertias(total)
         if not corrections and (not inertia or rounds.moved_until >= total):
@@ -242,7 +242,7 @@ class ClosingPart:
         context, rounds = self.context, self.rounds
         finished = context.away_for_good is None
         missing = []
-        for peer in rounds.ledgers if finished else ():
+        for peer in rounds.edges.ledgers if finished else ():
             since = rounds.missing_since(peer)
             if since is not None:
                 reason = context.missing.get(peer, (since, "its last messages did not arrive"))[1]
@@ -251,7 +251,7 @@ class ClosingPart:
         contributed = tuple((peer, tuple(done.ranges)) for peer, done in sorted(rounds.contributed.items()))
         samples = next((item.samples for item in context.running.participants if item.peer_id == context.me), 0)
         self.statement = Closing(
-            context.running.run, finished, rounds.rounds_done, digest, tuple(missing), rounds.biased,
+            context.running.run, finished, rounds.rounds_done, digest, tuple(missing), rounds.edges.biased,
             samples, rounds.distance, contributed,
         )  # fmt: skip
         self.stated = True
@@ -262,7 +262,7 @@ class ClosingPart:
                 "rounds_done": rounds.rounds_done,
                 "digest": digest,
                 "missing": [list(row) for row in missing],
-                "unsettled": rounds.biased,
+                "unsettled": rounds.edges.biased,
                 "samples": samples,
                 "distance": rounds.distance,
                 "contributed": [[peer, [list(item) for item in ranges]] for peer, ranges in contributed],
@@ -297,7 +297,7 @@ class ClosingPart:
             self.context.closed.add(signer)
         if not statement.finished and signer != self.context.me:
             self.context.gone.add(signer)
-            if signer in self.rounds.ledgers and self.context.state is not State.DONE:
+            if signer in self.rounds.edges.ledgers and self.context.state is not State.DONE:
                 self.rounds.attendance.mark_missing(signer, "it takes no further part")
         for peer, since, reason in statement.missing:
             if peer not in self.named_missing and peer in self.context.running.shares:

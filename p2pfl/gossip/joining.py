@@ -146,9 +146,9 @@ class Joining:
     def _make_room(self, came: list[PeerId]) -> None:
         """Edges to new neighbours; nobody waits for one that was not heard yet."""
         context = self.context
-        known = set(self.rounds.ledgers)
-        self.rounds.prepare()
-        for peer in self.rounds.ledgers:
+        known = set(self.rounds.edges.ledgers)
+        self.rounds.edges.prepare()
+        for peer in self.rounds.edges.ledgers:
             if peer in came or (peer not in known and peer not in context.linked):
                 context.missing.setdefault(peer, (context.joined.get(peer, context.position[0]), NOT_HEARD))
 
@@ -158,7 +158,7 @@ class Joining:
         """This peer takes part from a later round on: have the worker ready, and wait for a neighbour's state."""
         context = self.context
         context.away_for_good = context.barred
-        self.rounds.prepare()
+        self.rounds.edges.prepare()
         if context.barred is not None:
             self.closing.state_absence()
             return

@@ -181,7 +181,7 @@ class Machine:
             "directive": self.directives.status(),
             "joining": self.joining.status(),
             "unacknowledged": len(self.deliveries.outgoing),
-            "unsettled": rounds.biased,
+            "unsettled": rounds.edges.biased,
             "counters": dict(context.counters),
             "away": context.away_for_good,
         }
@@ -219,7 +219,7 @@ class Machine:
         self.closing.state_absence()
         if not context.away_for_good:
             self.deliveries.fetch_due()
-            if event.peer in self.rounds.ledgers and context.state in (State.CLOSING, State.DONE):
+            if event.peer in self.rounds.edges.ledgers and context.state in (State.CLOSING, State.DONE):
                 self.closing.send(event.peer, question=context.state is State.CLOSING)
             self.adopting.linked(event.peer)
 
@@ -228,7 +228,7 @@ class Machine:
         context.linked.discard(event.peer)
         self.returning.told_to.discard(event.peer)
         self.adopting.unlinked(event.peer)
-        if context.start is None or event.peer not in self.rounds.ledgers or context.state is State.DONE:
+        if context.start is None or event.peer not in self.rounds.edges.ledgers or context.state is State.DONE:
             return
         self.returning.told.discard(event.peer)
         self.rounds.attendance.mark_missing(event.peer, f"link lost: {event.reason}")
@@ -325,7 +325,7 @@ class Machine:
                 raise IllegalStep("no mixing is in work")
             self.rounds.log_mixed(event)
             self.rounds.digest = event.digest
-            self.rounds.corrections_used = ()
+            self.rounds.edges.in_work = ()
             self.closing.state_own()
             return
         self._in_work(event.round, event.step)
@@ -398,14 +398,15 @@ class Machine:
             self.hearing.early_statements()
             return
         context.emit(Begin(record))
-        self.rounds.prepare()
+        self.rounds.edges.prepare()
         self.presence.begin()
         context.commit("begun", stage="begun")
         self.hearing.early_statements()
         early = self.hearing.early_standings
         for peer in sorted(early):
             self.returning.tell(peer)  # it was restarted, and waits for our word
-        if self._restarted and context.state is State.PROPOSING and not early.keys() >= self.rounds.ledgers.keys():
+        partners = self.rounds.edges.ledgers.keys()
+        if self._restarted and context.state is State.PROPOSING and not early.keys() >= partners:
             self.returning.wait_for_words()
             self.hearing.early_words()
         elif context.state is State.PROPOSING and not self.returning.signed_before(early):

@@ -70,7 +70,7 @@ class Memory:
             raise StoreError("the stored state of a run was written by another version; the peer stays absent from it")
         if kept is not None and kept["directive"]:
             self.directives.recall(kept["directive"])  # who takes part is as it was when the state was stored
-        self.rounds.prepare()
+        self.rounds.edges.prepare()
         self.rounds.rounds_done = restored.rounds_done
         for digest, core, waiting in restored.outgoing:
             self.deliveries.outgoing[digest] = Outgoing(core, set(waiting))

@@ -44,7 +44,7 @@ class OnArrival:
     def _decide_not(self, edges: Iterable[Open]) -> None:
         rounds = self.rounds
         for peer, position in edges:
-            rounds.apply(peer, rounds.ledgers[peer].decide(position, False))
+            rounds.edges.decide(peer, position, False)
         self._set_decided()
 
     def _set_decided(self) -> None:
@@ -58,7 +58,7 @@ class OnArrival:
         context.state = State.MIXING
         edges = []
         for peer, position in deliveries.open_edges.items():
-            ledger, ready = rounds.ledgers[peer], deliveries.ready(peer, position)
+            ledger, ready = rounds.edges.ledgers[peer], deliveries.ready(peer, position)
             weight = dict(context.neighbours(position)).get(peer)  # None: the proposer took an admission back
             declined = ledger.declined(position) or weight is None
             if ready is None and not declined:
@@ -67,10 +67,10 @@ class OnArrival:
                 edges.append(Edge(peer, weight, ready, position))
                 rounds.took(peer, position)
             deliveries.open_edges.close(peer, position[0])
-            rounds.apply(peer, ledger.decide(position, not declined))
+            rounds.edges.decide(peer, position, not declined)
         self._set_decided()
         rounds.mixing = tuple(edges)
-        corrections = rounds.take_corrections()
+        corrections = rounds.edges.take_corrections()
         context.emit(Mix(*context.position, rounds.mixing, corrections, True, False))
 
     # --- a site that is slower than the others
@@ -109,7 +109,7 @@ class OnArrival:
             context.arguments = context.arguments_at(target)
         context.sign_under(target)
         rounds.pace.start(context.position, context.now)
-        rounds.expire(target)
+        rounds.edges.expire(target)
         if not context.asynchronous(target):
             self.decide_rest()
         self._set_decided()

@@ -65,7 +65,7 @@ class Returning:
         context.state = State.CATCHING_UP
         self.counting = bool(context.linked)
         context.set_timer("standing", PATIENCE if self.counting else ALONE)
-        for peer in sorted(context.linked.intersection(self.rounds.ledgers)):
+        for peer in sorted(context.linked.intersection(self.rounds.edges.ledgers)):
             self.tell(peer)
 
     def linked(self) -> None:
@@ -118,7 +118,7 @@ class Returning:
             context.unlike.add(peer)  # it lacks the proposer's newest word
         context.asked = True
         self._share_closings(peer, standing.closings)
-        if peer not in self.rounds.ledgers:
+        if peer not in self.rounds.edges.ledgers:
             return
         if peer not in self.told_to:
             self.tell(peer)  # the link came up before the run began here; it was restarted, and waits for our word
@@ -185,7 +185,7 @@ class Returning:
                 _, standing = open_standing(data, context.verify)
                 self._check_own(peer, standing.newest)
                 self._check_closed(peer, standing.closing)
-                if peer in self.rounds.ledgers:
+                if peer in self.rounds.edges.ledgers:
                     self._learn(peer, standing)
             except RemoteError as error:
                 context.refuse(peer, str(error))
@@ -215,7 +215,7 @@ class Returning:
         """Once every neighbour of the run has told its standing, or they had the time to."""
         if self.stage is None or self.context.state is not State.CATCHING_UP:
             return
-        if not late and not self.told >= set(self.rounds.ledgers):
+        if not late and not self.told >= set(self.rounds.edges.ledgers):
             return
         stage, self.stage = self.stage, None
         context = self.context

@@ -1,10 +1,10 @@
 """The rounds: train, announce, collect until the deadline, mix, and on to the next.
 
-Owns the position in the run and the edge ledgers. A round of (training and) one mixing is
+Owns the position in the run. A round of (training and) one mixing is
 
     x_i <- local steps;   x_i <- x_i + sum_j w_ij (x_j - x_i)   over the neighbours j whose message is here,
 
-and the ledgers see to it that both ends of an edge count the same rounds (`p2pfl.gossip.settling`).
+and `p2pfl.gossip.edges` sees to it that both ends of an edge count the same rounds.
 Who is waited for is `p2pfl.gossip.attendance`'s to know.
 """
 
@@ -21,12 +21,12 @@ from p2pfl.gossip.attendance import Attendance
 from p2pfl.gossip.context import Context
 from p2pfl.gossip.contributions import RoundSet
 from p2pfl.gossip.deliveries import OTHER_ARGUMENTS, Deliveries
-from p2pfl.gossip.effects import Edge, Encode, Forget, Mix, SendAnnouncement, Train
+from p2pfl.gossip.edges import Edges
+from p2pfl.gossip.effects import Edge, Encode, Mix, SendAnnouncement, Train
 from p2pfl.gossip.events import Encoded, Mixed, TrainingFailed
 from p2pfl.gossip.messages import MAX_STEPS, SETTLING_WINDOW, TO_ALL, Core, Position, position_of
 from p2pfl.gossip.on_arrival import OnArrival
 from p2pfl.gossip.pace import Pace
-from p2pfl.gossip.settling import EdgeLedger, Settled
 from p2pfl.gossip.table import State
 from p2pfl.types import Digest, PeerId
 
@@ -43,14 +43,11 @@ class Rounds:
     context: Context
     deliveries: Deliveries
     sequence: int  # the next core's durable sequence number
-    ledgers: dict[PeerId, EdgeLedger] = field(default_factory=dict)
-    corrections: list[tuple[PeerId, Position]] = field(default_factory=list)
     mixing: tuple[Edge, ...] = ()
     rounds_done: int = 0
     failures: int = 0
     contributed: defaultdict[PeerId, RoundSet] = field(default_factory=lambda: defaultdict(RoundSet))
     last_mixed: dict[PeerId, int] = field(default_factory=dict)  # or heard in time, where it was only watched
-    biased: int = 0
     moved_until: int = 0  # the round after the last one that was mixed here
     finished: int = -1  # the last round that was done to its end here, with whoever was there
     pace: Pace = field(default_factory=Pace)
@@ -62,19 +59,12 @@ class Rounds:
     recipients: tuple[PeerId, ...] = ()
     watchers: tuple[PeerId, ...] = ()  # who hears of these cores, and gets no key to what they hold
     beside: tuple[PeerId, ...] = ()  # who gets the lists of these cores alone
-    asking: set[PeerId] = field(default_factory=set)  # who listed open edges without being a neighbour any more
-    corrections_used: tuple[tuple[PeerId, Position], ...] = ()  # taken back by the mixing in work
-    settled: list[tuple[PeerId, Position]] = field(default_factory=list)  # displacements to forget after the mixing
     attendance: Attendance = field(init=False)
+    edges: Edges = field(init=False)
 
     def __post_init__(self) -> None:
         self.attendance = Attendance(self.context, self.deliveries, self._set_deadline)
-
-    def prepare(self) -> None:
-        """The run begins, or others are admitted: one ledger per partner. Former partners keep theirs."""
-        asynchronous, walks = self.context.staleness > 0, self.context.running_schedule.walks
-        for peer in self.context.partners_ever():
-            self.ledgers.setdefault(peer, EdgeLedger(asynchronous=asynchronous, revocable=walks))
+        self.edges = Edges(self.context, self.deliveries)
 
     @property
     def blank(self) -> bool:
@@ -102,9 +92,8 @@ class Rounds:
             "round_started", {"round": round_, "active": context.me in plan.active, "arguments": context.arguments}
         )
         context.tell("round", round=round_, of=context.running_schedule.total)
-        self.expire(round_)
-        if context.running_schedule.walks:
-            self._have_back(round_)
+        self.edges.expire(round_)
+        self.edges.have_back(round_)
         context.prune_ignored()
         self.deliveries.fetch_due()
         if plan.training and context.me in plan.active:
@@ -154,10 +143,8 @@ class Rounds:
         if context.asynchronous(event.round):
             OnArrival(self).announce(event.round, mixing)
         told = (*recipients, *self.watchers)
-        self.beside = self._with_open_edges(told)
-        lists = {
-            peer: self.ledgers[peer].list(self.deliveries.open_edges.until(peer)) for peer in (*told, *self.beside)
-        }
+        self.beside = self.edges.left_open(told)
+        lists = self.edges.lists((*told, *self.beside))
         bases = {channel.name: channel.base for channel in context.running.channels}
         cores = []
         for parcel in event.parcels:
@@ -171,21 +158,6 @@ class Rounds:
         context.commit(f"sent:{event.round}:{event.step}", tuple(cores), recipients, stage="sent")
         self.cores = tuple(cores)
         self.recipients = recipients
-
-    def _with_open_edges(self, recipients: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
-        """Who is no neighbour now, nor soon, and still has something to settle: it gets the lists alone.
-
-        That is who was one before others were admitted, or before the graph changed. Without them the edges of the last
-        common rounds would never settle; whoever lists some gets ours in return.
-        """
-        context = self.context
-        if not context.neighbours_change:
-            return ()
-        asking, self.asking = self.asking, set()
-        left = [peer for peer, ledger in sorted(self.ledgers.items()) if peer in asking or ledger.list().items]
-        beside = [peer for peer in left if peer in context.linked and peer not in recipients]
-        soon = context.partners_until(context.position[0] + SETTLING_WINDOW // 2) if beside else ()
-        return tuple(peer for peer in beside if peer not in soon)
 
     def committed(self, digests: tuple[Digest, ...]) -> None:
         """The own messages are on the record: let them out, and collect."""
@@ -243,7 +215,7 @@ class Rounds:
             and self.deliveries.ready(peer, position) is None
             and not self.deliveries.refused(peer, position)
             and self.deliveries.may_still_come(peer, position)
-            and not self.ledgers[peer].declined(position)
+            and not self.edges.ledgers[peer].declined(position)
         ]
 
     def _watched_for(self) -> list[PeerId]:
@@ -276,20 +248,32 @@ class Rounds:
         self._set_deadline()
         self.collect()
 
+    def _on_a_visit(self, peer: PeerId) -> bool:
+        """Whether the model is with this site, which says by its heartbeats that it is there and in this round.
+
+        Others have nothing to do meanwhile, so a deadline that begins with the round would have to be longer than the
+        longest visit.
+        """
+        context, round_ = self.context, self.context.position[0]
+        plan = context.running_schedule.round(round_)
+        walking = context.running_schedule.walks and plan.training and peer in plan.active
+        return walking and context.at_work(peer, round_)
+
     def _mix(self) -> None:
         context, position = self.context, self.context.position
         context.state = State.MIXING
         edges, given = [], context.given(position)
         for peer, weight in context.neighbours(position):
             ready = self.deliveries.ready(peer, position)
-            there = not self.ledgers[peer].declined(position) and not self._vanished(peer, position)
+            declined = self.edges.ledgers[peer].declined(position)
+            there = not declined and not self.edges.would_be_lost(peer, position)
             mixed = ready is not None and there
             if mixed and ready is not None:
                 edges.append(Edge(peer, weight, ready, position, given.get(peer)))
                 self.took(peer, position)
             else:
                 self.attendance.not_mixed(peer, position, declined=ready is not None)
-            self._apply(peer, self.ledgers[peer].decide(position, mixed))
+            self.edges.decide(peer, position, mixed)
         round_, step = position
         for peer in context.watched(round_):
             if self.deliveries.has_reached(peer, round_):
@@ -300,7 +284,7 @@ class Rounds:
         for peer in self.deliveries.unlike(position):
             context.ignore(peer, round_, OTHER_ARGUMENTS)
         last = step == context.own_steps(round_)[-1]
-        corrections = self.take_corrections() if last else ()
+        corrections = self.edges.take_corrections() if last else ()
         closing = not context.running_schedule.round(round_).training
         inertia = context.running_schedule.inertias(round_ + 1)
         context.emit(Mix(round_, step, self.mixing, corrections, last, closing, inertia))
@@ -312,11 +296,6 @@ class Rounds:
         if context.running_schedule.round(position[0]).training:
             self.contributed[peer].add(position[0])
         self.attendance.mixed(peer, position[0])
-
-    def take_corrections(self) -> tuple[tuple[PeerId, Position], ...]:
-        """The displacements that the coming mixing takes back, in a fixed order."""
-        self.corrections_used, self.corrections = tuple(sorted(self.corrections)), []
-        return self.corrections_used
 
     def log_mixed(self, event: Mixed) -> None:
         """What went into a mixing and what came out; an edge of an earlier round is written with its own place."""
@@ -339,7 +318,7 @@ class Rounds:
                 "round": position[0],
                 "step": position[1],
                 "edges": [edge.noted(position) for edge in self.mixing],
-                "taken_back": [[peer, round_, step] for peer, (round_, step) in self.corrections_used],
+                "taken_back": [[peer, round_, step] for peer, (round_, step) in self.edges.in_work],
                 "digest": event.shared or event.digest,
                 **self._inertia(event.round),
             },
@@ -364,9 +343,7 @@ class Rounds:
         self.digest = event.digest
         self.distance = event.distance if math.isfinite(event.distance) else DIVERGED
         self.deliveries.finish(context.position)
-        self.settled += self.corrections_used
-        self.corrections_used = ()
-        self._forget_settled()
+        self.edges.taken_back()
         last = step == context.own_steps(round_)[-1]
         self.rounds_done += last
         self.moved_until = round_ + 1
@@ -487,7 +464,7 @@ class Rounds:
         self.attendance.was_away = True
         context.log("absent", {"round": from_round, "until": target, "reason": reason})
         context.tell("catching up", round=from_round, until=target)
-        self.expire(target)
+        self.edges.expire(target)
         if context.staleness:
             OnArrival(self).decide_rest()
         for round_ in range(max(from_round, target - SETTLING_WINDOW), target):
@@ -496,13 +473,13 @@ class Rounds:
                 for peer, _ in context.neighbours(position):
                     # of an asynchronous round without an own message the other end has nothing to learn
                     if position >= self.deliveries.decided_until and not context.asynchronous(round_):
-                        self._apply(peer, self.ledgers[peer].decide(position, False))
+                        self.edges.decide(peer, position, False)
         context.position = (target, 0)
         self.deliveries.decided_until = max(self.deliveries.decided_until, (target, 0))
         self.deliveries.finish((target - 1, MAX_STEPS))
         context.commit(f"caught-up:{target}", stage="caught up")
 
-    # --- edges
+    # --- what neighbours' messages say
 
     def noticed(self, origin: PeerId, position: Position) -> None:
         """All of a neighbour's messages for a position are there, in time or not."""
@@ -515,91 +492,8 @@ class Rounds:
 
     def heard(self, core: Core, origin: PeerId) -> None:
         """A verified core from a neighbour: it is there, and it says what it knows of our edge."""
-        context = self.context
         self.attendance.heard(origin, core.round)
-        edges = core.lists.get(context.me)
-        if edges is not None:
-            if edges.items and context.neighbours_change:
-                self.asking.add(origin)
-            self._apply(origin, self.ledgers[origin].hear(edges, core.position, self._undecided))
-
-    @property
-    def _undecided(self) -> Position:
-        return self.deliveries.decided_until
-
-    def apply(self, peer: PeerId, settled: Settled) -> None:
-        """Carry out what a ledger asks for."""
-        self._apply(peer, settled)
-
-    def _apply(self, peer: PeerId, settled: Settled) -> None:
-        self.corrections.extend((peer, position) for position in settled.take_back)
-        self.settled.extend((peer, position) for position in settled.keep_no_longer)
-        # a neighbour that is ahead settles an edge before we mix it: forgotten too early, it would be kept for ever
-        if self.context.state is not State.MIXING:
-            self._forget_settled()
-
-    def _forget_settled(self) -> None:
-        if self.settled:
-            self.context.emit(Forget(edges=tuple(self.settled)))
-            self.settled = []
-
-    def expire(self, round_: int) -> None:
-        """Give up what is older than the window that ends at this round."""
-        before = round_ - SETTLING_WINDOW
-        if before <= 0:
-            return
-        self.deliveries.expire(before)
-        for peer, ledger in self.ledgers.items():
-            if counted := ledger.counted((before, 0)):
-                self._apply(peer, Settled(keep_no_longer=counted))
-            self._apply_expired(peer, ledger.thin((before, 0)) if ledger.asynchronous else ledger.expire((before, 0)))
-
-    def _have_back(self, round_: int) -> None:
-        """Where one model walks: who gave it on and never heard that it came has it again, for its own next turn.
-
-        Else a site that vanishes as it is given the model would take it along, and nobody trained. The other end hears
-        of it, and takes back its part. Word of a visit comes with the message after it, so a round later at least.
-        """
-        context, schedule = self.context, self.context.running_schedule
-        late = round_ > schedule.rounds
-        if not late and (round_ + 1 >= schedule.rounds or context.me not in schedule.round(round_ + 1).active):
-            return
-        for peer, ledger in self.ledgers.items():
-            given = [at for at in ledger.mixed_and_unknown if at[0] < round_ - 1 and self._gave_on(peer, at)]
-            self._apply(peer, ledger.revoke(given))
-
-    def _vanished(self, peer: PeerId, position: Position) -> bool:
-        """Whether the model would be given to a site that is not there any more: its word came before the visit."""
-        context = self.context
-        away = peer in context.missing or peer in context.gone or peer not in context.linked
-        return away and self._gave_on(peer, position)
-
-    def _on_a_visit(self, peer: PeerId) -> bool:
-        """Whether the model is with this site, which says by its heartbeats that it is there and in this round.
-
-        Others have nothing to do meanwhile, so a deadline that begins with the round would have to be longer than the
-        longest visit.
-        """
-        context, round_ = self.context, self.context.position[0]
-        plan = context.running_schedule.round(round_)
-        walking = context.running_schedule.walks and plan.training and peer in plan.active
-        return walking and context.at_work(peer, round_)
-
-    def _gave_on(self, peer: PeerId, position: Position) -> bool:
-        """Whether this was the whole model, given on to the next site of a walk."""
-        schedule = self.context.running_schedule
-        return schedule.walks and position[0] < schedule.rounds and self.context.given(position).get(peer, 0.0) > 0.0
-
-    def _apply_expired(self, peer: PeerId, positions: tuple[Position, ...]) -> None:
-        back = tuple(position for position in positions if self._gave_on(peer, position))
-        if back:
-            self._apply(peer, Settled(take_back=back))  # better twice than nowhere
-        positions = tuple(position for position in positions if position not in back)
-        for position in positions:
-            self.biased += 1
-            self.context.log("edge_unsettled", {"peer": peer, "round": position[0], "step": position[1]})
-        if positions:
-            self.context.emit(Forget(edges=tuple((peer, position) for position in positions)))
+        self.edges.heard(core, origin)
 
     # --- restarts
 
@@ -607,17 +501,13 @@ class Rounds:
         """For a restart, as plain values."""
         return {
             "sequence": self.sequence,
-            "ledgers": {peer: ledger.remember() for peer, ledger in self.ledgers.items()},
-            # those that a mixing under way takes back are not taken back before it is committed
-            "corrections": [[peer, *position] for peer, position in (*self.corrections, *self.corrections_used)],
-            "settled": [[peer, *position] for peer, position in self.settled],
+            **self.edges.remember(),
             "rounds_done": self.rounds_done,
             "last_mixed": dict(self.last_mixed),
             "contributed": {peer: [list(item) for item in rounds.ranges] for peer, rounds in self.contributed.items()},
             "missed": dict(self.attendance.missed),
             "unheard": [[peer, *reached, times] for peer, (reached, times) in self.attendance.unheard.items()],
             "away_from": dict(self.attendance.away_from),
-            "biased": self.biased,
             "finished": self.finished,
             **({"moved_until": self.moved_until} if self._accelerated else {}),
             "loss": self.loss,
@@ -629,10 +519,8 @@ class Rounds:
     def recall(self, kept: Mapping[str, Any]) -> None:
         """What `remember` gave."""
         self.sequence = kept["sequence"]
-        self.ledgers = {PeerId(peer): EdgeLedger.recall(row) for peer, row in kept["ledgers"].items()}
-        self.corrections = [(PeerId(row[0]), position_of(row[1:])) for row in kept["corrections"]]
-        self.settled = [(PeerId(row[0]), position_of(row[1:])) for row in kept["settled"]]
-        self.rounds_done, self.biased = kept["rounds_done"], kept["biased"]
+        self.edges.recall(kept)
+        self.rounds_done = kept["rounds_done"]
         self.last_mixed = {PeerId(peer): round_ for peer, round_ in kept["last_mixed"].items()}
         for peer, ranges in kept["contributed"].items():
             self.contributed[PeerId(peer)] = RoundSet([position_of(item) for item in ranges])

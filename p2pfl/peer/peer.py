@@ -292,7 +292,8 @@ class Peer:
                 graphs.append(build_graph(context.proposal.topology, self._roster.peer_ids))
         wanted = {PeerId(peer) for graph in graphs if self.peer_id in graph for peer in graph.neighbors(self.peer_id)}
         for runner in self._book.runners.values():
-            wanted |= set(runner.machine.rounds.ledgers)  # with former ones, to settle what was open between the two
+            # with former ones, to settle what was open between the two
+            wanted |= set(runner.machine.rounds.edges.ledgers)
         return wanted - {self.peer_id}
 
     def _wanted(self) -> set[PeerId]:

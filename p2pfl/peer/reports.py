@@ -57,7 +57,7 @@ def report_of(
         **completion(machine, roster),
         "consensus_distance": rounds.distance,
         "loss": rounds.loss,
-        "unsettled": rounds.biased,
+        "unsettled": rounds.edges.biased,
         "missing": [
             {"peer": peer, "name": names.get(peer, ""), "from_round": since, "reason": why}
             for peer, (since, why) in sorted(missing.items())

@@ -51,7 +51,7 @@ def test_four_machines_learn_without_waiting(tmp_path: Path, topology: str) -> N
     assert error(world) < 0.05
     for number, site in enumerate(world.sites.values()):
         machine = world.machine(number)
-        assert machine.closing.complete and machine.rounds.biased == 0
+        assert machine.closing.complete and machine.rounds.edges.biased == 0
         assert not site.outbox, "everything acknowledged is released"
         assert len(late_edges(world, number)) > 350 * (2 if topology == "ring" else 3)
         assert not site.entries("refused")
@@ -91,7 +91,7 @@ def test_lost_messages_leave_the_sum_as_if_nothing_was_mixed(tmp_path: Path) -> 
     world.run()
     assert world.done()
     assert sum(len(row["taken_back"]) for site in world.sites.values() for row in site.entries("mixed")) > 20
-    assert all(site.machine and site.machine.rounds.biased == 0 for site in world.sites.values())
+    assert all(site.machine and site.machine.rounds.edges.biased == 0 for site in world.sites.values())
     np.testing.assert_allclose(weighted_mean(world), before, rtol=0, atol=1e-12)
 
 
@@ -116,7 +116,7 @@ def test_a_slow_site_signs_under_the_round_the_others_are_in(tmp_path: Path) -> 
     for number in (0, 2):
         taken = [edge for row in world[number].entries("mixed") for edge in row["edges"] if edge[0] == world.order[3]]
         assert len(taken) > 20, "its neighbours go on mixing with it"
-    assert all(site.machine and site.machine.rounds.biased == 0 for site in world.sites.values())
+    assert all(site.machine and site.machine.rounds.edges.biased == 0 for site in world.sites.values())
 
 
 def test_a_site_that_the_others_left_behind_closes_with_its_own_work(tmp_path: Path) -> None:

@@ -527,11 +527,11 @@ def known(machine: Machine) -> tuple[Any, ...]:
     starting, closing = machine.starting, machine.closing
     ledgers = {
         peer: (ledger.heard, ledger.floor, ledger.unsettled, dict(ledger._early), copy.deepcopy(ledger._verdicts))
-        for peer, ledger in machine.rounds.ledgers.items()
+        for peer, ledger in machine.rounds.edges.ledgers.items()
     }
     return (
         machine.state, dict(starting.approvals), starting.record_digest, starting.signed, dict(starting.signatures),
-        dict(closing.statements), dict(closing.named_missing), ledgers, list(machine.rounds.corrections),
+        dict(closing.statements), dict(closing.named_missing), ledgers, list(machine.rounds.edges.corrections),
         dict(machine.deliveries.reached), dict(machine.context.missing),
         {core: set(item.waiting) for core, item in machine.deliveries.outgoing.items()},
     )  # fmt: skip
@@ -687,7 +687,7 @@ def under_way(tmp_path_factory: pytest.TempPathFactory) -> Bottle:
     )
     machine = run.machine(ME)
     assert machine.deliveries.outgoing and run.order[LEFT] in machine.closing.statements
-    assert any(ledger._verdicts for ledger in machine.rounds.ledgers.values())
+    assert any(ledger._verdicts for ledger in machine.rounds.edges.ledgers.values())
     return run
 
 

@@ -44,7 +44,7 @@ def test_four_machines_run_to_the_end(tmp_path: Path) -> None:
     for site in world.sites.values():
         assert site.machine and site.machine.closing.complete
         assert site.machine.rounds.rounds_done == 7
-        assert site.machine.rounds.biased == 0
+        assert site.machine.rounds.edges.biased == 0
         assert not site.machine.context.missing
         assert site.kinds().count("delta_sent") == 7
         assert not site.outbox, "everything acknowledged is released"
@@ -196,7 +196,7 @@ def test_a_stopped_site_comes_back_and_catches_up(tmp_path: Path) -> None:
     assert "catching up" in [topic for topic, _ in world[3].told]
     for site in world.sites.values():
         assert site.machine and site.machine.closing.statement and site.machine.closing.statement.missing == ()
-        assert site.machine.rounds.biased == 0
+        assert site.machine.rounds.edges.biased == 0
     assert 20 <= world.machine(3).rounds.rounds_done < 40
 
 
@@ -266,7 +266,7 @@ def test_pause_and_resume(tmp_path: Path) -> None:
     world.run()
     assert world.done()
     assert world.machine(2).rounds.rounds_done < 20
-    assert all(site.machine and site.machine.rounds.biased == 0 for site in world.sites.values())
+    assert all(site.machine and site.machine.rounds.edges.biased == 0 for site in world.sites.values())
 
 
 def test_a_pause_that_was_told_is_not_waited_for_although_the_last_message_is_mixed_after_it(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_pause_that_was_told_is_not_waited_for_although_the_last_message_is_mi
     world[2].post(events.Resume(world.now))
     world.run()
     assert world.done()
-    assert all(world.machine(number).rounds.biased == 0 for number in range(4))
+    assert all(world.machine(number).rounds.edges.biased == 0 for number in range(4))
 
 
 def test_failing_training_makes_a_site_absent_for_the_round(tmp_path: Path) -> None:

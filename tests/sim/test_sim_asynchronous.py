@@ -62,7 +62,7 @@ def test_a_site_ten_times_slower_holds_nobody_and_contributes(topology: str) -> 
     for world in (alike, slow):
         assert world.settled()
         assert world.imbalance() < 1e-12
-        assert all(machine.rounds.biased == 0 for machine in world.machines)
+        assert all(machine.rounds.edges.biased == 0 for machine in world.machines)
 
 
 def test_the_same_slow_site_does_hold_a_synchronous_run() -> None:
