@@ -61,10 +61,11 @@ def test_every_fault_in_some_states() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_fault_in_every_state_on_every_graph() -> None:
+@pytest.mark.parametrize("seed", range(100, 104))  # each by itself, so that a busy machine ends none
+def test_every_fault_in_every_state_on_every_graph(seed: int) -> None:
     """The whole product with four seeds: 2,160 runs."""
-    results = played(cases(range(100, 104)))
-    assert len(results) >= 2000
+    results = played(cases(range(seed, seed + 1)))
+    assert len(results) == len(FAULTS) * len(State) * len(TOPOLOGIES) >= 540
     _all_good(results)
 
 
