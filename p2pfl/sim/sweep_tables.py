@@ -29,11 +29,11 @@ def labelled(cell: Cell, columns: Columns) -> Columns:
 
 
 def as_read(value: Any) -> str:
-    """A value that was varied, as a person reads it: a table as its kind and the rest, regular (degree=4, seed=0)."""
-    if not isinstance(value, Mapping):
+    """A value that was varied, as a person reads it: of a kind with the rest behind, regular (degree=4, seed=0)."""
+    if not isinstance(value, Mapping) or "kind" not in value:
         return str(value)
-    rest = ", ".join(f"{name}={as_read(one)}" for name, one in value.items() if name != "kind")
-    return f"{value['kind']} ({rest})" if rest and "kind" in value else str(value.get("kind", f"({rest})"))
+    rest = ", ".join(f"{name}={one}" for name, one in value.items() if name != "kind")
+    return f"{value['kind']} ({rest})" if rest else str(value["kind"])
 
 
 def joined(parts: Sequence[Columns]) -> Columns:

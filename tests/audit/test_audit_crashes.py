@@ -36,7 +36,7 @@ def _wal(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
-@pytest.mark.parametrize("commits", [1, 7, 40])
+@pytest.mark.parametrize("commits", [1, 7, pytest.param(40, marks=pytest.mark.slow)])
 def test_sigkill_while_appending_leaves_a_log_that_verifies_and_opens(path: Path, commits: int) -> None:
     script = Path(__file__).with_name("audit_writer.py")
     child = subprocess.Popen([sys.executable, str(script), str(path)], stdout=subprocess.PIPE, text=True)

@@ -18,6 +18,7 @@ from matrix import FAULTS, TOPOLOGIES, Case, Played, cases, play, world_of
 
 from p2pfl.crypto import sha256
 from p2pfl.gossip import State
+from p2pfl.gossip.edges import Edges
 from p2pfl.gossip.rounds import Rounds
 
 WORKERS = min(2, os.cpu_count() or 1)
@@ -131,7 +132,7 @@ def test_the_matrix_notices_a_round_that_is_signed_twice() -> None:
 
 def test_the_matrix_notices_edges_that_do_not_settle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here nobody takes a one-sided displacement back."""
-    monkeypatch.setattr(Rounds, "take_corrections", lambda self: ())
+    monkeypatch.setattr(Edges, "take_corrections", lambda self: ())
     assert any("conserved sum" in problem for problem in broken("loss", 8))
 
 

@@ -245,6 +245,7 @@ def test_graphs_that_change_end_at_the_machines_own_parameters(fault: str, topol
     assert recording.world.imbalance() < 1e-12
 
 
+@pytest.mark.slow
 def test_pairs_that_seldom_meet_settle_what_was_lost() -> None:
     """Each pair of 14 sites meets every 13 rounds or so, hardly within the window in which lists are kept.
 

@@ -47,8 +47,8 @@ def test_what_is_varied_keeps_its_column_beside_one_of_that_name(tmp_path: Path)
         ([4, "all"], ["4", "all"]),
         ([0.25, [1, 2]], ["0.25", "[1, 2]"]),
         (
-            ["ring", {"kind": "regular", "degree": 3, "seed": 0}, {"kind": "star"}, {"how": {"a": 1}}],
-            ["ring", "regular (degree=3, seed=0)", "star", "(how=(a=1))"],
+            ["ring", {"kind": "regular", "degree": 3, "seed": 0}, {"kind": "star"}, {"how": 1}],
+            ["ring", "regular (degree=3, seed=0)", "star", "{'how': 1}"],
         ),
         ([True, False], ["True", "False"]),
         ([1, 2**80], ["1", str(2**80)]),

@@ -37,8 +37,11 @@ BRANCHES = PLAN.replace(
 # --- ways of execution
 
 
-@pytest.mark.parametrize("execution", ["traced", "eager", "loop"])
-@pytest.mark.parametrize("rule", ["dpsgd", "kgt"])
+@pytest.mark.parametrize(
+    ("rule", "execution"),
+    [("dpsgd", "eager"), ("dpsgd", "loop"), ("kgt", "eager"), ("kgt", "loop"), ("kgt", "traced"),
+     pytest.param("dpsgd", "traced", marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_chunks_and_ways_change_nothing_but_rounding(rule: str, execution: str) -> None:
     """A chunk may round its products otherwise than a larger one: some units of the last of 53 bits per step."""
     settings = settings_of(rule)
