@@ -150,8 +150,6 @@ def test_real_sessions_reach_what_they_reach_in_the_bottle(tmp_path: Path) -> No
         4, rounds=60, training=trainer, samples=(40, 30, 20, 10), local_steps=4, folder=tmp_path,
         topology="full",
     )  # fmt: skip
-    if not hasattr(Session, "save"):
-        pytest.skip("sessions cannot be saved yet")
     finished(world)
     optimum = torch.from_numpy(quadratic.optimum)
     for site in world.sites:
