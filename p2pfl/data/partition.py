@@ -105,8 +105,10 @@ class Iid:
 class Dirichlet:
     """See ``dirichlet``. Each peer's mix is integrated out: an urn draws from the same law.
 
-    Peers take one example each in turn. With c_k examples of class k so far, the next one is of class k with
-    probability (alpha p_k + c_k) / sum over the classes that are not used up (Blackwell and MacQueen, 1973).
+    One peer after the other takes all its examples, in random order: were they to take one each in turn, each popular
+    class would be used up for all its holders at once, and nobody would be left with little more than one. With c_k
+    examples of class k so far, the next one is of class k with probability (alpha p_k + c_k) / sum over the classes
+    that are not used up (Blackwell and MacQueen, 1973).
     That is the law of draws from q ~ Dirichlet(alpha p), q renormalised over the classes that are left,
     without logarithms or powers.
     """
@@ -295,9 +297,10 @@ def _pools(codes: Array, classes: int, stream: KeyedStream) -> list[list[int]]:
 
 
 def _turns(examples: int, peers: int, stream: KeyedStream) -> list[int]:
-    """Whose turn it is for each example: all peers in turn, in one random order."""
-    order = stream.permutation(peers)
-    return np.resize(order, examples).tolist()  # type: ignore[no-any-return]
+    """Whose turn it is for each example: one peer after the other, in random order, with equal sizes."""
+    sizes = np.full(peers, examples // peers)
+    sizes[: examples % peers] += 1
+    return np.repeat(stream.permutation(peers), sizes).tolist()  # type: ignore[no-any-return]
 
 
 def _drawn(weights: list[float], left: list[int] | list[float], uniform: float) -> int:
