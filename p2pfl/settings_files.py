@@ -34,7 +34,7 @@ def parse_tables(
     if len(toml) > limit:
         raise error(f"{name} has {len(toml)} bytes; shorten it to {limit} at most")
     try:
-        values = tomllib.loads(toml.decode("utf-8"))
+        values = tomllib.loads(toml.decode("utf-8-sig"))  # some editors begin with a mark
     except UnicodeDecodeError as reason:
         raise error(f"{name} is not UTF-8 text; save it as UTF-8") from reason
     # ValueError: also numbers of more than 4300 digits; RecursionError: nested brackets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -17,10 +18,12 @@ from p2pfl.cli.sim_bars import bars
 from p2pfl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from p2pfl.sim import Cell, Scenario, SimResult
+    from p2pfl.sim import Cell, Inputs, Scenario, SimResult
+    from p2pfl.sim.sweeps import Sweep
 
 app = typer.Typer(no_args_is_help=True)
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+UNFINISHED = "not complete; the command that began it goes on with --resume"
 
 ScenarioFile = Annotated[Path, typer.Argument(help="The scenario's TOML file.", metavar="SCENARIO")]
 Out = Annotated[
@@ -58,7 +61,7 @@ def run(
 
     Ctrl-C, or SIGTERM, leaves what was reached; --resume goes on.
 
-    Example: p2pfl sim run sims/scenarios/ring.toml --seeds 3
+    Example: p2pfl sim run sims/scenarios/digits_ring.toml --seeds 3
     """
     _study([scenario], {}, out, seeds, resume, dry_run, (backend, ray, workers), as_json)
 
@@ -141,17 +144,18 @@ def show_result(
 
     Example: p2pfl sim show results/ring
     """
-    from p2pfl.sim import load_failed, load_groups
+    from p2pfl.sim import load_failed, load_groups, load_waiting
 
     _print(load_groups(folder), as_json)
     _note_each(load_failed(folder).items(), "runs", "error: ")
+    _note_each([(which, UNFINISHED) for which in load_waiting(folder)], "runs")
 
 
 def _study(
     files: Sequence[Path], variations: dict[str, list[Any]], out: Path | None, seeds: int | None, resume: bool,
     dry_run: bool, backend: tuple[str, str | None, int | None], as_json: bool,
 ) -> None:  # fmt: skip
-    from p2pfl.sim import Inputs, backend_named, cells_of, check_folder, check_libraries, prepared, read_scenario, sweep
+    from p2pfl.sim import Inputs, backend_named, check_folder, check_libraries, read_scenario
 
     name, address, workers = backend
     if name != "ray" and (address is not None or workers is not None):
@@ -167,14 +171,9 @@ def _study(
     folder = out or Path("results") / "-or-".join(names)[:100]
     check_folder(folder)
     inputs = Inputs()
-    cells: list[Cell] = []
-    for file, scenario in zip(files, scenarios, strict=True):
-        beside = file.resolve().parent
-        cells += cells_of(scenario, variations, _seeds(scenario, seeds), inputs.digest, beside=beside)
     where = backend_named(name, inputs, address=address, workers=workers or 2)
-    # before the first of them trains
-    remarks = {cell.setting: prepared(cell, inputs).remarks for cell in {cell.setting: cell for cell in cells}.values()}
-    _note_each([(setting, said) for setting, all_said in remarks.items() for said in all_said], "settings")
+    with contextlib.redirect_stdout(sys.stderr):  # what the plan prints is no part of the result
+        cells = _checked(files, scenarios, variations, seeds, inputs)
     if dry_run:
         rows = [{"setting": cell.setting, "seed": cell.seed, "key": cell.key} for cell in cells]
         show(
@@ -183,21 +182,42 @@ def _study(
             [f"{len(cells)} runs into {folder}", *(f"{row['setting']}, seed {row['seed']}" for row in rows)],
         )
         return
-    from p2pfl.sim import ended_by_sigterm
+    from p2pfl.sim import ended_by_sigterm, sweep
 
-    with bars(as_json) as watch, ended_by_sigterm():
+    with bars(as_json) as watch, ended_by_sigterm(), contextlib.redirect_stdout(sys.stderr):
         title = scenarios[0].scenario.description if len(names) == 1 else " or ".join(names)
         done = sweep(
             cells, folder, where, resume=resume, watch=watch, tell=note, title=title or names[0],
             command=shlex.join(["p2pfl", *sys.argv[1:]]),
         )  # fmt: skip
+    _tell(done, folder, len(cells), as_json)
+
+
+def _checked(
+    files: Sequence[Path], scenarios: Sequence[Scenario], variations: dict[str, list[Any]], seeds: int | None,
+    inputs: Inputs,
+) -> list[Cell]:  # fmt: skip
+    """All runs, each setting checked before the first of them trains, which is told what it remarks."""
+    from p2pfl.sim import cells_of, prepared
+
+    cells: list[Cell] = []
+    for file, scenario in zip(files, scenarios, strict=True):
+        beside = file.resolve().parent
+        cells += cells_of(scenario, variations, _seeds(scenario, seeds), inputs.digest, beside=beside)
+    remarks = {cell.setting: prepared(cell, inputs).remarks for cell in {cell.setting: cell for cell in cells}.values()}
+    _note_each([(setting, said) for setting, all_said in remarks.items() for said in all_said], "settings")
+    return cells
+
+
+def _tell(done: Sweep, folder: Path, runs: int, as_json: bool) -> None:
+    """What a sweep came to, and with which status the command ends."""
     ended = sum(not result.interrupted for results in done.groups.values() for result in results)
     if done.groups:
         _print(done.groups, as_json)
         note(f"results and report.html are in {folder}")
     _note_each(done.failed.items(), "runs", "error: ")
-    if ended + len(done.failed) < len(cells):
-        note(f"{ended} of {len(cells)} runs are complete; the same command with --resume makes the others")
+    if ended + len(done.failed) < runs:
+        note(f"{ended} of {runs} runs are complete; the same command with --resume makes the others")
         raise typer.Exit(INTERRUPTED)
     if done.failed:
         raise typer.Exit(1)

@@ -300,7 +300,7 @@ def _turns(examples: int, peers: int, stream: KeyedStream) -> list[int]:
     """Whose turn it is for each example: one peer after the other, in random order, with equal sizes."""
     sizes = np.full(peers, examples // peers)
     sizes[: examples % peers] += 1
-    return np.repeat(stream.permutation(peers), sizes).tolist()  # type: ignore[no-any-return]
+    return np.repeat(stream.permutation(peers), sizes).tolist()
 
 
 def _drawn(weights: list[float], left: list[int] | list[float], uniform: float) -> int:

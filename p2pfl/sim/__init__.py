@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from p2pfl.sim.scenario import MOST_SEEDS, Scenario, read_scenario, read_variation, varied
     from p2pfl.sim.simulation import simulate
     from p2pfl.sim.study import Inputs, holdings_of, prepared, run_cell
-    from p2pfl.sim.sweep_folder import load_failed, load_groups
+    from p2pfl.sim.sweep_folder import load_failed, load_groups, load_waiting
     from p2pfl.sim.sweeps import Cell, cells_of, sweep
     from p2pfl.sim.training import StubTraining
     from p2pfl.sim.triggers import At, InState
@@ -87,6 +87,7 @@ _HOMES = {
     "holdings_of": "p2pfl.sim.study",
     "load_failed": "p2pfl.sim.sweep_folder",
     "load_groups": "p2pfl.sim.sweep_folder",
+    "load_waiting": "p2pfl.sim.sweep_folder",
     "prepared": "p2pfl.sim.study",
     "read_scenario": "p2pfl.sim.scenario",
     "read_variation": "p2pfl.sim.scenario",
@@ -140,6 +141,7 @@ __all__ = [
     "holdings_of",
     "load_failed",
     "load_groups",
+    "load_waiting",
     "prepared",
     "read_scenario",
     "read_variation",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import networkx as nx
 import numpy as np
 
-from p2pfl.data import Partition, iid, partition_named
+from p2pfl.data import PARTITIONS, Partition, iid, partition_named
 from p2pfl.errors import ConfigError
 from p2pfl.files import read_bounded
 from p2pfl.settings_files import SHOWN, Table, check_tables
@@ -67,6 +67,8 @@ def partition_of(value: Any) -> Partition:
         return partition_named(text("the partition's kind", options.pop("kind", None)), options)
     if not callable(value):
         raise ConfigError(f'the partition is {_shown(value)}; give one of p2pfl.data, such as dirichlet(0.1), or "iid"')
+    if value in PARTITIONS.values():
+        raise ConfigError(f"the partition is {value.__name__} itself; call it, such as dirichlet(0.1) or iid()")
     found: Partition = value
     return found
 

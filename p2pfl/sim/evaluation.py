@@ -23,7 +23,7 @@ from p2pfl.sim.population import batch_on
 from p2pfl.sim.vectorised import VectorisedRun
 from p2pfl.train.integer_hash import key_of
 from p2pfl.train.oracle import put
-from p2pfl.train.plan_code import EVALUATION_BATCH, Batch, PlanCode
+from p2pfl.train.plan_code import EVALUATION_BATCH, Batch, PlanCode, unchanged
 from p2pfl.train.stacked import Loss
 from p2pfl.train.stacked_sampling import floyd
 from p2pfl.train.threads import dealt, on_threads
@@ -162,7 +162,7 @@ class Evaluator:
         def summed(own: dict[str, Tensor], piece: Batch) -> Tensor:
             return whole.at(own, piece).double().sum()
 
-        with torch.no_grad():
+        with torch.no_grad(), unchanged(self._plan.name, self._data):
             sums = [
                 torch.func.vmap(summed, in_dims=(0, None))(tensors, piece) for piece in _pieces(self._data, examples)
             ]

@@ -150,6 +150,8 @@ def check_time(time: TimeTable, peers: int, seed: int) -> tuple[LinkModel, Compu
     """The models of links and work that a ``[time]`` table means. Raises ConfigError for what does not fit."""
     if time.clock == "model" and time.staleness:
         raise ConfigError('asynchronous rounds (staleness) need the real machines: write clock = "machines"')
+    if time.clock == "machines" and not time.heartbeats:
+        raise ConfigError("real machines hear of each other by heartbeats: leave heartbeats = false out of [time]")
     if time.clock == "machines" and peers > MOST_MACHINES:
         raise ConfigError(f'clock = "machines" drives up to {MOST_MACHINES} peers, not {peers}; write clock = "model"')
     links = LinkModel(latency=time.latency, bandwidth=time.bandwidth)
@@ -166,10 +168,11 @@ def content_bytes(simulation: Simulation, *, closing: bool = False) -> int:
 
 
 def _modelled(simulation: Simulation, links: Any, compute: Any) -> Pace:
+    assert simulation.time is not None
     few = simulation.parts.peers <= HEARTBEATS
     timing = Timing(
         simulation.schedule, links, compute, content_bytes(simulation), simulation.seed,
-        deadline=simulation.plan.settings.training.deadline, heartbeats=few,
+        deadline=simulation.plan.settings.training.deadline, heartbeats=few and simulation.time.heartbeats,
         absences=simulation.absences, closing_bytes=content_bytes(simulation, closing=True),
     )  # fmt: skip
     nothing = np.full(simulation.parts.peers, np.nan)

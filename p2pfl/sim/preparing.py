@@ -34,6 +34,7 @@ from p2pfl.sim.unequal_steps import steps_of_sites
 from p2pfl.sim.vector_setup import check_run, drawn_model
 from p2pfl.topology import Schedule
 from p2pfl.train.layout import Layout
+from p2pfl.train.oracle import ModuleOracle
 from p2pfl.train.padding_check import EXAMPLES
 from p2pfl.train.plan_code import PlanCode
 from p2pfl.train.settings import Settings, read_settings
@@ -165,9 +166,10 @@ def check_plan(code: PlanCode, settings: Settings, examples: Examples, parts: Pa
     batch = tensors([array[rows] for array in examples.train], settings.dtype)
     _ = code.lower_is_better  # PlanError now, not in the first evaluation
     module = code.model().to(settings.dtype)
-    losses = code.loss(module, batch)
-    if not bool(torch.isfinite(losses).all()):
+    if not bool(torch.isfinite(code.loss(module, batch)).all()):
         raise ConfigError("the first loss is not a finite number; check the data's values and the plan's model()")
+    layout = settings.layout(module)
+    ModuleOracle(code, module, layout, lambda step: batch)(layout.flatten(module), 0)  # that there is a gradient
     remarks = []
     problem = None if execution == "loop" else stacking_problem(code, settings, batch)
     if problem is not None and execution != "auto":

@@ -65,11 +65,15 @@ def report(groups: Groups, *, title: str = "", command: str = "", failed: Mappin
 
 
 def summary_rows(groups: Groups) -> list[dict[str, Any]]:
-    """One row for each group: the last evaluated figures, mean over its seeds with the lowest and highest."""
+    """One row for each group: the last evaluated figures, mean over its seeds with the lowest and highest.
+
+    Of runs that were cut off, those of the last round that all seeds have: else different rounds would be averaged.
+    """
     rows = []
     for name, results in groups.items():
         metric = results[0].metric
-        finals = [result.final() for result in results]
+        common = set.intersection(*(set(result.evaluated) for result in results))
+        finals = [result.final(max(common, default=None)) for result in results]
         row: dict[str, Any] = {"setting": name, "seeds": len(results), "rounds": max(f["round"] for f in finals)}
         for label, column in (("mean model", f"mean_model_{metric}"), ("worst site", f"worst_site_{metric}")):
             values = [final[column] for final in finals if column in final and np.isfinite(final[column])]
@@ -117,7 +121,10 @@ def warnings_of(groups: Groups) -> list[str]:
     said = []
     stopped = [name for name, results in groups.items() if any(result.interrupted for result in results)]
     if stopped:
-        said.append(f"Interrupted before the last round: {', '.join(stopped)}. The figures are those up to there.")
+        said.append(
+            f"Interrupted before the last round: {', '.join(stopped)}. The figures are those of the last round that "
+            "all seeds have."
+        )
     for name, results in groups.items():
         ends = [end for result in results if (end := result.facts.get("patience_ends_in_round")) is not None]
         if ends:

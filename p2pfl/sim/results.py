@@ -84,11 +84,18 @@ class SimResult:
         """``sites`` as a data frame."""
         return data_frame(self.sites)
 
-    def final(self) -> dict[str, Any]:
-        """The figures of the last evaluated round, with round, seconds, bytes and distance of that round."""
+    @property
+    def evaluated(self) -> list[int]:
+        """The rounds that were evaluated."""
         column = self.rounds.get(f"mean_model_{self.metric}")
-        seen = np.flatnonzero(np.isfinite(column)) if column is not None else np.array([], dtype=np.int64)
-        place = int(seen[-1]) if len(seen) else len(self.rounds["round"]) - 1
+        seen = np.isfinite(column) if column is not None else np.zeros(len(self.rounds["round"]), dtype=bool)
+        return self.rounds["round"][seen].tolist()  # type: ignore[no-any-return]
+
+    def final(self, round: int | None = None) -> dict[str, Any]:
+        """The figures of the last evaluated round (or of this one), with its seconds, bytes and distance."""
+        rounds = self.rounds["round"].tolist()
+        wanted = (self.evaluated or rounds)[-1] if round is None else round
+        place = rounds.index(wanted)
         return {name: values[place].item() for name, values in self.rounds.items()}
 
     def summary(self) -> dict[str, Any]:

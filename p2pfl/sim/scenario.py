@@ -64,6 +64,7 @@ class TimeTable(Table):
     # of each profile: the number of a site (1), numbers ([1, 4]), or a share of all sites (0.25) drawn with the seed
     profiles: dict[str, float | int | list[int]] = Field(default={})
     staleness: int = Field(default=0, ge=0, le=8)  # own rounds that an edge may be mixed late; 0: synchronous
+    heartbeats: bool = True  # whether they take their part of the uplinks; deployed sites' always do
 
 
 class FaultTable(Table):
@@ -175,7 +176,7 @@ def varied(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
             continue
         table, dot, key = SHORT.get(name, name).partition(".")
         if not dot or table not in values:
-            raise ConfigError(f"{name!r} cannot be varied; use {', '.join(SHORT)}, or table.key of the scenario")
+            raise ConfigError(f"{name!r} cannot be varied; use {', '.join(SHORT)}, fault, or table.key of the scenario")
         if isinstance(values[table], list):
             raise ConfigError(f"{name!r} cannot be varied: there may be several [[{table}]]; write another scenario")
         if key == "kind" and table in ("topology", "partition"):

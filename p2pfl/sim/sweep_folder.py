@@ -135,6 +135,9 @@ def load_groups(folder: Path) -> Groups:
         if _KEY.fullmatch(key) and (folder / CELLS / key / FACTS).is_file():
             groups.setdefault(setting, []).append(SimResult.load(folder / CELLS / key))
     if not groups:
+        failed = load_failed(folder)
+        for which, why in failed.items():
+            raise ConfigError(f"no run in {folder} is complete, {len(failed)} failed, as {which}: {why}")
         raise ConfigError(f"no run in {folder} is complete; go on with --resume")
     return groups
 
@@ -143,6 +146,20 @@ def load_failed(folder: Path) -> dict[str, str]:
     """Why runs of a sweep in a folder ended with an error, by setting and seed. Raises ConfigError."""
     rows = _rows(folder) if os.path.isfile(folder / SWEEP) else []
     return {f"{row['setting']}, seed {row['seed']}": row["why"] for row in rows if row["why"]}
+
+
+def load_waiting(folder: Path) -> list[str]:
+    """The runs of a sweep in a folder that have no whole result, and did not fail, by setting and seed. ConfigError."""
+    rows = _rows(folder) if os.path.isfile(folder / SWEEP) else []
+    left = [row for row in rows if not row["why"] and not _whole(folder / CELLS / row["key"])]
+    return [f"{row['setting']}, seed {row['seed']}" for row in left]
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        return json.loads((folder / FACTS).read_bytes())["interrupted"] is False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:

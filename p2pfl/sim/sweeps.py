@@ -165,9 +165,21 @@ def sweep(
         except KeyboardInterrupt:
             pass  # what was made is there; the caller sees what waits
         finally:
-            state.finish()
+            _finish(state, tell)
     left = sum(cell.key not in found for cell in cells) - len(state.failed)
     return Sweep(state.groups(), dict(state.failed), left)
+
+
+def _finish(state: _State, tell: Callable[[str], None] | None) -> None:
+    try:
+        state.finish()
+    except KeyboardInterrupt:
+        if tell is not None:
+            tell(
+                f"interrupted while tables and report were written into {state.folder}; all runs' own results are "
+                "there, and the same command with --resume writes the rest"
+            )
+        raise
 
 
 def _then(folder: Path, cell: Cell, backend: Backend) -> str:
@@ -198,7 +210,7 @@ class _State:
     def __init__(
         self, cells: Sequence[Cell], folder: Path, title: str, command: str, found: dict[str, SimResult]
     ) -> None:
-        self._cells, self._folder, self._found = cells, folder, found
+        self._cells, self.folder, self._found = cells, folder, found
         self._title, self._command = title, command
         self.failed: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
@@ -210,17 +222,17 @@ class _State:
             self._ended(cell)
             return
         outcome.facts["setting"] = cell.setting
-        outcome = longer(self._folder, cell.key, outcome) if outcome.interrupted else outcome
-        outcome.save(self._folder / CELLS / cell.key)
+        outcome = longer(self.folder, cell.key, outcome) if outcome.interrupted else outcome
+        outcome.save(self.folder / CELLS / cell.key)
         self._ended(cell, go_on=outcome.interrupted)
         outcome.parameters = None  # not saved; a sweep of large runs would fill the memory with them
         self._found[cell.key] = outcome
 
     def _ended(self, cell: Cell, *, go_on: bool = False) -> None:
         """Its outcome is on disk, or its error in memory."""
-        mark_ended(self._folder, cell.key)
+        mark_ended(self.folder, cell.key)
         if not go_on:
-            checkpoints_of(self._folder, cell.key).remove()
+            checkpoints_of(self.folder, cell.key).remove()
 
     def groups(self) -> Groups:
         """Results by setting, in the order of the cells."""
@@ -238,9 +250,9 @@ class _State:
             there = [cell for cell in self._cells if cell.key in self._found]
             for name, table in ((ROUNDS, "rounds"), (SITES, "sites")):
                 parts = [labelled(cell, getattr(self._found[cell.key], table)) for cell in there]
-                write_atomic(self._folder / name, parquet_bytes(joined(parts)), private=False)
+                write_atomic(self.folder / name, parquet_bytes(joined(parts)), private=False)
             said = {"title": self._title, "command": self._command}
-            write_report(groups, self._folder / REPORT, **said, failed=self.failed)
+            write_report(groups, self.folder / REPORT, **said, failed=self.failed)
 
     def write(self) -> None:
         """``sweep.json``."""
@@ -252,7 +264,7 @@ class _State:
             for cell in self._cells
         ]  # fmt: skip
         facts = {"format": FORMAT, "title": self._title, "command": self._command, "cells": rows}
-        write_atomic(self._folder / SWEEP, json.dumps(facts, indent=1, default=str).encode(), private=False)
+        write_atomic(self.folder / SWEEP, json.dumps(facts, indent=1, default=str).encode(), private=False)
 
     def _of(self, key: str) -> str:
         if key in self._reasons:

@@ -292,7 +292,7 @@ class Timing:
             if self._uplinks.rates.min() <= 0:
                 raise ConfigError(
                     f"heartbeats of {len(self._free)} sites need {self._beats(told).max():.3g} bytes/s of an uplink: "
-                    "give more bandwidth, or leave heartbeats out of the uplinks"
+                    "give more bandwidth or fewer neighbours, or write heartbeats = false in [time] to leave them out"
                 )
 
 

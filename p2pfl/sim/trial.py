@@ -12,7 +12,7 @@ from p2pfl.data import Examples, Parts
 from p2pfl.data.examples import is_classes
 from p2pfl.errors import ConfigError, PlanError
 from p2pfl.sim.tensors import tensors
-from p2pfl.train.plan_code import ERROR_TEXT_LIMIT, EVALUATION_BATCH, Batch, PlanCode
+from p2pfl.train.plan_code import ERROR_TEXT_LIMIT, EVALUATION_BATCH, Batch, PlanCode, unchanged
 from p2pfl.train.settings import Settings
 
 COLUMNS = {
@@ -38,8 +38,8 @@ def check_evaluation(code: PlanCode, dtype: torch.dtype, examples: Examples) -> 
     """
     module = code.model().to(dtype).eval()
     name, arrays = ("test", examples.test) if examples.test else ("training", examples.train)
-    data = tensors(arrays, dtype)
-    with torch.no_grad():
+    data = tuple(tensor.clone() for tensor in tensors(arrays, dtype))  # those of the caller stay as they are
+    with torch.no_grad(), unchanged(code.name, data):
         for start in range(0, len(data[0]), EVALUATION_BATCH):
             _check_loss(code, module, tuple(tensor[start : start + EVALUATION_BATCH] for tensor in data), name)
         if examples.test and is_classes(examples.labels):

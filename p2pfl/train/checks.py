@@ -11,7 +11,7 @@ from torch import nn
 from p2pfl.errors import LocalError
 from p2pfl.train.layout import Layout
 from p2pfl.train.oracle import ModuleOracle
-from p2pfl.train.plan_code import Batch, PlanCode
+from p2pfl.train.plan_code import Batch, PlanCode, unchanged
 
 
 def plan_problems(
@@ -23,7 +23,8 @@ def plan_problems(
     with torch.random.fork_rng(devices=[]):
         try:
             oracle = ModuleOracle(plan, module.train(), layout, lambda step: batch)
-            gradient = oracle(layout.flatten(module), 0)
+            with unchanged(plan.name, batch):
+                gradient = oracle(layout.flatten(module), 0)
             if not math.isfinite(float(gradient.loss)):
                 problems.append(f"{plan.name}: the first loss is {float(gradient.loss)}; scale the inputs")
             elif not bool(torch.isfinite(gradient.grad).all()):
@@ -40,7 +41,7 @@ def plan_problems(
 
 def _metric_problems(plan: PlanCode, module: nn.Module, part: str, data: Batch) -> list[str]:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unchanged(plan.name, data):
             figures = plan.metrics(module.eval(), data)
     except LocalError as error:
         return [f'{error} (on "{part}")']

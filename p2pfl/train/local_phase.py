@@ -2,8 +2,8 @@
 
 A chunk is so many sites that their parameters, gradients and activations stay in the processor's cache; the more a way
 spends on each call, the more. Recording ("traced") takes a second or so, compiling 10 to 30 s, once per number of
-steps; on the CPU, vmapped convolutions are grouped convolutions, which are no faster than a loop. So "auto" tries each
-way on a chunk and takes the one that needs least time for all the rounds that are to come.
+steps; on the CPU, vmapped convolutions are grouped convolutions, which are faster than a loop for some sizes and slower
+for others. So "auto" tries each way on a chunk and takes the one that needs least time for all the rounds to come.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from p2pfl.errors import DataError, P2PFLError, PlanError
 
@@ -69,6 +70,21 @@ def plan_errors(name: str, what: str, *, data: bool = False) -> Iterator[None]:
         raise kind(f"{where}: {what}: {type(error).__name__}: {text}; {advice}") from error
 
 
+@contextmanager
+def unchanged(name: str, data: Batch) -> Iterator[None]:
+    """PlanError where the plan changes these examples in place: all figures after it would be of other data.
+
+    Batches of local steps are copies, which a plan may change.
+    """
+    before = [tensor._version for tensor in data]  # torch counts changes in place, also those through parts of it
+    yield
+    if [tensor._version for tensor in data] != before:
+        raise PlanError(
+            f"{name}: loss() or metrics() changes the examples that it is given, so what comes after it would be of "
+            "other data; write x = x / 255 in place of x.div_(255) or x /= 255"
+        )
+
+
 class PlanCode:
     """The functions of one plan (docs/plans.md has the contract). PlanError where one is missing."""
 
@@ -85,6 +101,11 @@ class PlanCode:
             module = self._module.model()
         if not isinstance(module, nn.Module):
             raise PlanError(f"{self.name}: model() returned {type(module).__name__}; return a torch.nn.Module")
+        if any(is_lazy(parameter) for parameter in (*module.parameters(), *module.buffers())):
+            raise PlanError(
+                f"{self.name}: model() has layers without sizes before the first batch (LazyLinear and the like), so "
+                "sites could not begin with the same parameters; give their sizes"
+            )
         return module
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -97,6 +118,8 @@ class PlanCode:
                 f"{self.name}: loss() returned {got} for {len(batch[0])} examples; return a tensor with one "
                 f'loss per example (reduction="none")'
             )
+        if not losses.is_floating_point():
+            raise PlanError(f"{self.name}: loss() returned {losses.dtype}; return real numbers, which have a gradient")
         return losses
 
     @property
@@ -126,7 +149,7 @@ class PlanCode:
     def evaluate(self, model: nn.Module, data: Batch) -> dict[str, float]:
         """The plan's figures on ``data``, with the mean "loss" and the number of "examples"."""
         starts = range(0, len(data[0]), EVALUATION_BATCH)
-        with torch.no_grad():
+        with torch.no_grad(), unchanged(self.name, data):
             pieces = [tuple(tensor[start : start + EVALUATION_BATCH] for tensor in data) for start in starts]
             loss = torch.cat([self.loss(model, piece) for piece in pieces]).mean()
             figures = self.metrics(model, data)

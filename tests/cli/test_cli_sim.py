@@ -152,6 +152,7 @@ def test_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "blobs.toml", "--seeds", "100000000000"], "100000000000 seeds are more than 1000"),
         (["show", "plan"], "no results"),
         (["show", "none"], "no results"),
+        (["data", "blobs.toml", "--plot", "."], "is a folder; give a file's name"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_leaves_nothing(
@@ -190,6 +191,33 @@ def test_ctrl_c_leaves_a_usable_result(folder: Path, number: int) -> None:
     (kept,) = folder.glob("results/blobs/cells/*/checkpoint.npz")
     found = Checkpoints(kept).load(tensors=False)
     assert found is not None and found.round >= 3
+
+
+def test_what_a_plan_prints_is_no_part_of_the_result(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = folder / "plan" / "plan.py"
+    plan.write_text(plan.read_text().replace("def model():", "def model():\n    print('a model')"))
+    done = do(capsys, "sim", "run", "blobs.toml", "--seeds", "1", "--json")
+    assert done.code == 0 and "a model" in done.err
+    assert len(json.loads(done.out)) == 1
+    planned = do(capsys, "sim", "run", "blobs.toml", "--dry-run", "--json")
+    assert planned.code == 0 and len(json.loads(planned.out)) == 2
+
+
+def test_show_names_runs_that_are_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert do(capsys, "sim", "run", "blobs.toml").code == 0
+    (cell,) = [
+        place.parent for place in folder.glob("results/blobs/cells/*/*.json") if b'"seed": 1' in place.read_bytes()
+    ]
+    shutil.rmtree(cell)
+    shown = do(capsys, "sim", "show", "results/blobs")
+    assert shown.code == 0 and "blobs, seed 1: not complete" in shown.err and "seed 0" not in shown.err
+
+
+def test_show_says_why_nothing_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "far.toml").write_text(SCENARIO + "\n[training]\nlearning_rate = 1e38\n")
+    assert do(capsys, "sim", "run", "far.toml").code == 1
+    shown = do(capsys, "sim", "show", "results/blobs")
+    assert shown.code == 1 and "2 failed" in shown.sentence() and "lower learning_rate" in shown.sentence()
 
 
 def test_what_holds_for_many_runs_is_said_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,7 @@ def test_worst_and_best_of_a_figure_that_is_better_when_lower(tmp_path: Path, fi
     source = (plan / "plan.py").read_text().replace('"accuracy": float(', f'"{figure}": 1.0 - float(')
     (plan / "plan.py").write_text(source + line)
     found = simulate(
-        plan, blobs(), partition=dirichlet(0.5), peers=6, rounds=2, evaluate={"sites": "all"}, execution="eager"
+        plan, blobs(), partition=dirichlet(0.5), peers=6, rounds=2, seed=1, evaluate={"sites": "all"}, execution="eager"
     )
     values = found.sites[figure]
     assert values.min() < values.max()

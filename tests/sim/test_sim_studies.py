@@ -42,6 +42,10 @@ def test_a_study_can_be_made_again(name: str) -> None:
     assert re.search(r"at commit [0-9a-f]{12} in \d+ s on \d+ cores", page)
     for cell in cells:
         assert f"\n| {cell.setting} |" in page
+    table = [float(cell) for line in page.splitlines() for cell in re.findall(r"(?<=\| )[0-9][0-9.e+-]*(?= \|)", line)]
+    said = re.findall(r"(?<![0-9.])0\.[0-9]{2}(?![0-9])", study.answer)
+    assert len(said) >= 3
+    assert not [figure for figure in said if not any(abs(value - float(figure)) <= 0.005 + 1e-9 for value in table)]
 
 
 @pytest.mark.slow

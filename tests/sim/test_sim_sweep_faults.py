@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,18 @@ import pytest
 from sim_worlds import blobs, write_plan, write_scenario
 
 from p2pfl.errors import ConfigError, LocalError
-from p2pfl.sim import Cell, Inputs, SimResult, backend_named, cells_of, load_failed, read_scenario, simulate, sweep
+from p2pfl.sim import (
+    Cell,
+    Inputs,
+    SimResult,
+    backend_named,
+    cells_of,
+    load_failed,
+    read_scenario,
+    simulate,
+    summary_rows,
+    sweep,
+)
 from p2pfl.sim.backends import check_room
 from p2pfl.sim.results import Columns, parquet_bytes, read_parquet
 from p2pfl.sim.scenario import check_scenario
@@ -79,6 +91,38 @@ def test_runs_without_a_result_are_named_on_the_page_and_later(tmp_path: Path) -
     ((which, why),) = made.failed.items()
     assert "diverged" in why and load_failed(tmp_path / "out") == made.failed
     assert f"No result of {which}: {why}." in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_runs_cut_off_in_different_rounds_are_compared_in_one_that_all_have(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "plan")
+    whole, other = (simulate(plan, blobs(), peers=4, rounds=6, seed=seed, execution="eager") for seed in (0, 1))
+    assert 3 in other.evaluated
+    cut = replace(other, rounds={name: column[:4] for name, column in other.rounds.items()}, interrupted=True)
+    (row,) = summary_rows({"blobs": [whole, cut]})
+    assert row["rounds"] == 3 and row["seeds"] == 2
+    assert row["consensus distance"] == np.mean([whole.final(3)["distance"], other.final(3)["distance"]])
+    (row,) = summary_rows({"blobs": [whole, other]})
+    assert row["rounds"] == other.rounds["round"][-1]
+    assert row["consensus distance"] == np.mean([whole.final()["distance"], other.final()["distance"]])
+
+
+def test_an_interrupt_while_the_page_is_written_says_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, inputs, told = read_scenario(write_scenario(tmp_path)), Inputs(), list[str]()
+    cells = cells_of(read, {"execution": ["eager"]}, [0], inputs.digest)
+    here = backend_named("here", inputs, address=None)
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("p2pfl.sim.sweeps.write_report", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(cells, tmp_path / "out", here, resume=False, tell=told.append)
+    assert len(told) == 1 and str(tmp_path / "out") in told[0] and "--resume writes the rest" in told[0]
+    assert sweep(cells, tmp_path / "out", here, resume=True, tell=told.append).waiting == 0
+    assert (tmp_path / "out" / "report.html").is_file() and len(told) == 1
 
 
 def test_parameters_of_an_older_result_do_not_stay(tmp_path: Path) -> None:

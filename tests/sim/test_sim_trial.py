@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sim_worlds import blobs, write_plan
 
-from p2pfl.data import Examples, Parts
-from p2pfl.errors import ConfigError
+from p2pfl.data import Examples, Parts, dirichlet, iid
+from p2pfl.errors import ConfigError, PlanError
 from p2pfl.sim import simulate
 from p2pfl.sim.vectorised import VectorisedRun
 
@@ -64,6 +64,70 @@ def test_without_test_examples_all_training_examples_are_tried(plan: Path) -> No
     examples = blobs()
     with pytest.raises(ConfigError, match=r"training examples .*a fourth cloud"):
         simulate(plan, Examples((examples.train[0], np.r_[examples.train[1][:-1], 3])), peers=4, execution="loop")
+
+
+@pytest.mark.parametrize("metrics", [True, False], ids=["with metrics", "loss alone"])
+@pytest.mark.parametrize("change", ["x.mul_(0.5)", "x *= 0.5", "x[:1].zero_()"])
+def test_a_plan_that_would_change_the_examples_is_refused_and_changes_none(
+    plan: Path, change: str, metrics: bool
+) -> None:
+    """Else each evaluation would be of other examples than the one before, and so would the caller's next run."""
+    changed(plan, "    return nn.functional", f"    x = batch[0]\n    {change}\n    return nn.functional")
+    if not metrics:
+        changed(plan, "def metrics", "def unused")
+    examples = blobs()
+    before = [array.copy() for array in (*examples.train, *examples.test)]
+    with pytest.raises(PlanError, match=r"changes the examples that it is given.*write x = x / 255"):
+        simulate(plan, examples, peers=4, rounds=2, execution="loop")
+    for array, old in zip((*examples.train, *examples.test), before, strict=True):
+        np.testing.assert_array_equal(array, old)
+
+
+def test_metrics_that_would_change_the_examples_are_refused(plan: Path) -> None:
+    changed(plan, '    return {"accuracy"', '    batch[0].abs_()\n    return {"accuracy"')
+    with pytest.raises(PlanError, match="changes the examples"):
+        simulate(plan, blobs(), peers=4, rounds=2)
+
+
+LOSS = 'nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")'
+
+
+@pytest.mark.parametrize("execution", ["auto", "loop", "eager"])
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        (LOSS, f"{LOSS} > 0", "returned torch.bool; return real numbers"),
+        (LOSS, f"{LOSS}.long()", "returned torch.int64; return real numbers"),
+        (LOSS, f"{LOSS} * 1j", "returned torch.complex64; return real numbers"),
+        (LOSS, f"{LOSS}.detach()", "the loss has no gradient"),
+        ("nn.Linear(2, 8)", "nn.LazyLinear(8)", "layers without sizes.*give their sizes"),
+    ],
+)
+def test_a_loss_without_a_gradient_is_told(plan: Path, old: str, new: str, wanted: str, execution: str) -> None:
+    with pytest.raises(PlanError, match=wanted):
+        simulate(changed(plan, old, new), blobs(), peers=4, rounds=2, execution=execution)
+
+
+@pytest.mark.parametrize("partition", [dirichlet, iid])
+def test_a_partition_that_was_not_called_is_told(plan: Path, partition: Callable[..., Parts]) -> None:
+    with pytest.raises(ConfigError, match=f"the partition is {partition.__name__} itself; call it"):
+        simulate(plan, blobs(), partition=partition, peers=4)
+
+
+def test_heartbeats_that_would_fill_the_uplinks_can_be_left_out(plan: Path) -> None:
+    """Two hundred sites with eight neighbours each and 10 Mbit/s; those of real machines cannot be left out."""
+    graph = {"kind": "regular", "degree": 8, "seed": 0}
+    examples = blobs(800)
+
+    def begin(**time: object) -> None:
+        simulate(plan, examples, topology=graph, peers=200, rounds=1, time={"bandwidth": 1.25e6, **time})
+
+    with pytest.raises(ConfigError, match=r"heartbeats of 200 sites .*write heartbeats = false in \[time\]"):
+        begin()
+    with pytest.raises(pytest.fail.Exception, match="the run began"):
+        begin(heartbeats=False)
+    with pytest.raises(ConfigError, match="leave heartbeats = false out"):
+        begin(heartbeats=False, clock="machines")
 
 
 NORM = "nn.BatchNorm1d(8, track_running_stats=False)"

@@ -86,6 +86,9 @@ def test_a_wrong_load_is_named(line: bytes, kind: type[LocalError], words: str) 
         (LOSS_LINE, b"return model(inputs)[:, 0] * 0", "0 everywhere"),
         (LOSS_LINE, b"return model(inputs)[:, 0] * float('inf')", "scale the inputs"),
         (LOSS_LINE, b"return (model(inputs)[:, 0] * 0).sqrt()", "gradient is not finite"),
+        (LOSS_LINE, b"return model(inputs.mul_(0.5))[:, 0]", "changes the examples"),
+        (LOSS_LINE, b"return labels", "returned torch.int64"),
+        (METRICS_LINE, b'inputs /= 2; return {"a": 1.0}', "changes the examples"),
         (METRICS_LINE, b'return {"loss": 1.0}', "reserved name loss"),
         (METRICS_LINE, b"return 1.0", "TypeError"),
         (METRICS_LINE, b'return {"a": "good"}', "ValueError"),
@@ -109,6 +112,12 @@ def test_a_plan_without_metrics_and_test_part_is_good() -> None:
     assert set(session.evaluate("train")) == {"loss", "examples"}
     with pytest.raises(DataError, match='no "test" examples'):
         session.evaluate("test")
+
+
+def test_layers_without_sizes_are_told() -> None:
+    lazy = CLASSIFIER_PLAN.replace(b"nn.Linear(6, 5)", b"nn.LazyLinear(5)")
+    with pytest.raises(PlanError, match="layers without sizes.*give their sizes"):
+        Session(lazy, SETTINGS)
 
 
 def test_frozen_parameters_do_not_move() -> None:
