@@ -116,7 +116,7 @@ def test_a_plan_without_metrics_and_test_part_is_good() -> None:
 
 def test_layers_without_sizes_are_told() -> None:
     lazy = CLASSIFIER_PLAN.replace(b"nn.Linear(6, 5)", b"nn.LazyLinear(5)")
-    with pytest.raises(PlanError, match="layers without sizes.*give their sizes"):
+    with pytest.raises(PlanError, match=r"layers without sizes.*give their sizes"):
         Session(lazy, SETTINGS)
 
 
