@@ -116,7 +116,8 @@ class Timing:
         self._uplinks = Uplinks(self._rates, kept=mixings)
         walks = self.schedule.walks  # where all are waited for as long as their heartbeats come
         self._patience = Patience(np.inf if walks else self.deadline, learns=not walks)
-        self._slow_down(MAX_CORES_TOLD)  # ConfigError if that is too much
+        most = min(MAX_CORES_TOLD, self.schedule.total * mixings)  # told in the last round
+        self._slow_down(most)  # ConfigError if that is too much
         self._work = self._seconds_of_work(0)
 
     def __iter__(self) -> Iterator[RoundTimes]:

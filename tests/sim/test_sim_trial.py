@@ -119,15 +119,16 @@ def test_heartbeats_that_would_fill_the_uplinks_can_be_left_out(plan: Path) -> N
     graph = {"kind": "regular", "degree": 8, "seed": 0}
     examples = blobs(800)
 
-    def begin(**time: object) -> None:
-        simulate(plan, examples, topology=graph, peers=200, rounds=1, time={"bandwidth": 1.25e6, **time})
+    def begin(rounds: int, **time: object) -> None:
+        simulate(plan, examples, topology=graph, peers=200, rounds=rounds, time={"bandwidth": 1.25e6, **time})
 
     with pytest.raises(ConfigError, match=r"heartbeats of 200 sites .*write heartbeats = false in \[time\]"):
-        begin()
-    with pytest.raises(pytest.fail.Exception, match="the run began"):
-        begin(heartbeats=False)
+        begin(100)
+    for rounds, time in ((100, {"heartbeats": False}), (20, {})):  # they tell of at most as many messages as there are
+        with pytest.raises(pytest.fail.Exception, match="the run began"):
+            begin(rounds, **time)
     with pytest.raises(ConfigError, match="leave heartbeats = false out"):
-        begin(heartbeats=False, clock="machines")
+        begin(100, heartbeats=False, clock="machines")
 
 
 NORM = "nn.BatchNorm1d(8, track_running_stats=False)"
