@@ -34,7 +34,7 @@ def write_atomic(path: Path, data: bytes, *, private: bool = True) -> None:
 
 def replace_atomic(path: Path, write: Callable[[BinaryIO], object], *, private: bool = True) -> None:
     """`write_atomic` with what ``write`` writes into the file it is given."""
-    if not path.name or path.is_dir():
+    if not path.name or os.path.isdir(path):  # unlike Path.is_dir, no error for a name too long
         raise StoreError(f"couldn't write {path}: it is a folder; give a file's name")
     # the process id keeps a command-line verb and a running peer from sharing one temporary file
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")

@@ -151,13 +151,13 @@ def load_failed(folder: Path) -> dict[str, str]:
 def load_waiting(folder: Path) -> list[str]:
     """The runs of a sweep in a folder that have no whole result, and did not fail, by setting and seed. ConfigError."""
     rows = _rows(folder) if os.path.isfile(folder / SWEEP) else []
-    left = [row for row in rows if not row["why"] and not _whole(folder / CELLS / row["key"])]
+    left = [row for row in rows if not row["why"] and not _whole(folder, row["key"])]
     return [f"{row['setting']}, seed {row['seed']}" for row in left]
 
 
-def _whole(folder: Path) -> bool:
+def _whole(folder: Path, key: str) -> bool:
     try:
-        return json.loads((folder / FACTS).read_bytes())["interrupted"] is False
+        return bool(_KEY.fullmatch(key)) and not json.loads((folder / CELLS / key / FACTS).read_bytes())["interrupted"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
